@@ -1,0 +1,1 @@
+"""Paged attention as a layer for JAX: operator, flax.nnx modules, Hugging Face conversion, generation."""

@@ -1,0 +1,79 @@
+"""The one call for attention over pages."""
+
+from typing import Literal, overload
+
+from jaxtyping import Array, Float
+
+from paged_kernels.attention.reference import paged_attention_reference
+from paged_kernels.attention.tpu.launch import paged_attention_tpu
+from paged_kernels.attention.xla import paged_attention_xla
+from paged_kernels.backends import Backend, resolve_backend
+from paged_kernels.batch import RaggedBatch
+from paged_kernels.block_sizes import BlockSizes
+from paged_kernels.layout import KVPages
+from paged_kernels.spec import AttentionSpec
+from paged_kernels.validation import check_attention_inputs
+
+Output = Float[Array, "tokens q_heads head_dim"]
+LogSumExp = Float[Array, "tokens q_heads"]
+
+
+@overload
+def paged_attention(
+    q: Output,
+    pages: KVPages,
+    batch: RaggedBatch,
+    spec: AttentionSpec,
+    *,
+    backend: Backend | None = None,
+    block_sizes: BlockSizes | None = None,
+    return_lse: Literal[False] = False,
+) -> Output: ...
+@overload
+def paged_attention(
+    q: Output,
+    pages: KVPages,
+    batch: RaggedBatch,
+    spec: AttentionSpec,
+    *,
+    backend: Backend | None = None,
+    block_sizes: BlockSizes | None = None,
+    return_lse: Literal[True],
+) -> tuple[Output, LogSumExp]: ...
+def paged_attention(
+    q: Output,
+    pages: KVPages,
+    batch: RaggedBatch,
+    spec: AttentionSpec,
+    *,
+    backend: Backend | None = None,
+    block_sizes: BlockSizes | None = None,
+    return_lse: bool = False,
+) -> Output | tuple[Output, LogSumExp]:
+    """Attention of each query row over the pages of its sequence, in `q.dtype`; zeros for rows that are no token.
+
+    `out[t, h] = sum_p softmax_p(s(t, p)) v[p, h // group]`, with the logits `s` and the visible keys as
+    `AttentionSpec` defines them, and `group = q_heads / kv_heads`. Any mix of prefill, decode and idle sequences.
+
+    Args:
+        q: the queries, float32, bfloat16 or float16.
+        pages: one layer's keys and values; the batch's own tokens must have been written (`write_kv`).
+        batch: which rows belong to which sequence, and its pages.
+        spec: scale, masks and cap.
+        backend: `None` picks by platform.
+        block_sizes: how a backend cuts the work; never changes the result beyond rounding. `None` picks by chip.
+        return_lse: also return `log sum_p exp(s(t, p))`, float32 `[tokens, q_heads]`; -inf where no key is visible.
+
+    Raises:
+        ValueError: an argument does not fit the others, or the backend cannot run here.
+        NotImplementedError: the backend does not have what the arguments ask for; says what does.
+    """
+    check_attention_inputs(q, pages, batch)
+    chosen = resolve_backend(backend)
+    if chosen == "reference":
+        out, lse = paged_attention_reference(q, pages, batch, spec)
+    elif chosen == "xla":
+        out, lse = paged_attention_xla(q, pages, batch, spec, block_sizes)
+    else:
+        out, lse = paged_attention_tpu(q, pages, batch, spec, block_sizes, interpret=chosen == "tpu_interpret")
+    return (out, lse) if return_lse else out

@@ -1,0 +1,43 @@
+"""Which implementation runs: `reference` and `xla` anywhere, `tpu` where there is one."""
+
+from typing import Literal, get_args
+
+import jax
+
+Backend = Literal["reference", "xla", "tpu", "tpu_interpret"]
+"""`reference` defines correct; `xla` runs on every platform; `tpu` is the Pallas kernel; `tpu_interpret` is that
+kernel in Pallas's TPU interpreter, on any platform: slow, with copies as late as the hardware allows and
+uninitialised memory set to NaN, for tests and debugging."""
+
+BACKENDS: tuple[str, ...] = get_args(Backend)
+
+
+def current_platform() -> str:
+    """The platform that a computation traced here is for: the mesh's in scope, else the default device's."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kind = getattr(getattr(mesh, "abstract_device", None), "device_kind", None)
+    if kind is not None:
+        return "tpu" if kind.startswith("TPU") else kind
+    device = jax.config.jax_default_device
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
+
+
+def resolve_backend(backend: Backend | None) -> Backend:
+    """The backend to run: the one asked for, or the platform's.
+
+    Raises:
+        ValueError: there is no backend of that name, or it cannot run on this platform.
+    """
+    platform = current_platform()
+    if backend is None:
+        return "tpu" if platform == "tpu" else "xla"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} must be one of {', '.join(BACKENDS)}, or None for the platform's")
+    if backend == "tpu" and platform != "tpu":
+        raise ValueError(
+            f"backend='tpu' cannot run here: the platform is {platform!r}, and the kernel is compiled for TPUs only; "
+            "use backend='xla', backend='tpu_interpret' to interpret the kernel, or None to let the platform decide"
+        )
+    return backend

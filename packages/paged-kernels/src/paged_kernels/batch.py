@@ -1,0 +1,100 @@
+"""Which tokens attend to which pages: one step's sequences, ragged, in arrays of fixed shape."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RaggedBatch:
+    """The sequences of one step: whose rows are whose, how long each is, and where its pages are.
+
+        rows    | seq 0 | seq 1          | gap | seq 3 |  padding  |     of q, k, v and the output
+                0       cu[1]            cu[2] cu[3]   cu[num_seqs]
+
+    Sequence `i` owns rows `cu_q_lens[i]:cu_q_lens[i+1]`. They are its newest tokens: row `j` of its `n` rows stands
+    at position `kv_lens[i] - n + j`. Its key at position `p` lies in slot `p % page_size` of page
+    `page_table[i, p // page_size]`. Decode has one row a sequence, prefill many; a batch may hold any mix.
+
+    A sequence with `kv_lens[i] == 0` is a gap (an idle slot, padding between sequences): its rows, like the rows
+    past the last sequence, give zeros and write nothing. So does a row whose position would be negative.
+    Page 0 is the null page: it fills unused table entries and is never read or written.
+    """
+
+    page_table: Int32[Array, "seqs pages_per_seq"]
+    """The pages of each sequence in order; entries past its last page are ignored."""
+    kv_lens: Int32[Array, " seqs"]
+    """Tokens of each sequence, this step's included."""
+    cu_q_lens: Int32[Array, " seqs_plus_1"]
+    """Row at which each sequence's queries start, and after the last the end; does not decrease."""
+    num_seqs: Int32[Array, ""]
+    """How many of the `seqs` entries are in use; those after are ignored."""
+    max_q_len: int | None = dataclasses.field(default=None, metadata={"static": True})
+    """Static promise that no sequence has more rows than this; 1 lets a kernel specialise for decode."""
+
+    def __post_init__(self) -> None:
+        if self.max_q_len is not None and self.max_q_len < 1:
+            raise ValueError(f"max_q_len={self.max_q_len} must be at least 1, or None when it is not known")
+
+    @property
+    def seqs(self) -> int:
+        """Number of sequence slots, used or not."""
+        return self.page_table.shape[0]
+
+    @property
+    def pages_per_seq(self) -> int:
+        """Width of the page table."""
+        return self.page_table.shape[1]
+
+    @classmethod
+    def from_lists(
+        cls, page_lists: list[list[int]], kv_lens: list[int], q_lens: list[int], *, max_q_len: int | None = None
+    ) -> "RaggedBatch":
+        """A batch of exactly these sequences, its table as wide as the longest list of pages.
+
+        >>> RaggedBatch.from_lists([[3, 1], [2]], kv_lens=[5, 2], q_lens=[1, 2]).page_table.tolist()
+        [[3, 1], [2, 0]]
+        """
+        width = max([1, *map(len, page_lists)])
+        table = np.zeros((max(1, len(page_lists)), width), np.int32)
+        for row, pages in zip(table, page_lists, strict=False):
+            row[: len(pages)] = pages
+        lens = np.zeros(len(table), np.int32)
+        lens[: len(kv_lens)] = kv_lens
+        starts = np.zeros(len(table) + 1, np.int32)
+        np.cumsum(q_lens, out=starts[1 : len(q_lens) + 1])
+        return cls(
+            page_table=jax.numpy.asarray(table),
+            kv_lens=jax.numpy.asarray(lens),
+            cu_q_lens=jax.numpy.asarray(starts),
+            num_seqs=jax.numpy.int32(len(page_lists)),
+            max_q_len=max_q_len,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenRows:
+    """Where each row of a batch stands: derived from a `RaggedBatch`, one entry a row."""
+
+    seq: Int32[Array, " tokens"]
+    """The row's sequence; 0 for padding."""
+    position: Int32[Array, " tokens"]
+    """The row's position in its sequence; negative for rows that are no token (gaps, padding)."""
+
+
+def token_rows(batch: RaggedBatch, tokens: int) -> TokenRows:
+    """The sequence and position of each of `tokens` rows."""
+    row = jax.numpy.arange(tokens, dtype=np.int32)
+    ends = batch.cu_q_lens[1:]
+    in_use = jax.numpy.arange(batch.seqs) < batch.num_seqs
+    # A row's sequence is the number of sequences in use that end at or before it.
+    seq = jax.numpy.sum((ends[None] <= row[:, None]) & in_use[None], axis=1, dtype=np.int32)
+    is_padding = seq >= batch.num_seqs
+    seq = jax.numpy.where(is_padding, 0, seq)
+    position = batch.kv_lens[seq] - ends[seq] + row
+    gap = is_padding | (batch.kv_lens[seq] == 0)
+    return TokenRows(seq=seq, position=jax.numpy.where(gap, -1, position))

@@ -1,0 +1,35 @@
+"""The one call that writes pages."""
+
+from jaxtyping import Array, Float
+
+from paged_kernels.backends import Backend, resolve_backend
+from paged_kernels.batch import RaggedBatch
+from paged_kernels.layout import KVPages
+from paged_kernels.page_write.tpu import write_kv_tpu
+from paged_kernels.page_write.xla import write_kv_xla
+from paged_kernels.validation import check_write_inputs
+
+
+def write_kv(
+    pages: KVPages,
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"],
+    batch: RaggedBatch,
+    *,
+    backend: Backend | None = None,
+) -> KVPages:
+    """Pages that hold the batch's new keys and values, each at its token's position; all else is unchanged.
+
+    Row `r` of sequence `i` at position `p` goes to slot `p % page_size` of page `page_table[i, p // page_size]`,
+    rounded to the pages' dtype. Padding, gaps and rows for the null page are not written. Donate `pages` to
+    `jax.jit` and nothing is copied.
+
+    Raises:
+        ValueError: an argument does not fit the others, or the backend cannot run here.
+        NotImplementedError: the backend does not have what the arguments ask for; says what does.
+    """
+    check_write_inputs(k, v, pages, batch)
+    chosen = resolve_backend(backend)
+    if chosen in ("reference", "xla"):
+        return write_kv_xla(pages, k, v, batch)
+    return write_kv_tpu(pages, k, v, batch, interpret=chosen == "tpu_interpret")

@@ -1,0 +1,57 @@
+"""What attention to compute: the static facts that a kernel is compiled for."""
+
+import dataclasses
+import math
+import numbers
+
+import jax
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """The attention to compute, hashable, so that it can be a static argument of `jax.jit`.
+
+    For a query at position `t` and a key at position `p` of the same sequence, the logit is
+
+        s(t, p) = cap(scale * q_t . k_p)      cap(x) = soft_cap * tanh(x / soft_cap), or x without a cap
+
+    and the key is visible when `p <= t` (if `causal`) and `t - p < sliding_window` (if there is a window).
+    The output is `sum_p softmax_p(s(t, p)) v_p` over the visible keys, and zero where no key is visible.
+
+    Raises:
+        ValueError: a field has a value that means nothing, such as a window of zero keys.
+    """
+
+    scale: float | None = None
+    """Factor on `q . k`; `None` means `head_dim ** -0.5`."""
+    causal: bool = True
+    """Whether a query sees only the keys up to its own position."""
+    sliding_window: int | None = None
+    """How many keys a query sees, counted back from its own position, itself included; `None` means all."""
+    soft_cap: float | None = None
+    """Bound on the logits' magnitude (Gemma 2, arXiv 2408.00118); `None` means no bound."""
+
+    def __post_init__(self) -> None:
+        _check_positive("scale", self.scale)
+        _check_positive("soft_cap", self.soft_cap)
+        if not isinstance(self.causal, bool):
+            raise ValueError(f"causal={self.causal!r} must be True or False")
+        window = self.sliding_window
+        if window is None:
+            return
+        if not isinstance(window, numbers.Integral) or isinstance(window, bool) or window < 1:
+            raise ValueError(
+                f"sliding_window={window!r} must be an int of at least 1 (the query's own key), or None for no window"
+            )
+
+    def resolved_scale(self, head_dim: int) -> float:
+        """The factor on `q . k` for this head size."""
+        return head_dim**-0.5 if self.scale is None else self.scale
+
+
+def _check_positive(name: str, value: float | None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (0 < value < math.inf):
+        raise ValueError(f"{name}={value!r} must be a positive finite Python number, or None for the default")

@@ -1,0 +1,129 @@
+"""Bad input is refused before anything is computed or written: shapes and dtypes always, values where they are known.
+
+Shapes and dtypes are checked at trace time. Lengths and page ids are checked whenever they are concrete, that is in
+eager calls; inside `jax.jit` they are traced, so call `check_batch` on the host first.
+"""
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from paged_kernels.batch import RaggedBatch
+from paged_kernels.layout import KVPages
+
+
+def check_attention_inputs(q: Array, pages: KVPages, batch: RaggedBatch) -> None:
+    """Refuse queries that do not fit the pages, and a malformed batch.
+
+    Raises:
+        ValueError: names the argument, what it is, and what it must be.
+    """
+    _check_pages(pages)
+    _check_rows("q", q, "q_heads")
+    if q.shape[2] != pages.head_dim:
+        raise ValueError(f"q has head_dim {q.shape[2]}, but the pages have {pages.head_dim}; they must be equal")
+    if q.shape[1] % pages.num_kv_heads:
+        raise ValueError(
+            f"q has {q.shape[1]} heads, which must be a multiple of the pages' {pages.num_kv_heads} KV heads"
+        )
+    _check_batch_arrays(batch)
+    _check_values_if_known(batch, pages, q.shape[0])
+
+
+def check_write_inputs(k: Array, v: Array, pages: KVPages, batch: RaggedBatch) -> None:
+    """Refuse new keys and values that do not fit the pages, and a malformed batch.
+
+    Raises:
+        ValueError: names the argument, what it is, and what it must be.
+    """
+    _check_pages(pages)
+    _check_rows("k", k, "kv_heads")
+    _check_rows("v", v, "kv_heads")
+    if k.shape != v.shape:
+        raise ValueError(f"k {k.shape} and v {v.shape} must have the same shape")
+    if k.dtype != v.dtype:
+        raise ValueError(f"k ({k.dtype}) and v ({v.dtype}) must have the same dtype")
+    want = (pages.num_kv_heads, pages.head_dim)
+    if k.shape[1:] != want:
+        raise ValueError(f"k and v have (kv_heads, head_dim) {k.shape[1:]}, but the pages have {want}")
+    _check_batch_arrays(batch)
+    _check_values_if_known(batch, pages, k.shape[0])
+
+
+def check_batch(batch: RaggedBatch, *, num_pages: int, page_size: int, tokens: int) -> None:
+    """Refuse a batch whose values would read or write outside what they own. For the host: needs concrete arrays.
+
+    Raises:
+        ValueError: names the field and the sequence, what it is, and what it must be.
+    """
+    table, kv_lens, starts, num_seqs = (
+        np.asarray(a) for a in (batch.page_table, batch.kv_lens, batch.cu_q_lens, batch.num_seqs)
+    )
+    if not 0 <= num_seqs <= batch.seqs:
+        raise ValueError(f"num_seqs={num_seqs} must lie in 0..{batch.seqs}, the number of sequence slots")
+    if starts[0] != 0:
+        raise ValueError(f"cu_q_lens[0]={starts[0]} must be 0")
+    if starts[num_seqs] > tokens:
+        raise ValueError(f"cu_q_lens[{num_seqs}]={starts[num_seqs]} must be at most the {tokens} rows given")
+    for seq in range(int(num_seqs)):
+        q_len = int(starts[seq + 1] - starts[seq])
+        _check_sequence(seq, q_len, int(kv_lens[seq]), table[seq], batch.max_q_len, num_pages, page_size)
+
+
+def _check_sequence(
+    seq: int, q_len: int, kv_len: int, table: np.ndarray, max_q_len: int | None, num_pages: int, page_size: int
+) -> None:
+    if q_len < 0:
+        raise ValueError(f"cu_q_lens decreases at sequence {seq} (by {-q_len}); it must not")
+    if max_q_len is not None and q_len > max_q_len:
+        raise ValueError(f"sequence {seq} has {q_len} rows, more than the promised max_q_len={max_q_len}")
+    if kv_len < 0:
+        raise ValueError(f"kv_lens[{seq}]={kv_len} must not be negative; use 0 for an idle slot")
+    if kv_len == 0:
+        return
+    if kv_len < q_len:
+        raise ValueError(f"kv_lens[{seq}]={kv_len} must count the {q_len} new rows of the sequence too")
+    used = -(-kv_len // page_size)
+    if used > len(table):
+        raise ValueError(
+            f"kv_lens[{seq}]={kv_len} needs {used} pages of {page_size}, but the page table has {len(table)} a sequence"
+        )
+    outside = (table[:used] < 1) | (table[:used] >= num_pages)
+    if outside.any():
+        at = int(np.argmax(outside))
+        raise ValueError(
+            f"page_table[{seq}, {at}]={table[at]} must lie in 1..{num_pages - 1} (page 0 is the null page)"
+        )
+
+
+def _check_pages(pages: KVPages) -> None:
+    if pages.data.ndim != 4 or pages.data.shape[3] % 2:
+        raise ValueError(
+            f"pages.data {pages.data.shape} must be [pages, kv_heads, page_size, 2 * head_dim]; "
+            "build pages with KVPages.zeros or KVPages.from_kv"
+        )
+
+
+def _check_rows(name: str, rows: Array, heads: str) -> None:
+    if rows.ndim != 3:
+        raise ValueError(f"{name} {rows.shape} must be [tokens, {heads}, head_dim]")
+    if not jax.numpy.issubdtype(rows.dtype, jax.numpy.floating):
+        raise ValueError(f"{name} has dtype {rows.dtype}; it must be a floating type, such as bfloat16")
+
+
+def _check_batch_arrays(batch: RaggedBatch) -> None:
+    ndims = {"page_table": 2, "kv_lens": 1, "cu_q_lens": 1, "num_seqs": 0}
+    for name, ndim in ndims.items():
+        array = getattr(batch, name)
+        if array.ndim != ndim or array.dtype != np.int32:
+            raise ValueError(f"{name} is {array.dtype}{list(array.shape)}; it must be int32 with {ndim} axes")
+    if batch.kv_lens.shape[0] != batch.seqs:
+        raise ValueError(f"kv_lens has {batch.kv_lens.shape[0]} entries; page_table has {batch.seqs} sequences")
+    if batch.cu_q_lens.shape[0] != batch.seqs + 1:
+        raise ValueError(f"cu_q_lens has {batch.cu_q_lens.shape[0]} entries; it must have seqs + 1 = {batch.seqs + 1}")
+
+
+def _check_values_if_known(batch: RaggedBatch, pages: KVPages, tokens: int) -> None:
+    leaves = jax.tree.leaves(batch)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        check_batch(batch, num_pages=pages.num_pages, page_size=pages.page_size, tokens=tokens)
