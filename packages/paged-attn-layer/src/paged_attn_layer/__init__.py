@@ -1,1 +1,23 @@
 """Paged attention as a layer for JAX: operator, flax.nnx modules, Hugging Face conversion, generation."""
+
+from paged_attn_layer._version import __version__
+from paged_attn_layer.layer import AttentionConfig, PagedAttention
+from paged_attn_layer.mesh import resolve_mesh
+from paged_attn_layer.operator import PagedAttn
+from paged_attn_layer.registry import AttentionImpl, AttentionMetadata, AttentionOutput, AttentionRegistry
+from paged_attn_layer.rope import RopeConfig, apply_rope, rope_frequencies
+
+__all__ = [
+    "AttentionConfig",
+    "AttentionImpl",
+    "AttentionMetadata",
+    "AttentionOutput",
+    "AttentionRegistry",
+    "PagedAttention",
+    "PagedAttn",
+    "RopeConfig",
+    "__version__",
+    "apply_rope",
+    "resolve_mesh",
+    "rope_frequencies",
+]

@@ -1,0 +1,71 @@
+"""From the seed's three shapes of a step (prefill, decode, mixed) to rows and a `RaggedBatch`."""
+
+from jaxtyping import Array, Float
+from paged_cache import PagedAttentionCacheView, PagedAttentionMetadata
+from paged_kernels import RaggedBatch
+
+Step = PagedAttentionMetadata | RaggedBatch
+"""A step's sequences: the seed's metadata, or a batch (stacked, one a data group, where the pages are split so)."""
+
+
+def to_ragged(step: Step) -> RaggedBatch:
+    """The step as a `RaggedBatch`.
+
+    Raises:
+        ValueError: it is neither a `RaggedBatch` nor a `PagedAttentionMetadata`, or is malformed.
+    """
+    if isinstance(step, RaggedBatch):
+        return step
+    if isinstance(step, PagedAttentionMetadata):
+        return step.to_ragged_batch()
+    raise ValueError(f"cache_metadata is a {type(step).__name__}; it must be a PagedAttentionMetadata or a RaggedBatch")
+
+
+def to_rows(x: Float[Array, "*rows heads head_dim"], step: Step) -> Float[Array, "*groups tokens heads head_dim"]:
+    """`x` without the seed's axis of size 1; with a `RaggedBatch` there is none."""
+    return x if isinstance(step, RaggedBatch) else x.reshape(-1, *x.shape[2:])
+
+
+def check_queries(q: Array, step: Step, view: PagedAttentionCacheView) -> None:
+    """Refuse queries that do not fit the step or the pages. Here, where shapes are whole: `shard_map` sees parts.
+
+    Raises:
+        ValueError: names what does not fit, what it is, and what it must be.
+    """
+    mode, lead = _mode_and_lead(step, view)
+    if q.ndim != len(lead) + 2 or any(want not in ("tokens", n) for n, want in zip(q.shape, lead, strict=False)):
+        raise ValueError(f"q {q.shape} must be [{', '.join(map(str, lead))}, heads, head_dim] for {mode}")
+    kv_heads, head_dim = view.pages.num_kv_heads, view.pages.head_dim
+    if q.shape[-1] != head_dim or q.shape[-2] % kv_heads:
+        raise ValueError(f"q {q.shape} must have a multiple of {kv_heads} heads and head_dim {head_dim}, as the pages")
+
+
+def check_new_tokens(k: Array | None, v: Array | None, q: Array) -> None:
+    """Refuse keys without values, values without keys, and either for other rows than the queries'.
+
+    Raises:
+        ValueError: names what does not fit, what it is, and what it must be.
+    """
+    if (k is None) != (v is None):
+        missing, given = ("k", "v") if k is None else ("v", "k")
+        raise ValueError(f"{missing} is None but {given} is not; give both to write them, or neither to read only")
+    for name, rows in (("k", k), ("v", v)):
+        if rows is not None and rows.shape[:-2] != q.shape[:-2]:
+            raise ValueError(f"{name} {rows.shape} must have the rows of q {q.shape}: {q.shape[:-2]}")
+
+
+def _mode_and_lead(step: Step, view: PagedAttentionCacheView) -> tuple[str, tuple[int | str, ...]]:
+    """What to call the step in an error, and the axes that its queries have before `heads, head_dim`."""
+    if isinstance(step, RaggedBatch):
+        groups = () if view.data_axis is None else (view.groups,)
+        if step.page_table.ndim != 2 + len(groups) or step.page_table.shape[: len(groups)] != groups:
+            want = ", ".join([*map(str, groups), "seqs", "pages_per_seq"])
+            raise ValueError(f"page_table {step.page_table.shape} must be [{want}] on data_axis={view.data_axis!r}")
+        return "a RaggedBatch", (*groups, "tokens")
+    if view.data_axis is not None:
+        raise ValueError(f"the cache is split over data_axis={view.data_axis!r}; give a stacked RaggedBatch")
+    if step.is_prefill_mode():
+        return "prefill", (1, step.prefill_position.shape[0])
+    if step.is_decode_mode():
+        return "decode", (step.decodes_position.shape[0], 1)
+    return "mixed", (step.prefill_position.shape[0] + step.decodes_position.shape[0], 1)

@@ -1,0 +1,77 @@
+"""Which devices a call is split over: the one rule that every path follows."""
+
+import warnings
+
+import jax
+from eformer.escale import get_incontext_mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+AnyMesh = Mesh | AbstractMesh
+
+
+def resolve_mesh(given: AnyMesh | None, view_mesh: AnyMesh | None) -> AnyMesh | None:
+    """The mesh of a call: the one given (as an argument, else in the metadata), else the context's, else the view's.
+
+    `None` means none of them: a plain call, on whatever device the arrays lie.
+
+    Raises:
+        ValueError: it is not the mesh that the view's pages lie on.
+    """
+    chosen = context_mesh() if given is None else given
+    if chosen is None or view_mesh is None:
+        return view_mesh if chosen is None else chosen
+    if not _same_devices(chosen, view_mesh):
+        raise ValueError(
+            f"mesh {_describe(chosen)} must be the one that the cache view's pages lie on, {_describe(view_mesh)}; "
+            "give PagedAttentionCache.init_cache the mesh that the model runs on"
+        )
+    return chosen
+
+
+def context_mesh() -> AnyMesh | None:
+    """The mesh of the enclosing `jax.set_mesh` or, in older code, `with mesh:`; `None` outside both.
+
+    Inside a caller's own `jax.shard_map` the arrays are one device's already, so there is none either.
+    """
+    abstract = jax.sharding.get_abstract_mesh()
+    if abstract.empty:
+        return _older_context_mesh()
+    if AxisType.Manual in abstract.axis_types:
+        return None
+    try:
+        mesh = jax.sharding.get_mesh()  # with its devices, which eager calls need
+    except ValueError:  # within jax.jit
+        return abstract
+    return abstract if mesh.empty else mesh
+
+
+def platform_of(mesh: AnyMesh | None) -> str:
+    """The platform of a mesh's devices; without a mesh, that of the device that jax puts arrays on."""
+    if isinstance(mesh, Mesh):
+        return mesh.devices.flat[0].platform
+    if mesh is not None and mesh.abstract_device is not None:
+        return mesh.abstract_device.platform
+    device = jax.config.jax_default_device
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
+
+
+def _older_context_mesh() -> Mesh | None:
+    with warnings.catch_warnings():  # jax warns whoever reads this context that it will end
+        warnings.simplefilter("ignore", DeprecationWarning)
+        mesh = get_incontext_mesh(raise_error=False)
+    return None if mesh.empty else mesh
+
+
+def _same_devices(a: AnyMesh, b: AnyMesh) -> bool:
+    if dict(a.shape) != dict(b.shape):
+        return False
+    known = isinstance(a, Mesh) and isinstance(b, Mesh)
+    return not known or list(a.devices.flat) == list(b.devices.flat)
+
+
+def _describe(mesh: AnyMesh) -> str:
+    sizes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    devices = f" of devices {[device.id for device in mesh.devices.flat]}" if isinstance(mesh, Mesh) else ""
+    return f"({sizes}){devices}"

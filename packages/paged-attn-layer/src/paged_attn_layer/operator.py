@@ -1,0 +1,71 @@
+"""The attention operator on a paged KV cache: it writes the new keys and values, and attends."""
+
+import dataclasses
+
+from paged_cache import PagedAttentionCacheView
+from paged_kernels import Backend
+
+from paged_attn_layer.dispatch import Step, check_new_tokens, check_queries, to_ragged, to_rows
+from paged_attn_layer.mesh import resolve_mesh
+from paged_attn_layer.registry import AttentionImpl, AttentionOutput, AttentionRegistry, Heads
+from paged_attn_layer.sharded import attend, view_on_mesh
+
+
+@AttentionRegistry.register
+class PagedAttn(AttentionImpl):
+    """Attention of a step's tokens over the pages of their sequences.
+
+    Writes `k` and `v` into the pages, then attends; the output carries the view that holds them, and the caller's
+    view is unchanged. With `k` and `v` both `None` it only reads. Queries, keys and values are shaped by the step:
+
+        prefill       [1, tokens, heads, head_dim]           one chunk of one prompt
+        decode        [seqs, 1, heads, head_dim]             one token of each sequence
+        mixed         [tokens + seqs, 1, heads, head_dim]    the chunk's tokens, then one of each sequence
+        RaggedBatch   [tokens, heads, head_dim]              any mix; [groups, tokens, heads, head_dim] on a data axis
+
+    The output is shaped as the queries, in their dtype or the metadata's `runtime_dtype`.
+
+    On a mesh (`resolve_mesh`) each device attends its own heads, KV heads with their queries. KV heads that the mesh
+    axis does not divide are computed whole on every device, with the same result.
+    """
+
+    @classmethod
+    def get_impl_name(cls) -> str:
+        """Always `"paged_attention"`."""
+        return "paged_attention"
+
+    def forward_native(
+        self, q: Heads, k: Heads | None, v: Heads | None, cache_view: PagedAttentionCacheView, cache_metadata: Step
+    ) -> AttentionOutput:
+        """The output by plain XLA, which runs everywhere."""
+        return self._forward(q, k, v, cache_view, cache_metadata, backend="xla")
+
+    def forward_tpu(
+        self, q: Heads, k: Heads | None, v: Heads | None, cache_view: PagedAttentionCacheView, cache_metadata: Step
+    ) -> AttentionOutput:
+        """The output by the Pallas kernels."""
+        return self._forward(q, k, v, cache_view, cache_metadata, backend="tpu")
+
+    def _forward(
+        self,
+        q: Heads,
+        k: Heads | None,
+        v: Heads | None,
+        cache_view: PagedAttentionCacheView,
+        step: Step,
+        *,
+        backend: Backend,
+    ) -> AttentionOutput:
+        metadata = self.metadata
+        backend = metadata.backend or backend
+        batch = to_ragged(step)
+        check_queries(q, step, cache_view)
+        check_new_tokens(k, v, q)
+        view = view_on_mesh(cache_view, resolve_mesh(metadata.mesh, cache_view.mesh), metadata.partition_manager)
+        if k is not None and v is not None:
+            view = view.write(to_rows(k, step), to_rows(v, step), batch, backend=backend)
+        rows = to_rows(q if metadata.runtime_dtype is None else q.astype(metadata.runtime_dtype), step)
+        out = attend(rows, view, batch, metadata.spec(), backend=backend)
+        # The caller's own split, not this call's: a view keeps its tree structure through scans and compiled steps.
+        new_view = dataclasses.replace(cache_view, pages=view.pages)
+        return AttentionOutput(attention_outputs=out.reshape(q.shape), cache_view=new_view)
