@@ -1,0 +1,79 @@
+"""How a cache is split over a mesh: the one rule for KV heads, and the one way to run a function on each part."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+MeshAxis = str | tuple[str, ...]
+"""One mesh axis, or several that together split one array axis."""
+
+DEFAULT_HEAD_AXIS = "tp"
+"""The mesh axis over which heads are split when no partition manager says otherwise."""
+
+# eformer's names for array axes and modes are plain strings, so that a partition manager can be asked in its own
+# words without importing eformer here: it belongs to the layer above.
+HEAD = "__HEAD__"
+EMPTY = "_"
+MODE_PREFILL = "__prefill__"
+
+Result = TypeVar("Result")
+
+
+class PartitionManager(Protocol):
+    """What this package needs of a partition manager (eformer's has it): mesh axes for named array axes."""
+
+    def resolve(self, axes: Sequence[str], mode: str) -> PartitionSpec:
+        """The mesh axes that split array axes of these names."""
+        ...
+
+
+def axis_size(mesh: Mesh, axis: MeshAxis | None) -> int:
+    """Into how many parts `axis` splits: the product of its sizes, 1 for `None`."""
+    names = (axis,) if isinstance(axis, str) else (axis or ())
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def kv_head_axis(
+    mesh: Mesh | None, num_kv_heads: int, partition_manager: PartitionManager | None = None
+) -> MeshAxis | None:
+    """The mesh axis that KV heads are split over; `None` where every device holds all of them.
+
+    The partition manager's axis for heads, or `"tp"` without one. Names that the mesh lacks do not split, and heads
+    that the axis does not divide are replicated rather than refused: a manager knows neither mesh nor head count.
+    """
+    if mesh is None:
+        return None
+    names = tuple(name for name in _wanted_axes(partition_manager) if name in mesh.shape)
+    if not names or num_kv_heads % axis_size(mesh, names):
+        return None
+    return names[0] if len(names) == 1 else names
+
+
+def _wanted_axes(partition_manager: PartitionManager | None) -> tuple[str, ...]:
+    if partition_manager is None:
+        return (DEFAULT_HEAD_AXIS,)
+    spec = partition_manager.resolve(axes=[HEAD, EMPTY, EMPTY, EMPTY], mode=MODE_PREFILL)
+    axis = spec[0] if len(spec) else None
+    return (axis,) if isinstance(axis, str) else tuple(axis or ())
+
+
+def sharded_call(
+    function: Callable[..., Result],
+    mesh: Mesh,
+    in_specs: tuple[PartitionSpec, ...],
+    out_specs: Any,  # a PartitionSpec, or a pytree of them like the result
+    *args: Any,
+) -> Result:
+    """`function(*args)` on each device's part of the arguments: `jax.shard_map` that also places them.
+
+    A spec serves every leaf of its argument. Placing them first makes the call work alike inside `jax.jit` and in
+    eager code, with arrays that live on one device, and on a mesh with Explicit axes (`jax.make_mesh`'s default),
+    where `jax.shard_map` alone refuses arrays that are not split yet. What is in place already is not moved.
+    """
+    placed = [jax.device_put(arg, NamedSharding(mesh, spec)) for arg, spec in zip(args, in_specs, strict=True)]
+    # The kernels' outputs carry no replication types, so shard_map cannot check them.
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return mapped(*placed)

@@ -1,0 +1,170 @@
+"""One layer's pages and how they are split over the mesh; the one place that writes them."""
+
+import dataclasses
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
+from paged_kernels import Backend, KVPages, RaggedBatch, check_batch, write_kv
+
+from paged_cache.metadata import PagedAttentionMetadata
+from paged_cache.sharding import MeshAxis, axis_size, sharded_call
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PagedAttentionCacheView:
+    """One layer's KV pages. Immutable: a write returns a new view, and the caller's is unchanged.
+
+    With `data_axis` set, the page axis is split over that mesh axis: each of its `groups` holds a pool of
+    `num_pages / groups` pages with a null page 0 of its own, and page ids count from the group's first page.
+    """
+
+    pages: KVPages
+    """Keys and values."""
+    mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
+    """The devices that share the pages; `None` for a single device."""
+    head_axis: MeshAxis | None = dataclasses.field(default=None, metadata={"static": True})
+    """Mesh axis over which KV heads are split; `None`: every device holds all heads."""
+    data_axis: str | None = dataclasses.field(default=None, metadata={"static": True})
+    """Mesh axis over which pages are split, for data parallelism; `None`: one pool."""
+
+    def __post_init__(self) -> None:
+        if self.mesh is None and (self.head_axis or self.data_axis):
+            raise ValueError(
+                f"head_axis={self.head_axis!r} and data_axis={self.data_axis!r} name axes of a mesh, but mesh is None; "
+                "pass the mesh, or leave both out"
+            )
+
+    @property
+    def key_pages(self) -> Float[Array, "kv_heads pages page_size head_dim"]:
+        """The keys, `[kv_heads, pages, page_size, head_dim]`."""
+        return self.pages.k
+
+    @property
+    def value_pages(self) -> Float[Array, "kv_heads pages page_size head_dim"]:
+        """The values, `[kv_heads, pages, page_size, head_dim]`."""
+        return self.pages.v
+
+    @property
+    def groups(self) -> int:
+        """Number of data-parallel groups, each with a pool of its own."""
+        return 1 if self.mesh is None else axis_size(self.mesh, self.data_axis)
+
+    @property
+    def pages_spec(self) -> PartitionSpec:
+        """How the pages are split over the mesh."""
+        return KVPages.partition_spec(self.head_axis, self.data_axis)
+
+    @property
+    def rows_spec(self) -> PartitionSpec:
+        """How the rows of k and v are split: `[tokens, heads, head_dim]`, or with a leading `[groups]` axis."""
+        rows = (None, self.head_axis, None)
+        return PartitionSpec(*rows) if self.data_axis is None else PartitionSpec(self.data_axis, *rows)
+
+    @property
+    def batch_spec(self) -> PartitionSpec:
+        """How a batch is split: replicated, or one stacked batch a data group."""
+        return PartitionSpec() if self.data_axis is None else PartitionSpec(self.data_axis)
+
+    def write(
+        self,
+        key: Float[Array, "*groups tokens kv_heads head_dim"],
+        value: Float[Array, "*groups tokens kv_heads head_dim"],
+        batch: RaggedBatch,
+        *,
+        backend: Backend | None = None,
+    ) -> "PagedAttentionCacheView":
+        """The view with the batch's new keys and values stored at their tokens' positions.
+
+        Gaps (idle slots) and padding write nothing. With `data_axis`, every argument has a leading `[groups]` axis
+        (`stack_batches`). Inside `jax.jit` with the view donated, nothing is copied.
+
+        Raises:
+            ValueError: an argument does not fit the pages or the others. Values of the batch (page ids, lengths) are
+                checked where they are concrete, that is in eager code.
+        """
+        self._check_rows(key, value)
+        self._check_values_if_known(batch, key.shape[-3])
+        return dataclasses.replace(self, pages=self._write_pages(key, value, batch, backend))
+
+    def write_prefill_to_cache(
+        self,
+        key: Float[Array, "*one tokens kv_heads head_dim"],
+        value: Float[Array, "*one tokens kv_heads head_dim"],
+        metadata: PagedAttentionMetadata,
+    ) -> "PagedAttentionCacheView":
+        """The view with one prompt's chunk stored: `[1, tokens, heads, head_dim]`, or without the leading axis.
+
+        Row `j` goes to position `prefill_position[0] + j`; rows past the prompt's end are not written. The decode
+        part of mixed metadata is left alone.
+
+        Raises:
+            ValueError: the metadata has no prefill part, or an argument does not fit.
+        """
+        batch = metadata.prefill_part().to_ragged_batch()
+        return self.write(_drop_axis("key", key, 0), _drop_axis("value", value, 0), batch)
+
+    def write_decodes_to_cache(
+        self,
+        key: Float[Array, "seqs *one kv_heads head_dim"],
+        value: Float[Array, "seqs *one kv_heads head_dim"],
+        metadata: PagedAttentionMetadata,
+    ) -> "PagedAttentionCacheView":
+        """The view with each decode slot's token stored: `[seqs, 1, heads, head_dim]`, or without the axis of 1.
+
+        Slot `i` writes position `decodes_position[i]`; an idle slot (-1) writes nowhere. The prefill part of mixed
+        metadata is left alone.
+
+        Raises:
+            ValueError: the metadata has no decode part, or an argument does not fit.
+        """
+        batch = metadata.decode_part().to_ragged_batch()
+        return self.write(_drop_axis("key", key, 1), _drop_axis("value", value, 1), batch)
+
+    def _write_pages(self, key: Array, value: Array, batch: RaggedBatch, backend: Backend | None) -> KVPages:
+        if self.mesh is None:
+            return write_kv(self.pages, key, value, batch, backend=backend)
+
+        def write_part(pages: KVPages, key: Array, value: Array, batch: RaggedBatch) -> KVPages:
+            if self.data_axis is not None:  # each device sees the one batch of its group
+                key, value, batch = jax.tree.map(lambda leaf: leaf[0], (key, value, batch))
+            return write_kv(pages, key, value, batch, backend=backend)
+
+        in_specs = (self.pages_spec, self.rows_spec, self.rows_spec, self.batch_spec)
+        return sharded_call(write_part, self.mesh, in_specs, self.pages_spec, self.pages, key, value, batch)
+
+    def _check_rows(self, key: Array, value: Array) -> None:
+        """Refuse rows of the wrong shape here, where shapes are whole: under `shard_map` they are a device's part."""
+        lead = () if self.data_axis is None else (self.groups,)
+        want = (*lead, key.shape[-3] if key.ndim >= 3 else -1, self.pages.num_kv_heads, self.pages.head_dim)
+        names = "[groups, tokens, kv_heads, head_dim]" if lead else "[tokens, kv_heads, head_dim]"
+        for name, rows in (("key", key), ("value", value)):
+            if rows.shape != want:
+                shape = ", ".join(["tokens" if i == len(lead) else str(n) for i, n in enumerate(want)])
+                raise ValueError(f"{name} {rows.shape} must be {names} = [{shape}], both of the same number of tokens")
+
+    def _check_values_if_known(self, batch: RaggedBatch, tokens: int) -> None:
+        """Refuse page ids and lengths that do not fit; under `shard_map` layer 1 sees traced values only."""
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch)):
+            return
+        num_pages, page_size = self.pages.num_pages // self.groups, self.pages.page_size
+        batches = [batch] if self.data_axis is None else _unstack(batch, self.groups)
+        for each in batches:
+            check_batch(each, num_pages=num_pages, page_size=page_size, tokens=tokens)
+
+
+def _drop_axis(name: str, rows: Array, axis: int) -> Array:
+    """`rows` without the seed's axis of size 1, which may be absent."""
+    if rows.ndim == 3:
+        return rows
+    if rows.ndim != 4 or rows.shape[axis] != 1:
+        raise ValueError(f"{name} {rows.shape} must have 3 axes, or 4 of which axis {axis} has size 1")
+    return rows.squeeze(axis)
+
+
+def _unstack(batch: RaggedBatch, groups: int) -> list[RaggedBatch]:
+    for leaf in jax.tree.leaves(batch):
+        if leaf.ndim == 0 or leaf.shape[0] != groups:
+            raise ValueError(f"batch must be stacked, one for each of {groups} data groups; use stack_batches")
+    return [jax.tree.map(lambda leaf, g=group: leaf[g], batch) for group in range(groups)]
