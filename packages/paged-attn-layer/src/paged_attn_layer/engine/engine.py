@@ -1,0 +1,315 @@
+"""The engine: requests in, answers out, one compiled step of the model at a time."""
+
+import collections
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Int32
+from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, PagePool, StepBatch
+
+from paged_attn_layer.convert import load_model, load_tokenizer
+from paged_attn_layer.engine.compilations import count_compilations
+from paged_attn_layer.engine.completion import Completion
+from paged_attn_layer.engine.config import EngineConfig
+from paged_attn_layer.engine.progress import ServingBar
+from paged_attn_layer.engine.request import Request
+from paged_attn_layer.engine.scheduler import Scheduler, Step
+from paged_attn_layer.engine.stats import EngineStats, StepRecord
+from paged_attn_layer.engine.text import OutputText, Tokenizer, encode_prompt, text_decoder
+from paged_attn_layer.models import LlamaForCausalLM
+
+Prompt = str | Sequence[int]
+OnStep = Callable[[StepRecord, list[Request]], None]
+"""Called after each step with its record and the requests that it finished."""
+
+
+class Engine:
+    """Serves many requests at once from one paged KV cache: greedy, continuous batching, chunked prefill.
+
+        engine = Engine.load("model.gguf")
+        for completion in engine.generate(["What is a page table?", "Name three rivers."]):
+            print(completion.text)
+
+    Every step is one call of one compiled function, whose arrays have one of a few fixed shapes, so after `warm_up`
+    nothing compiles. Only the rows that give a next token get logits, and only the chosen tokens leave the device.
+    An engine is for one thread.
+    """
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        *,
+        tokenizer: Tokenizer | None = None,
+        config: EngineConfig | None = None,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """Take the model's weights as they are placed, and allocate the cache.
+
+        Raises:
+            ValueError: the sizes do not fit each other or the model.
+        """
+        self.config = config or EngineConfig()
+        self.tokenizer = tokenizer
+        self.stats = EngineStats()
+        self._model_config = model.config
+        cache_config = _cache_config(self.config, model, mesh)
+        self._pool = PagePool(cache_config.num_pages)
+        self._scheduler = Scheduler(
+            self._pool,
+            page_size=self.config.page_size,
+            max_seqs=self.config.max_seqs,
+            max_sequence_length=self.config.max_sequence_length,
+            token_budget=self.config.token_budget,
+        )
+        self._shapes = BatchShapes(self.config.token_buckets, self.config.max_seqs, cache_config.pages_per_seq)
+        self._cache = PagedAttentionCache.init_cache(mesh, None, cache_config, None)
+        graph, self._weights = nnx.split(model)
+        placed = jax.tree.map(lambda pages: pages.sharding, self._cache)
+        self._next_tokens = jax.jit(
+            functools.partial(_next_tokens, graph), donate_argnames="cache", out_shardings=(None, placed)
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        config: EngineConfig | None = None,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        mesh: Mesh | None = None,
+    ) -> "Engine":
+        """An engine for the model and tokenizer of a Hugging Face directory or a GGUF file, warmed up.
+
+        Raises:
+            ValueError: the model cannot be converted; the message says why.
+        """
+        model = load_model(path, dtype=dtype, mesh=mesh)
+        engine = cls(model, tokenizer=load_tokenizer(path), config=config, mesh=mesh)
+        engine.warm_up()
+        return engine
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request waits or runs."""
+        return self._scheduler.has_work
+
+    def warm_up(self) -> None:
+        """Compile the step for every shape that it can have; the cache stays as it is."""
+        started = time.perf_counter()
+        with count_compilations() as compilations:
+            for shape in self._shapes.all_shapes():
+                self._compute(np.zeros(shape.tokens, np.int32), self._shapes.warm_up_batch(shape))
+        self.stats.warm_up_seconds = time.perf_counter() - started
+        self.stats.warm_up_compilations = compilations.total
+
+    def request(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 64,
+        stop: Sequence[str] = (),
+        stop_token_ids: Collection[int] | None = None,
+        chat: bool | None = None,
+    ) -> Request:
+        """A request that this engine can serve, not queued yet.
+
+        Args:
+            prompt: text, or token ids, which are taken as they are.
+            max_new_tokens: the answer's longest length.
+            stop: the answer ends before the first of these strings.
+            stop_token_ids: tokens that end the answer; `None` means the model's end tokens.
+            chat: whether a text is put into the tokenizer's chat template; `None` means where it has one.
+
+        Raises:
+            ValueError: the prompt is empty, holds an id outside the vocabulary, or with its answer is longer than
+                the longest sequence or the cache; or text is asked for without a tokenizer.
+        """
+        if self.tokenizer is None and (isinstance(prompt, str) or stop):
+            raise ValueError("text prompts and stop strings need a tokenizer; build the engine with tokenizer=...")
+        request = Request(
+            prompt_ids=encode_prompt(self.tokenizer, prompt, chat) if isinstance(prompt, str) else list(prompt),
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=self._end_tokens() if stop_token_ids is None else frozenset(stop_token_ids),
+            text=None if self.tokenizer is None else OutputText(text_decoder(self.tokenizer), stop),
+        )
+        self._check_token_ids(request)
+        self._scheduler.check(request)
+        return request
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request that `request` made; `step` serves it."""
+        self._scheduler.add(request)
+
+    def abort(self, request: Request) -> None:
+        """End a request early and free its slot and pages; nothing happens to a finished one."""
+        self._scheduler.finish(request, "aborted")
+
+    def step(self) -> list[Request]:
+        """Compute the next step; returns the requests that it finished. Does nothing when there is nothing to do."""
+        with count_compilations() as compilations:
+            started = time.perf_counter()
+            step = self._scheduler.schedule()
+            if not step.work:
+                return []
+            arrays = self._arrays(step)
+            called = time.perf_counter()
+            pages_used = self._pool.num_used
+            next_tokens = self._compute(*arrays)
+            device_seconds = time.perf_counter() - called
+            finished = self._scheduler.advance(step, next_tokens[: len(step.work)].tolist())
+            host_seconds = time.perf_counter() - started - device_seconds
+        self.stats.compilations += compilations.total
+        self.stats.preemptions += step.num_preempted
+        self.stats.steps.append(
+            StepRecord(
+                mode=step.mode,
+                prefill_tokens=step.prefill_tokens,
+                decode_tokens=step.decode_tokens,
+                new_tokens=step.new_tokens,
+                running=len(step.work),
+                waiting=len(self._scheduler.waiting),
+                pages_used=pages_used,
+                host_seconds=host_seconds,
+                device_seconds=device_seconds,
+            )
+        )
+        return finished
+
+    def serve(
+        self, requests: Sequence[Request], *, arrivals: Sequence[int] | None = None, on_step: OnStep | None = None
+    ) -> list[Completion]:
+        """Serve requests made by `request` to their end; the answers, in the requests' order.
+
+        Args:
+            requests: what to serve.
+            arrivals: for each request the step (counted from 0) before which it is not known to the scheduler;
+                `None` means that all are there from the start. Steps in which nothing can be done are skipped.
+            on_step: called after each step.
+
+        Raises:
+            ValueError: there is not one arrival for each request.
+        """
+        arrivals = [0] * len(requests) if arrivals is None else arrivals
+        if len(arrivals) != len(requests):
+            raise ValueError(
+                f"arrivals has {len(arrivals)} entries; it must have one for each of {len(requests)} prompts"
+            )
+        by_arrival = sorted(zip(arrivals, requests, strict=True), key=lambda pair: pair[0])
+        try:
+            self._serve(collections.deque(by_arrival), on_step)
+        finally:  # an interrupted call leaves no request behind
+            for request in requests:
+                self.abort(request)
+        return [Completion.of(request) for request in requests]
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 64,
+        stop: Sequence[str] = (),
+        stop_token_ids: Collection[int] | None = None,
+        chat: bool | None = None,
+        arrivals: Sequence[int] | None = None,
+        progress: bool = False,
+    ) -> list[Completion]:
+        """The answers to some prompts, in their order; all prompts are checked before the first is served.
+
+        `progress` shows a bar on standard error (needs tqdm). The other arguments are those of `request` and `serve`.
+
+        Raises:
+            ValueError: as `request`; the message says which prompt.
+        """
+        requests = []
+        for index, prompt in enumerate(prompts):
+            try:
+                made = self.request(
+                    prompt, max_new_tokens=max_new_tokens, stop=stop, stop_token_ids=stop_token_ids, chat=chat
+                )
+            except ValueError as error:
+                raise ValueError(f"prompts[{index}]: {error}") from None
+            requests.append(made)
+        if not progress:
+            return self.serve(requests, arrivals=arrivals)
+        with ServingBar(requests) as bar:
+            return self.serve(requests, arrivals=arrivals, on_step=bar.update)
+
+    def _serve(self, coming: collections.deque[tuple[int, Request]], on_step: OnStep | None) -> None:
+        now = 0
+        while coming or self.has_work:
+            if not self.has_work:
+                now = max(now, coming[0][0])
+            while coming and coming[0][0] <= now:
+                self.add_request(coming.popleft()[1])
+            finished = self.step()
+            now += 1
+            if on_step is not None:
+                on_step(self.stats.steps[-1], finished)
+
+    def _arrays(self, step: Step) -> tuple[np.ndarray, StepBatch]:
+        """The step's token ids and batch, padded to one of the fixed shapes."""
+        sequences = [part.sequence for part in step.work]
+        batch = self._shapes.build(sequences, num_pages=self._pool.num_pages, page_size=self.config.page_size)
+        token_ids = np.zeros(batch.positions.shape, np.int32)
+        token_ids[: step.num_tokens] = [token for part in step.work for token in part.token_ids]
+        return token_ids, batch
+
+    def _compute(self, token_ids: np.ndarray, batch: StepBatch) -> np.ndarray:
+        """Run the compiled step; the next token of each sequence, on the host."""
+        next_tokens, self._cache = self._next_tokens(self._weights, self._cache, token_ids, batch)
+        return np.asarray(next_tokens)
+
+    def _end_tokens(self) -> frozenset[int]:
+        end = None if self.tokenizer is None else self.tokenizer.eos_token_id
+        return frozenset() if end is None else frozenset([end])
+
+    def _check_token_ids(self, request: Request) -> None:
+        vocab_size = self._model_config.vocab_size
+        for index, token_id in enumerate(request.prompt_ids):
+            if not 0 <= token_id < vocab_size:
+                raise ValueError(f"token {index} of the prompt is {token_id}; it must lie in 0..{vocab_size - 1}")
+
+
+def _next_tokens(
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    cache: PagedAttentionCache,
+    token_ids: Int32[Array, " tokens"],
+    batch: StepBatch,
+) -> tuple[Int32[Array, " seqs"], PagedAttentionCache]:
+    """The likeliest token after the last row of each sequence, and the cache with the rows' keys and values."""
+    model = nnx.merge(graph, weights)
+    logits, cache = model(token_ids, batch.positions, cache, batch.batch, batch.last_rows)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
+
+
+def _cache_config(config: EngineConfig, model: LlamaForCausalLM, mesh: Mesh | None) -> CacheConfig:
+    """The cache for this model: as many pages as asked for, else as are of use and fit."""
+    longest = model.config.max_position_embeddings
+    if config.max_sequence_length > longest:
+        raise ValueError(
+            f"max_sequence_length={config.max_sequence_length} must be at most {longest}, the model's longest sequence"
+        )
+    fitting = CacheConfig.create(
+        mesh,
+        batch_size=config.max_seqs,
+        num_hidden_layers=model.config.num_hidden_layers,
+        max_sequences=config.max_sequence_length,
+        page_size=config.page_size,
+        num_kv_heads=model.config.num_key_value_heads,
+        kv_head_dim_size=model.config.head_dim,
+        num_pages=config.num_pages,
+        dtype=model.dtype,
+    )
+    if config.num_pages is not None:
+        return fitting
+    of_use = 1 + config.max_seqs * fitting.pages_per_seq  # the null page, and the longest request in each slot
+    return dataclasses.replace(fitting, num_pages=min(fitting.num_pages, of_use))

@@ -1,0 +1,257 @@
+import itertools
+import re
+
+import pytest
+from fake_model import FakeModel, answer, drain
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paged_cache import PagePool
+
+from paged_attn_layer.engine.request import Request, RequestState
+from paged_attn_layer.engine.scheduler import Scheduler
+from paged_attn_layer.engine.text import OutputText
+
+
+def make(*, num_pages=40, page_size=4, max_seqs=3, max_sequence_length=64, token_budget=16):
+    return Scheduler(
+        PagePool(num_pages),
+        page_size=page_size,
+        max_seqs=max_seqs,
+        max_sequence_length=max_sequence_length,
+        token_budget=token_budget,
+    )
+
+
+def ask(length, max_new_tokens=4, *, first=1, stop_token_ids=(), text=None):
+    prompt = [(first + i) % 50 for i in range(length)]
+    return Request(prompt_ids=prompt, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, text=text)
+
+
+def letters(ids):
+    return "".join(chr(ord("A") + i) for i in ids)
+
+
+def check_invariants(scheduler, step):
+    owned = [page for request in scheduler.running for page in request.page_ids]
+    assert len(owned) == len(set(owned)), "a page has two owners"
+    assert 0 not in owned, "the null page was handed out"
+    assert len(owned) == scheduler.pool.num_used, "pages leaked"
+    assert all(not request.page_ids for request in scheduler.waiting)
+    assert len(scheduler.running) <= scheduler.max_seqs
+    assert 1 <= step.num_tokens <= scheduler.token_budget
+    assert step.decode_tokens + step.prefill_tokens == step.num_tokens
+    for part in step.work:
+        assert part.start + part.rows <= len(part.request.page_ids) * scheduler.page_size
+        assert part.samples == (part.start + part.rows == part.request.num_tokens)
+
+
+# --- whatever comes, in whatever order, into however small a pool ---
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.integers(1, 30),  # prompt tokens
+        st.integers(1, 12),  # new tokens
+        st.integers(0, 25),  # step of arrival
+        st.sets(st.integers(0, 49), max_size=4),  # stop tokens
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    asked=REQUESTS,
+    page_size=st.integers(1, 8),
+    spare_pages=st.integers(0, 12),
+    max_seqs=st.integers(1, 5),
+    spare_rows=st.integers(1, 20),
+)
+def test_every_request_gets_its_text_whatever_the_batching(asked, page_size, spare_pages, max_seqs, spare_rows):
+    longest = max(prompt + new for prompt, new, _, _ in asked)
+    scheduler = make(
+        num_pages=1 + -(-longest // page_size) + spare_pages,  # just enough for the longest, or a little more
+        page_size=page_size,
+        max_seqs=max_seqs,
+        max_sequence_length=longest,
+        token_budget=max_seqs + spare_rows,
+    )
+    requests = [ask(p, n, first=i, stop_token_ids=stop) for i, (p, n, _, stop) in enumerate(asked)]
+    coming = sorted(zip([a for _, _, a, _ in asked], requests, strict=True), key=lambda pair: pair[0])
+    arrived = [request for _, request in coming]
+    model = FakeModel(page_size)
+    for now in itertools.count():
+        while coming and coming[0][0] <= now:
+            scheduler.add(coming.pop(0)[1])
+        if not scheduler.has_work:
+            if not coming:
+                break
+            continue
+        decoding = {request for request in scheduler.running if request.is_decoding}
+        step = scheduler.schedule()
+        check_invariants(scheduler, step)
+        queue = [*scheduler.running, *scheduler.waiting]
+        assert queue == [request for request in arrived if request in queue], "not in order of arrival"
+        served = {part.request for part in step.work}
+        left_out = [request for request in scheduler.running if request in decoding and request not in served]
+        out_of_pages = scheduler.pool.num_free == 0 and left_out == scheduler.running[-1:]
+        assert not left_out or out_of_pages, "a decode was starved"
+        assert step.work[0].request is queue[0], "the oldest request got nothing"
+        scheduler.advance(step, model(step))
+        assert now < 5000
+    assert scheduler.pool.num_used == 0
+    for request in requests:
+        assert request.output_ids == answer(request.prompt_ids, request.max_new_tokens, request.stop_token_ids)
+        assert request.state is RequestState.FINISHED
+
+
+# --- the faults of the original scheduler ---
+
+
+def test_fault_2_only_the_last_chunk_of_a_prompt_samples():
+    scheduler = make(max_seqs=1, token_budget=5)
+    request = ask(13, 2)
+    scheduler.add(request)
+    model, samples = FakeModel(4), []
+    drain(scheduler, model, look=lambda step: samples.extend((p.rows, p.samples) for p in step.work))
+    assert samples == [(5, False), (5, False), (3, True), (1, True)]
+    assert request.output_ids == answer(request.prompt_ids, 2)
+
+
+def test_fault_5_a_stop_string_frees_slot_and_pages_at_once():
+    whole = letters(answer(ask(9).prompt_ids, 12))
+    request = ask(9, 12, text=OutputText(letters, stop=[whole[3:6]]))
+    scheduler = make(max_seqs=1)
+    scheduler.add(request)
+    scheduler.add(ask(5, 3))
+    model = FakeModel(4)
+    while request.state is not RequestState.FINISHED:
+        step = scheduler.schedule()
+        scheduler.advance(step, model(step))
+    assert scheduler.pool.num_used == 0, "its pages must be free before the next step"
+    assert scheduler.running == []
+    assert (request.finish_reason, request.text.value) == ("stop", whole[:3])
+    assert len(request.output_ids) == 6
+    assert scheduler.schedule().work[0].request.num_tokens == 5, "its slot must be free for the next request"
+
+
+@pytest.mark.parametrize(
+    ("length", "new", "says"),
+    [
+        (61, 4, "prompt of 61 tokens + max_new_tokens=4 = 65 must be at most max_sequence_length=64"),
+        (40, 10, "prompt of 40 tokens + max_new_tokens=10 need 13 pages of 4 tokens, more than the cache's 9"),
+    ],
+)
+def test_fault_5_a_prompt_that_is_too_long_is_refused_and_not_cut(length, new, says):
+    scheduler = make(num_pages=10)
+    request = ask(length, new)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        scheduler.add(request)
+    assert not scheduler.has_work
+    assert scheduler.pool.num_used == 0
+    assert request.num_tokens == length
+
+
+def test_fault_11_several_prompts_share_a_step_and_decodes_go_on_beside_them():
+    scheduler = make(max_seqs=4, token_budget=20)
+    model = FakeModel(4)
+    scheduler.add(ask(3, 30))
+    step = scheduler.schedule()
+    scheduler.advance(step, model(step))
+    scheduler.add(ask(10, 2))
+    scheduler.add(ask(30, 2))
+    step = scheduler.schedule()
+    assert [(p.rows, p.is_decode) for p in step.work] == [(1, True), (10, False), (9, False)]
+    assert step.mode == "mixed"
+    assert (step.decode_tokens, step.prefill_tokens, step.new_tokens) == (1, 19, 2)
+
+
+def test_fault_11_a_short_prompt_takes_a_short_step():
+    scheduler = make(max_seqs=4, token_budget=20)
+    scheduler.add(ask(3))
+    assert scheduler.schedule().num_tokens == 3
+
+
+def test_fault_11_decodes_in_every_slot_leave_rows_for_a_prompt():
+    scheduler = make(max_seqs=3, token_budget=4)
+    model = FakeModel(4)
+    scheduler.add(ask(1, 30))
+    scheduler.add(ask(1, 30))
+    step = scheduler.schedule()
+    scheduler.advance(step, model(step))
+    scheduler.add(ask(6, 1))
+    for _ in range(3):
+        step = scheduler.schedule()
+        assert [(p.rows, p.is_decode) for p in step.work] == [(1, True), (1, True), (2, False)]
+        scheduler.advance(step, model(step))
+
+
+def test_fault_16_the_youngest_is_preempted_and_says_the_same_later():
+    scheduler = make(num_pages=1 + 6, max_seqs=2)
+    old, young = ask(8, 12), ask(8, 12, first=9)
+    scheduler.add(old)
+    scheduler.add(young)
+    order = drain(scheduler, FakeModel(4), look=lambda step: check_invariants(scheduler, step))
+    assert (old.num_preemptions, young.num_preemptions) == (0, 1)
+    assert order == [old, young]
+    for request in order:
+        assert request.output_ids == answer(request.prompt_ids, 12)
+
+
+def test_fault_16_requests_wait_for_pages_instead_of_failing():
+    scheduler = make(num_pages=1 + 4, max_seqs=3)
+    first, second = ask(14, 1), ask(14, 1)
+    scheduler.add(first)
+    scheduler.add(second)
+    step = scheduler.schedule()
+    assert [part.request for part in step.work] == [first]
+    assert list(scheduler.waiting) == [second]
+    scheduler.advance(step, FakeModel(4)(step))
+    assert [part.request for part in scheduler.schedule().work] == [second]
+
+
+def test_fault_16_an_idle_scheduler_has_no_work_and_takes_nothing():
+    scheduler = make()
+    assert not scheduler.has_work
+    assert scheduler.schedule().work == ()
+    assert scheduler.pool.num_used == 0
+
+
+# --- the rest ---
+
+
+def test_pages_are_taken_as_tokens_need_them():
+    scheduler = make(max_seqs=1, token_budget=6, page_size=4)
+    request = ask(13, 5)
+    scheduler.add(request)
+    held = []
+    drain(scheduler, FakeModel(4), look=lambda step: held.append(len(request.page_ids)))
+    assert held == [2, 3, 4, 4, 4, 4, 5]
+
+
+def test_a_prompt_is_admitted_only_when_pages_for_all_of_it_are_unclaimed():
+    scheduler = make(num_pages=1 + 10, max_seqs=3, token_budget=8)
+    scheduler.add(ask(30, 2))  # claims 8 of the 10 pages, though its first step takes 2
+    scheduler.add(ask(12, 2))
+    scheduler.schedule()
+    assert len(scheduler.running) == 1
+    assert scheduler.pool.num_used == 2
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_finish_from_outside_frees_everything(running):
+    scheduler = make()
+    request = ask(9)
+    scheduler.add(request)
+    if running:
+        scheduler.schedule()
+    scheduler.finish(request, "aborted")
+    scheduler.finish(request, "stop")
+    assert request.finish_reason == "aborted"
+    assert not scheduler.has_work
+    assert scheduler.pool.num_used == 0
+
+
+def test_a_budget_without_a_row_for_prompts_is_refused():
+    with pytest.raises(ValueError, match="token_budget=3 must exceed max_seqs=3"):
+        make(max_seqs=3, token_budget=3)
