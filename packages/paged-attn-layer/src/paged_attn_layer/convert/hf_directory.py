@@ -1,0 +1,88 @@
+"""A Hugging Face directory: config.json and safetensors, whole or in shards, read tensor by tensor."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+class HFDirectory:
+    """The weights of a directory that `save_pretrained` wrote, or that was downloaded from a hub.
+
+    Only headers are read here; `read` opens the shard that holds the weight.
+
+    Raises:
+        ValueError: config.json or the weights are missing, or a JSON file cannot be parsed.
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.where = str(directory)
+        self._directory = directory
+        self.config: Mapping[str, Any] = _read_json(directory / "config.json")
+        self.shapes: dict[str, tuple[int, ...] | None] = {}
+        self.problems: list[str] = []
+        self._files = _weight_files(directory)
+        for file in sorted(set(self._files.values())):
+            self._add_shapes(file)
+        self._add_unlisted()
+
+    def read(self, name: str) -> np.ndarray:
+        """One weight, in the type it is stored in."""
+        with safe_open(self._directory / self._files[name], framework="numpy") as shard:
+            return shard.get_tensor(name)
+
+    def _add_shapes(self, file: str) -> None:
+        """Take the shapes from one shard's header; a shard that cannot be read is one problem, not one a weight."""
+        try:
+            with safe_open(self._directory / file, framework="numpy") as shard:
+                shapes = {name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            self.problems.append(f"{file} is missing, though {INDEX_FILE} lists weights in it; download it again")
+        except (SafetensorError, OSError) as error:
+            self.problems.append(f"{file} is corrupt ({error}); download it again")
+        else:
+            self.shapes.update(shapes)
+            for name in shapes:
+                self._files.setdefault(name, file)
+
+    def _add_unlisted(self) -> None:
+        """Name the weights that the index promises and no readable shard holds."""
+        unreadable = {problem.split()[0] for problem in self.problems}
+        for name, file in self._files.items():
+            if name not in self.shapes and name:
+                self.shapes[name] = None
+                if file not in unreadable:
+                    self.problems.append(f"{name} is not in {file}, though {INDEX_FILE} says so; download both again")
+
+
+def _weight_files(directory: pathlib.Path) -> dict[str, str]:
+    """Which file holds which weight; a single file under the name "" until its header is read."""
+    if (directory / INDEX_FILE).exists():
+        index = _read_json(directory / INDEX_FILE)
+        if not isinstance(index.get("weight_map"), dict):
+            raise ValueError(f"{directory / INDEX_FILE} has no weight_map; download it again")
+        return dict(index["weight_map"])
+    if (directory / SINGLE_FILE).exists():
+        return {"": SINGLE_FILE}
+    raise ValueError(
+        f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}; weights in another format (pytorch_model.bin) "
+        "must first be saved with save_pretrained(..., safe_serialization=True)"
+    )
+
+
+def _read_json(path: pathlib.Path) -> Mapping[str, Any]:
+    if not path.exists():
+        raise ValueError(f"{path} is missing; a Hugging Face model directory has one")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, and holds a {type(content).__name__}; download it again")
+    return content
