@@ -4,35 +4,39 @@ from jaxtyping import Array, Float
 from paged_cache import PagedAttentionCacheView, PagedAttentionMetadata
 from paged_kernels import RaggedBatch
 
-Step = PagedAttentionMetadata | RaggedBatch
+CacheMetadata = PagedAttentionMetadata | RaggedBatch
 """A step's sequences: the seed's metadata, or a batch (stacked, one a data group, where the pages are split so)."""
 
 
-def to_ragged(step: Step) -> RaggedBatch:
+def to_ragged(cache_metadata: CacheMetadata) -> RaggedBatch:
     """The step as a `RaggedBatch`.
 
     Raises:
         ValueError: it is neither a `RaggedBatch` nor a `PagedAttentionMetadata`, or is malformed.
     """
-    if isinstance(step, RaggedBatch):
-        return step
-    if isinstance(step, PagedAttentionMetadata):
-        return step.to_ragged_batch()
-    raise ValueError(f"cache_metadata is a {type(step).__name__}; it must be a PagedAttentionMetadata or a RaggedBatch")
+    if isinstance(cache_metadata, RaggedBatch):
+        return cache_metadata
+    if isinstance(cache_metadata, PagedAttentionMetadata):
+        return cache_metadata.to_ragged_batch()
+    raise ValueError(
+        f"cache_metadata is a {type(cache_metadata).__name__}; it must be a PagedAttentionMetadata or a RaggedBatch"
+    )
 
 
-def to_rows(x: Float[Array, "*rows heads head_dim"], step: Step) -> Float[Array, "*groups tokens heads head_dim"]:
+def to_rows(
+    x: Float[Array, "*rows heads head_dim"], cache_metadata: CacheMetadata
+) -> Float[Array, "*groups tokens heads head_dim"]:
     """`x` without the seed's axis of size 1; with a `RaggedBatch` there is none."""
-    return x if isinstance(step, RaggedBatch) else x.reshape(-1, *x.shape[2:])
+    return x if isinstance(cache_metadata, RaggedBatch) else x.reshape(-1, *x.shape[2:])
 
 
-def check_queries(q: Array, step: Step, view: PagedAttentionCacheView) -> None:
+def check_queries(q: Array, cache_metadata: CacheMetadata, view: PagedAttentionCacheView) -> None:
     """Refuse queries that do not fit the step or the pages. Here, where shapes are whole: `shard_map` sees parts.
 
     Raises:
         ValueError: names what does not fit, what it is, and what it must be.
     """
-    mode, lead = _mode_and_lead(step, view)
+    mode, lead = _mode_and_lead(cache_metadata, view)
     if q.ndim != len(lead) + 2 or any(want not in ("tokens", n) for n, want in zip(q.shape, lead, strict=False)):
         raise ValueError(f"q {q.shape} must be [{', '.join(map(str, lead))}, heads, head_dim] for {mode}")
     kv_heads, head_dim = view.pages.num_kv_heads, view.pages.head_dim
@@ -54,18 +58,24 @@ def check_new_tokens(k: Array | None, v: Array | None, q: Array) -> None:
             raise ValueError(f"{name} {rows.shape} must have the rows of q {q.shape}: {q.shape[:-2]}")
 
 
-def _mode_and_lead(step: Step, view: PagedAttentionCacheView) -> tuple[str, tuple[int | str, ...]]:
+def _mode_and_lead(cache_metadata: CacheMetadata, view: PagedAttentionCacheView) -> tuple[str, tuple[int | str, ...]]:
     """What to call the step in an error, and the axes that its queries have before `heads, head_dim`."""
-    if isinstance(step, RaggedBatch):
-        groups = () if view.data_axis is None else (view.groups,)
-        if step.page_table.ndim != 2 + len(groups) or step.page_table.shape[: len(groups)] != groups:
-            want = ", ".join([*map(str, groups), "seqs", "pages_per_seq"])
-            raise ValueError(f"page_table {step.page_table.shape} must be [{want}] on data_axis={view.data_axis!r}")
-        return "a RaggedBatch", (*groups, "tokens")
+    if isinstance(cache_metadata, RaggedBatch):
+        return "a RaggedBatch", (*_groups(cache_metadata, view), "tokens")
     if view.data_axis is not None:
         raise ValueError(f"the cache is split over data_axis={view.data_axis!r}; give a stacked RaggedBatch")
-    if step.is_prefill_mode():
-        return "prefill", (1, step.prefill_position.shape[0])
-    if step.is_decode_mode():
-        return "decode", (step.decodes_position.shape[0], 1)
-    return "mixed", (step.prefill_position.shape[0] + step.decodes_position.shape[0], 1)
+    parts = (cache_metadata.prefill_position, cache_metadata.decodes_position)
+    tokens, seqs = (0 if part is None else part.shape[0] for part in parts)
+    if cache_metadata.is_prefill_mode():
+        return "prefill", (1, tokens)
+    return "decode" if cache_metadata.is_decode_mode() else "mixed", (tokens + seqs, 1)
+
+
+def _groups(batch: RaggedBatch, view: PagedAttentionCacheView) -> tuple[int, ...]:
+    """The leading axis of a stacked batch, or none, as the view has it."""
+    groups = () if view.data_axis is None else (view.groups,)
+    shape = batch.page_table.shape
+    if len(shape) != 2 + len(groups) or shape[: len(groups)] != groups:
+        want = ", ".join([*map(str, groups), "seqs", "pages_per_seq"])
+        raise ValueError(f"page_table {shape} must be [{want}] for a cache with data_axis={view.data_axis!r}")
+    return groups

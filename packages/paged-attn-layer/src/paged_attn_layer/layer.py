@@ -1,6 +1,7 @@
 """Attention as a layer of a model: projections, rotary embedding, the cache, and the way back."""
 
 import dataclasses
+from typing import cast
 
 import jax.numpy as jnp
 from flax import nnx
@@ -119,7 +120,7 @@ class PagedAttention(nnx.Module):
         v = self._split_heads(self.v_proj(hidden))
         output = PagedAttn(self.metadata)(q, k, v, cache_view, batch)
         heads = output.attention_outputs
-        return self.o_proj(heads.reshape(*heads.shape[:-2], -1)), output.cache_view
+        return self.o_proj(heads.reshape(*heads.shape[:-2], -1)), cast(PagedAttentionCacheView, output.cache_view)
 
     def _split_heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], -1, self.config.head_dim)

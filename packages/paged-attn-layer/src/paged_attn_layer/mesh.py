@@ -51,7 +51,7 @@ def platform_of(mesh: AnyMesh | None) -> str:
         return mesh.devices.flat[0].platform
     if mesh is not None and mesh.abstract_device is not None:
         return mesh.abstract_device.platform
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform
@@ -67,8 +67,9 @@ def _older_context_mesh() -> Mesh | None:
 def _same_devices(a: AnyMesh, b: AnyMesh) -> bool:
     if dict(a.shape) != dict(b.shape):
         return False
-    known = isinstance(a, Mesh) and isinstance(b, Mesh)
-    return not known or list(a.devices.flat) == list(b.devices.flat)
+    if isinstance(a, Mesh) and isinstance(b, Mesh):
+        return list(a.devices.flat) == list(b.devices.flat)
+    return True  # within jax.jit the context's mesh has no devices yet
 
 
 def _describe(mesh: AnyMesh) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 from paged_cache import PagedAttentionCacheView
 from paged_kernels import Backend
 
-from paged_attn_layer.dispatch import Step, check_new_tokens, check_queries, to_ragged, to_rows
+from paged_attn_layer.dispatch import CacheMetadata, check_new_tokens, check_queries, to_ragged, to_rows
 from paged_attn_layer.mesh import resolve_mesh
 from paged_attn_layer.registry import AttentionImpl, AttentionOutput, AttentionRegistry, Heads
 from paged_attn_layer.sharded import attend, view_on_mesh
@@ -35,13 +35,23 @@ class PagedAttn(AttentionImpl):
         return "paged_attention"
 
     def forward_native(
-        self, q: Heads, k: Heads | None, v: Heads | None, cache_view: PagedAttentionCacheView, cache_metadata: Step
+        self,
+        q: Heads,
+        k: Heads | None,
+        v: Heads | None,
+        cache_view: PagedAttentionCacheView,
+        cache_metadata: CacheMetadata,
     ) -> AttentionOutput:
         """The output by plain XLA, which runs everywhere."""
         return self._forward(q, k, v, cache_view, cache_metadata, backend="xla")
 
     def forward_tpu(
-        self, q: Heads, k: Heads | None, v: Heads | None, cache_view: PagedAttentionCacheView, cache_metadata: Step
+        self,
+        q: Heads,
+        k: Heads | None,
+        v: Heads | None,
+        cache_view: PagedAttentionCacheView,
+        cache_metadata: CacheMetadata,
     ) -> AttentionOutput:
         """The output by the Pallas kernels."""
         return self._forward(q, k, v, cache_view, cache_metadata, backend="tpu")
@@ -52,19 +62,19 @@ class PagedAttn(AttentionImpl):
         k: Heads | None,
         v: Heads | None,
         cache_view: PagedAttentionCacheView,
-        step: Step,
+        cache_metadata: CacheMetadata,
         *,
         backend: Backend,
     ) -> AttentionOutput:
         metadata = self.metadata
         backend = metadata.backend or backend
-        batch = to_ragged(step)
-        check_queries(q, step, cache_view)
+        batch = to_ragged(cache_metadata)
+        check_queries(q, cache_metadata, cache_view)
         check_new_tokens(k, v, q)
         view = view_on_mesh(cache_view, resolve_mesh(metadata.mesh, cache_view.mesh), metadata.partition_manager)
         if k is not None and v is not None:
-            view = view.write(to_rows(k, step), to_rows(v, step), batch, backend=backend)
-        rows = to_rows(q if metadata.runtime_dtype is None else q.astype(metadata.runtime_dtype), step)
+            view = view.write(to_rows(k, cache_metadata), to_rows(v, cache_metadata), batch, backend=backend)
+        rows = to_rows(q if metadata.runtime_dtype is None else q.astype(metadata.runtime_dtype), cache_metadata)
         out = attend(rows, view, batch, metadata.spec(), backend=backend)
         # The caller's own split, not this call's: a view keeps its tree structure through scans and compiled steps.
         new_view = dataclasses.replace(cache_view, pages=view.pages)

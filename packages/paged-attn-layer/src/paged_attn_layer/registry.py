@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from paged_cache import PagedAttentionCacheView
 from paged_kernels import BACKENDS, AttentionSpec, Backend
 
-from paged_attn_layer.dispatch import Step
+from paged_attn_layer.dispatch import CacheMetadata
 from paged_attn_layer.mesh import platform_of, resolve_mesh
 
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
@@ -106,36 +106,66 @@ class AttentionImpl(abc.ABC):
 
     @abc.abstractmethod
     def forward_native(
-        self, q: Heads, k: Heads | None, v: Heads | None, cache_view: PagedAttentionCacheView, cache_metadata: Step
+        self,
+        q: Heads,
+        k: Heads | None,
+        v: Heads | None,
+        cache_view: PagedAttentionCacheView,
+        cache_metadata: CacheMetadata,
     ) -> AttentionOutput:
         """The output where there is nothing better for the platform."""
 
     def forward_cpu(
-        self, q: Heads, k: Heads | None, v: Heads | None, cache_view: PagedAttentionCacheView, cache_metadata: Step
+        self,
+        q: Heads,
+        k: Heads | None,
+        v: Heads | None,
+        cache_view: PagedAttentionCacheView,
+        cache_metadata: CacheMetadata,
     ) -> AttentionOutput:
         """The output on CPU."""
         return self.forward_native(q, k, v, cache_view, cache_metadata)
 
     def forward_tpu(
-        self, q: Heads, k: Heads | None, v: Heads | None, cache_view: PagedAttentionCacheView, cache_metadata: Step
+        self,
+        q: Heads,
+        k: Heads | None,
+        v: Heads | None,
+        cache_view: PagedAttentionCacheView,
+        cache_metadata: CacheMetadata,
     ) -> AttentionOutput:
         """The output on TPU."""
         return self.forward_native(q, k, v, cache_view, cache_metadata)
 
     def forward_gpu(
-        self, q: Heads, k: Heads | None, v: Heads | None, cache_view: PagedAttentionCacheView, cache_metadata: Step
+        self,
+        q: Heads,
+        k: Heads | None,
+        v: Heads | None,
+        cache_view: PagedAttentionCacheView,
+        cache_metadata: CacheMetadata,
     ) -> AttentionOutput:
         """The output on a GPU of any make."""
         return self.forward_native(q, k, v, cache_view, cache_metadata)
 
     def forward_cuda(
-        self, q: Heads, k: Heads | None, v: Heads | None, cache_view: PagedAttentionCacheView, cache_metadata: Step
+        self,
+        q: Heads,
+        k: Heads | None,
+        v: Heads | None,
+        cache_view: PagedAttentionCacheView,
+        cache_metadata: CacheMetadata,
     ) -> AttentionOutput:
         """The output on an NVIDIA GPU."""
         return self.forward_gpu(q, k, v, cache_view, cache_metadata)
 
     def forward_rocm(
-        self, q: Heads, k: Heads | None, v: Heads | None, cache_view: PagedAttentionCacheView, cache_metadata: Step
+        self,
+        q: Heads,
+        k: Heads | None,
+        v: Heads | None,
+        cache_view: PagedAttentionCacheView,
+        cache_metadata: CacheMetadata,
     ) -> AttentionOutput:
         """The output on an AMD GPU."""
         return self.forward_gpu(q, k, v, cache_view, cache_metadata)
@@ -146,7 +176,7 @@ class AttentionImpl(abc.ABC):
         k: Heads | None,
         v: Heads | None,
         cache_view: PagedAttentionCacheView,
-        cache_metadata: Step,
+        cache_metadata: CacheMetadata,
         *,
         mesh: Mesh | AbstractMesh | None = None,
         softmax_scale: float | None = None,

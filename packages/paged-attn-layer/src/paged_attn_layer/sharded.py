@@ -1,10 +1,15 @@
 """Attention with its heads split over one axis of a mesh, and its groups of sequences over another."""
 
 import dataclasses
+from typing import cast
 
 import jax
+from eformer.escale import PartitionManager
+from jax.core import Tracer
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
-from paged_cache import PagedAttentionCacheView, PartitionManager, kv_head_axis, sharded_call
+from paged_cache import PagedAttentionCacheView, kv_head_axis, sharded_call
+from paged_cache import PartitionManager as LayerTwoManager
 from paged_kernels import AttentionSpec, Backend, KVPages, RaggedBatch, check_batch, paged_attention
 
 from paged_attn_layer.mesh import AnyMesh
@@ -19,11 +24,12 @@ def view_on_mesh(
     """
     if mesh is None:
         return view
+    concrete = cast(Mesh, mesh)  # or an AbstractMesh within jax.jit, where one will do
     if view.mesh is not None:
-        return dataclasses.replace(view, mesh=mesh)
-    return dataclasses.replace(
-        view, mesh=mesh, head_axis=kv_head_axis(mesh, view.pages.num_kv_heads, partition_manager)
-    )
+        return dataclasses.replace(view, mesh=concrete)
+    manager = cast(LayerTwoManager | None, partition_manager)  # eformer types its modes more narrowly than str
+    head_axis = kv_head_axis(concrete, view.pages.num_kv_heads, manager)
+    return dataclasses.replace(view, mesh=concrete, head_axis=head_axis)
 
 
 def attend(
@@ -61,7 +67,7 @@ def attend(
 
 def _check_values_if_known(view: PagedAttentionCacheView, batch: RaggedBatch, tokens: int) -> None:
     """Refuse lengths and page ids that do not fit: layer 1 does in eager calls, but under `shard_map` sees none."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(batch)):
         return
     pages = view.pages
     for group in range(view.groups):
