@@ -1,0 +1,58 @@
+"""The order of query and output rows in HBM, so that a block is one contiguous copy and a head's rows one matrix."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from paged_kernels.attention.tpu.config import LANES, Config, cdiv
+
+
+def arrange_q(
+    q: Float[Array, "tokens q_heads head_dim"], config: Config
+) -> Float[Array, "q_blocks kv_heads rows lanes"]:
+    """Blocks of query rows; within a KV head, row `g * q_rows + r` is query head `g` of token row `r`."""
+    c = config
+    q = jnp.pad(q, ((0, c.q_blocks * c.q_rows - c.tokens), (0, 0), (0, 0)))
+    q = q.reshape(c.q_blocks, c.q_rows, c.kv_heads, c.group, c.head_dim).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(c.q_blocks, c.kv_heads, c.group * c.q_rows, c.head_dim)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, c.rows - c.group * c.q_rows), (0, c.lanes - c.head_dim)))
+    return q.astype(c.compute_dtype)
+
+
+def restore_rows(
+    blocks: Float[Array, "q_blocks kv_heads rows *features"], config: Config
+) -> Float[Array, "tokens q_heads *features"]:
+    """The inverse of `arrange_q`, for an output with any (or no) trailing axis."""
+    c = config
+    features = blocks.shape[3:]
+    rows = blocks[:, :, : c.group * c.q_rows].reshape(c.q_blocks, c.kv_heads, c.group, c.q_rows, *features)
+    rows = jnp.moveaxis(rows, 3, 1).reshape(c.q_blocks * c.q_rows, c.kv_heads * c.group, *features)
+    return rows[: c.tokens]
+
+
+def restore_output(
+    blocks: Float[Array, "q_blocks kv_heads rows lanes"], config: Config
+) -> Float[Array, "tokens q_heads head_dim"]:
+    """The output rows, without the lanes that are not V's."""
+    first = config.head_dim if config.shares_lanes else 0
+    return restore_rows(blocks[..., first : first + config.head_dim], config)
+
+
+def restore_lse(
+    packed: Float[Array, "q_blocks lse_rows_over_128 128"], config: Config
+) -> Float[Array, "tokens q_heads"]:
+    """The log-sum-exp rows, from `softmax.pack_lanes` of each block."""
+    c = config
+    flat = packed.reshape(c.q_blocks, -1)[:, : c.kv_heads * c.rows]
+    return restore_rows(flat.reshape(c.q_blocks, c.kv_heads, c.rows), c)
+
+
+def arrange_table(
+    page_table: Int32[Array, "seqs pages_per_seq"], config: Config
+) -> Int32[Array, "seqs table_rows 1 128"]:
+    """The page table in rows of 128 ids, each a tile of its own, so that a copy may start at any row.
+
+    There are enough rows that a block's `table_chunks` rows never reach past the end.
+    """
+    table_rows = cdiv(config.pages_per_seq, LANES) + config.table_chunks - 1
+    padded = jnp.pad(page_table, ((0, 0), (0, table_rows * LANES - config.pages_per_seq)))
+    return padded.reshape(-1, table_rows, 1, LANES)

@@ -1,0 +1,94 @@
+"""The static facts that one compilation of the kernel depends on, and the shapes that follow from them."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from paged_kernels.spec import AttentionSpec
+
+LANES = 128
+"""Width of a vector register, in elements of 32 bits; also the page ids that one row of the table's copy holds."""
+SUBLANES = 8
+"""Height of a vector register."""
+
+
+def cdiv(a: int, b: int) -> int:
+    """`a / b`, rounded up."""
+    return -(-a // b)
+
+
+def round_up(a: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is at least `a`."""
+    return cdiv(a, multiple) * multiple
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Sizes of one kernel. A *block* is what is attended at once: `q_rows` query rows over `kv_pages` pages."""
+
+    spec: AttentionSpec
+    tokens: int
+    """Rows of q, padding included."""
+    kv_heads: int
+    group: int
+    """Query heads for each KV head."""
+    head_dim: int
+    page_size: int
+    pages_per_seq: int
+    q_rows: int
+    """Rows in a block of queries: 1 for decode, else a multiple of 16."""
+    kv_pages: int
+    """Pages in a block of keys."""
+    buffers: int
+    """Blocks of keys in VMEM: one in use, the others on their way."""
+    q_dtype: np.dtype
+    kv_dtype: np.dtype
+
+    @property
+    def q_blocks(self) -> int:
+        """Blocks of query rows."""
+        return cdiv(self.tokens, self.q_rows)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the left operand for one KV head: its query heads times the block's rows, in whole registers."""
+        return round_up(self.group * self.q_rows, SUBLANES)
+
+    @property
+    def block_tokens(self) -> int:
+        """Keys in a block."""
+        return self.kv_pages * self.page_size
+
+    @property
+    def kv_lanes(self) -> int:
+        """Lanes of `K‖V`."""
+        return 2 * self.head_dim
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of q and of the output: a head's, or a whole register's where K and V share one."""
+        return max(self.head_dim, LANES)
+
+    @property
+    def shares_lanes(self) -> bool:
+        """Whether K and V lie in one register (head_dim 64), so that neither is ever cut out: q is padded with zeros
+        over V's lanes, and of `p (K‖V)` the right half is the output."""
+        return self.kv_lanes == LANES
+
+    @property
+    def compute_dtype(self) -> np.dtype:
+        """Type of the operands of both products."""
+        return jnp.promote_types(self.q_dtype, self.kv_dtype)
+
+    @property
+    def lse_rows(self) -> int:
+        """Rows of all heads in one block, in whole registers' widths."""
+        return round_up(self.kv_heads * self.rows, LANES)
+
+    @property
+    def table_chunks(self) -> int:
+        """Rows of the table's copy that cover any block's page ids, wherever the block starts."""
+        # Blocks start at multiples of kv_pages, unless a window makes them start at any page.
+        step = int(np.gcd(self.kv_pages, LANES)) if self.spec.sliding_window is None else 1
+        return cdiv(LANES - step + self.kv_pages, LANES)

@@ -1,0 +1,235 @@
+"""The kernel's copies between HBM and the core: pages, page ids, query rows, output rows.
+
+Blocks of pages stream through `buffers` slots of VMEM in the order in which they are attended, whatever tile they
+belong to, so the next sequence's pages are on their way while this one's are attended:
+
+    step          0        1        2        3
+    page ids   0 1|      2 |      3 |      4 |            one step ahead of the pages
+    pages      0 .|. 1 . .|. 2 . .|. 3 . .|               buffers - 1 steps ahead of use
+    attend        |   0    |   1    |   2    |
+
+Every slot has a semaphore of its own: a wait for one block cannot be satisfied by another's copies.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from paged_kernels.attention.tpu.config import LANES, Config
+from paged_kernels.attention.tpu.schedule import Tiles, visible_keys
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """One block of pages in the order of attending."""
+
+    step: jax.Array
+    """How many blocks come before it."""
+    tile: jax.Array
+    """Its tile; the number of tiles when there is no such block."""
+    page: jax.Array
+    """Index in the sequence's page list of its first page."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PageBuffers:
+    """Memory of the page copies."""
+
+    kv: jax.Ref  # [buffers, kv_heads, block_tokens, kv_lanes]
+    kv_arrived: jax.Ref  # semaphores [buffers]
+    ids: jax.Ref  # SMEM [2, table_chunks, 1, 128]
+    ids_arrived: jax.Ref  # semaphores [2]
+
+    @classmethod
+    def shapes(cls, c: Config) -> "PageBuffers":
+        """What to allocate."""
+        return cls(
+            kv=pltpu.VMEM((c.buffers, c.kv_heads, c.block_tokens, c.kv_lanes), c.kv_dtype),
+            kv_arrived=pltpu.SemaphoreType.DMA((c.buffers,)),
+            ids=pltpu.SMEM((2, c.table_chunks, 1, LANES), jnp.int32),
+            ids_arrived=pltpu.SemaphoreType.DMA((2,)),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PageStream:
+    """Blocks of pages on their way from HBM into VMEM.
+
+    Every row of a slot is finite at all times: zero, or the key and value of some token. A row that is not fetched
+    may thus be multiplied by a weight of zero.
+    """
+
+    config: Config
+    tiles: Tiles
+    table: jax.Ref  # HBM [seqs, table_rows, 1, 128]
+    pages: jax.Ref  # HBM [pages, kv_heads, page_size, kv_lanes]
+    buffers: PageBuffers
+
+    def begin(self) -> tuple[Cursor, Cursor]:
+        """Start the first `buffers - 1` blocks. The first block's cursor, and that of the first not yet started."""
+        zero = jnp.int32(0)
+        first = Cursor(step=zero, tile=zero, page=self.tiles.first_page[0])
+        self._start_ids(first)
+        for slot in range(self.config.buffers):
+            self.buffers.kv[slot] = jnp.zeros_like(self.buffers.kv[slot])
+        ahead = first
+        for _ in range(self.config.buffers - 1):
+            ahead = self.start(ahead)
+        return first, ahead
+
+    def start(self, at: Cursor) -> Cursor:
+        """Start the copies of block `at`, if there is one, and of the page ids of the block after it, whose cursor
+        is returned."""
+        after = self.advance(at)
+
+        @pl.when(at.tile < self._num_tiles())
+        def _():
+            self._ids_copy(at).wait()
+            jax.lax.fori_loop(0, self._count(at), lambda i, _: self._page_copy(at, i).start(), None)
+            self._start_ids(after)
+
+        return after
+
+    def wait(self, at: Cursor) -> None:
+        """Wait until block `at` is in its slot, and zero the slots of its pages that are not to be read."""
+        jax.lax.fori_loop(0, self._count(at), lambda i, _: self._page_copy(at, i).wait(), None)
+        self._clean(at)
+
+    def slot(self, at: Cursor) -> jax.Array:
+        """The buffer that block `at` is in."""
+        return at.step % self.config.buffers
+
+    def advance(self, at: Cursor) -> Cursor:
+        """The block after `at`."""
+        page = at.page + self.config.kv_pages
+        done = page >= self.tiles.end_page[at.tile]
+        tile = jnp.minimum(at.tile + done.astype(jnp.int32), self._num_tiles())
+        return Cursor(step=at.step + 1, tile=tile, page=jnp.where(done, self.tiles.first_page[tile], page))
+
+    def _num_tiles(self) -> jax.Array:
+        return self.tiles.block_starts[self.config.q_blocks]
+
+    def _count(self, at: Cursor) -> jax.Array:
+        return jnp.minimum(self.tiles.end_page[at.tile] - at.page, self.config.kv_pages)
+
+    def _start_ids(self, at: Cursor) -> None:
+        @pl.when(at.tile < self._num_tiles())
+        def _():
+            self._ids_copy(at).start()
+
+    def _ids_copy(self, at: Cursor):
+        rows = pl.ds(at.page // LANES, self.config.table_chunks)
+        slot = at.step % 2
+        source = self.table.at[self.tiles.seq[at.tile], rows]
+        return pltpu.make_async_copy(source, self.buffers.ids.at[slot], self.buffers.ids_arrived.at[slot])
+
+    def _page_copy(self, at: Cursor, i):
+        entry = at.page % LANES + i
+        page_id = self.buffers.ids[at.step % 2, entry // LANES, 0, entry % LANES]
+        slot = self.slot(at)
+        return pltpu.make_async_copy(
+            self.pages.at[page_id], self.buffers.kv.at[slot, :, self._rows(i)], self.buffers.kv_arrived.at[slot]
+        )
+
+    def _rows(self, i):
+        size = self.config.page_size
+        return pl.ds(pl.multiple_of(i * size, size), size)
+
+    def _clean(self, at: Cursor) -> None:
+        tiles, size = self.tiles, self.config.page_size
+        kv_len, position = tiles.kv_len[at.tile], tiles.position[at.tile]
+        first_key, _ = visible_keys(self.config.spec, position + tiles.row_lo[at.tile], position, kv_len)
+        last_page = kv_len // size  # where the sequence ends inside a page, that page
+        ends_inside = (kv_len % size != 0) & (last_page >= at.page) & (last_page < at.page + self._count(at))
+
+        @pl.when(ends_inside)
+        def _():
+            self._zero_slots(at, last_page - at.page, 0, kv_len - last_page * size)
+
+        if self.config.spec.sliding_window is not None:
+
+            @pl.when((first_key % size != 0) & (first_key // size == at.page))
+            def _():
+                self._zero_slots(at, 0, first_key % size, size)
+
+    def _zero_slots(self, at: Cursor, i, lo, hi) -> None:
+        """Keep only the slots `lo` up to `hi` (exclusive) of page `i` of the block."""
+        page = self.buffers.kv.at[self.slot(at), :, self._rows(i)]
+        rows = page[...].astype(jnp.float32)
+        slot = jax.lax.broadcasted_iota(jnp.int32, rows.shape, 1)
+        page[...] = jnp.where((slot >= lo) & (slot < hi), rows, 0).astype(page.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowBuffers:
+    """Memory of the copies of query, output and log-sum-exp rows; two slots each."""
+
+    q: jax.Ref  # [2, kv_heads, rows, lanes]
+    out: jax.Ref  # [2, kv_heads, rows, lanes]
+    lse: jax.Ref  # [2, lse_rows / 128, 128]
+    arrived: jax.Ref  # semaphores [2], of q
+    left: jax.Ref  # semaphores [2, 2], of out and lse
+
+    @classmethod
+    def shapes(cls, c: Config) -> "RowBuffers":
+        """What to allocate."""
+        rows = (2, c.kv_heads, c.rows, c.lanes)
+        return cls(
+            q=pltpu.VMEM(rows, c.compute_dtype),
+            out=pltpu.VMEM(rows, c.q_dtype),
+            lse=pltpu.VMEM((2, c.lse_rows // LANES, LANES), jnp.float32),
+            arrived=pltpu.SemaphoreType.DMA((2,)),
+            left=pltpu.SemaphoreType.DMA((2, 2)),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowStream:
+    """Blocks of query rows on their way in, of output rows on their way out; block `b` uses slot `b % 2`."""
+
+    config: Config
+    q: jax.Ref  # HBM [q_blocks, kv_heads, rows, lanes]
+    out: jax.Ref  # HBM [q_blocks, kv_heads, rows, lanes]
+    lse: jax.Ref  # HBM [q_blocks, lse_rows / 128, 128]
+    buffers: RowBuffers
+
+    def start_q(self, block) -> None:
+        """Start the copy of a block of query rows, if there is one."""
+
+        @pl.when(block < self.config.q_blocks)
+        def _():
+            self._q_copy(block).start()
+
+    def wait_q(self, block) -> None:
+        """Wait until a block of query rows is in its slot."""
+        self._q_copy(block).wait()
+
+    def start_out(self, block) -> None:
+        """Start the copy of a finished block."""
+        for copy in self._out_copies(block):
+            copy.start()
+
+    def wait_out(self, block) -> None:
+        """Wait until a block has left its slot, if there is one."""
+
+        @pl.when(block >= 0)
+        def _():
+            for copy in self._out_copies(block):
+                copy.wait()
+
+    def _q_copy(self, block):
+        slot = block % 2
+        return pltpu.make_async_copy(self.q.at[block], self.buffers.q.at[slot], self.buffers.arrived.at[slot])
+
+    def _out_copies(self, block):
+        slot, b = block % 2, self.buffers
+        return (
+            pltpu.make_async_copy(b.out.at[slot], self.out.at[block], b.left.at[slot, 0]),
+            pltpu.make_async_copy(b.lse.at[slot], self.lse.at[block], b.left.at[slot, 1]),
+        )

@@ -1,0 +1,120 @@
+"""Which query rows meet which pages, as integers: the work of a batch, cut in tiles.
+
+Query rows are cut in blocks of `q_rows`, on a fixed grid from row 0. A *tile* is the part of one block that belongs
+to one sequence:
+
+    rows    | seq 0   | seq 1                           | seq 2 |
+    blocks  |         0         |         1         |         2         |
+    tiles   | tile 0  | tile 1  |      tile 2       | 3   | tile 4 |
+
+A tile knows the pages that any of its rows can see; only those are fetched. Everything here is plain XLA on small
+arrays, so the kernel's loops have nothing to decide.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int32
+
+from paged_kernels.batch import RaggedBatch
+from paged_kernels.spec import AttentionSpec
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """The tiles of a batch in row order, one more entry than there can be tiles; entries not in use are zero.
+
+    In the kernel these are references to scalar memory.
+    """
+
+    block_starts: Int32[Array, " q_blocks_plus_1"]
+    """The first tile of each block of rows, and after the last block the number of tiles."""
+    seq: Int32[Array, " tiles"]
+    """The tile's sequence."""
+    kv_len: Int32[Array, " tiles"]
+    """Tokens of that sequence."""
+    row_lo: Int32[Array, " tiles"]
+    """First row of the tile, counted from its block's first row."""
+    row_hi: Int32[Array, " tiles"]
+    """One past its last row."""
+    position: Int32[Array, " tiles"]
+    """Position in the sequence of the *block's* first row, so that row `r` stands at `position + r`."""
+    first_page: Int32[Array, " tiles"]
+    """Index in the sequence's page list of the first page that a row of the tile sees."""
+    end_page: Int32[Array, " tiles"]
+    """One past the last such page; greater than `first_page`."""
+
+
+def max_tiles(tokens: int, seqs: int, q_rows: int) -> int:
+    """The most tiles that a batch can have: each starts a block or a sequence, and has a row."""
+    return min(tokens, -(-tokens // q_rows) + seqs)
+
+
+def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: int, page_size: int) -> Tiles:
+    """The tiles of a batch; gaps, padding and rows before position 0 have none."""
+    end = jnp.minimum(batch.cu_q_lens[1:], tokens)
+    in_use = (jnp.arange(batch.seqs) < batch.num_seqs) & (batch.kv_lens > 0)
+    start = jnp.maximum(batch.cu_q_lens[:-1], end - batch.kv_lens)  # rows before position 0 are no tokens
+    has_rows = in_use & (start < end)
+    first_block = start // q_rows
+    tiles_of_seq = jnp.where(has_rows, (end - 1) // q_rows + 1 - first_block, 0)
+    tile_ends = jnp.cumsum(tiles_of_seq)
+
+    tile = jnp.arange(max_tiles(tokens, batch.seqs, q_rows) + 1)
+    seq = jnp.sum(tile_ends[None] <= tile[:, None], axis=1)
+    valid = seq < batch.seqs
+    seq = jnp.where(valid, seq, 0)
+    block = first_block[seq] + tile - (tile_ends - tiles_of_seq)[seq]
+    row_lo = jnp.maximum(start[seq] - block * q_rows, 0)
+    row_hi = jnp.minimum(end[seq] - block * q_rows, q_rows)
+    kv_len = batch.kv_lens[seq]
+    position = kv_len - end[seq] + block * q_rows
+    first_key, end_key = visible_keys(spec, position + row_lo, position + row_hi, kv_len)
+    end_page = jnp.minimum(-(-end_key // page_size), batch.pages_per_seq)
+
+    q_blocks = -(-tokens // q_rows)
+    block = jnp.where(valid, block, q_blocks)
+    block_starts = jnp.sum(block[None] < jnp.arange(q_blocks + 1)[:, None], axis=1)
+
+    def used(values):
+        return jnp.where(valid, values, 0).astype(jnp.int32)
+
+    return Tiles(
+        block_starts=block_starts.astype(jnp.int32),
+        seq=used(seq),
+        kv_len=used(kv_len),
+        row_lo=used(row_lo),
+        row_hi=used(row_hi),
+        position=used(position),
+        first_page=used(first_key // page_size),
+        end_page=used(end_page),
+    )
+
+
+def visible_keys(spec: AttentionSpec, t_lo, t_hi, kv_len):
+    """The range of positions that hold every key visible to queries at positions `t_lo` up to `t_hi` (exclusive)."""
+    first = 0 * t_lo if spec.sliding_window is None else jnp.maximum(t_lo - spec.sliding_window + 1, 0)
+    end = jnp.minimum(kv_len, t_hi) if spec.causal else kv_len
+    return first, end
+
+
+def fully_visible(spec: AttentionSpec, t_lo, t_hi, kv_len, p_lo, p_hi):
+    """Whether queries at positions `t_lo` up to `t_hi` all see all keys at `p_lo` up to `p_hi` (both exclusive)."""
+    sees = p_hi <= kv_len
+    if spec.causal:
+        sees &= p_hi <= t_lo + 1
+    if spec.sliding_window is not None:
+        sees &= t_hi - 1 - p_lo < spec.sliding_window
+    return sees
+
+
+def visible(spec: AttentionSpec, t, p, kv_len):
+    """Whether a query at position `t` sees the key at position `p`, elementwise."""
+    sees = p < kv_len
+    if spec.causal:
+        sees &= p <= t
+    if spec.sliding_window is not None:
+        sees &= t - p < spec.sliding_window
+    return sees

@@ -1,0 +1,88 @@
+"""One step of the online softmax, on arrays: the arithmetic of the kernel, with no memory and no loops.
+
+With logits `s = cap(scale q . k)` taken to base 2, `x = s log2(e)`, a row keeps over the keys seen so far
+
+    m = max x        l = sum 2^(x - m)        acc = sum 2^(x - m) v
+
+so that the output is `acc / l` and the log-sum-exp `(m + log2 l) ln 2`. Base 2 is what the hardware raises, and the
+factor `log2(e)` joins the scale.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+LOG2_E = math.log2(math.e)
+MASKED = -1e30
+"""The logit of a key that is not visible. Finite, so that a row with no visible key so far stays finite: what it has
+gathered is forgotten (times `2^(MASKED - m) = 0`) when its first visible key comes."""
+
+
+class State(NamedTuple):
+    """What a row keeps between blocks of keys."""
+
+    m: Float[Array, "rows 1"]
+    l: Float[Array, "rows 1"]  # noqa: E741 -- the papers' name
+    acc: Float[Array, "rows lanes"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logits:
+    """How a product `q . k` becomes a logit to base 2."""
+
+    scale: float
+    soft_cap: float | None
+
+    def __call__(self, qk: Float[Array, "rows keys"]) -> Float[Array, "rows keys"]:
+        """The logits to base 2."""
+        if self.soft_cap is None:
+            return qk * (self.scale * LOG2_E)
+        return jnp.tanh(qk * (self.scale / self.soft_cap)) * (self.soft_cap * LOG2_E)
+
+
+def attend(
+    state: State,
+    q: Float[Array, "rows k_lanes"],
+    k: Float[Array, "keys k_lanes"],
+    v: Float[Array, "keys lanes"],
+    mask: Bool[Array, "rows keys"] | None,
+    logits: Logits,
+) -> State:
+    """The state after these keys as well; `mask` says which are visible, `None` that all are.
+
+    Accumulates in float32. Float32 operands are multiplied in full precision. Masked keys must be finite.
+    """
+    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+    qk = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), precision, jnp.float32)
+    x = logits(qk)
+    if mask is not None:
+        x = jnp.where(mask, x, MASKED)
+    m = jnp.maximum(state.m, jnp.max(x, axis=1, keepdims=True))
+    p = jnp.exp2(x - m)
+    shrink = jnp.exp2(state.m - m)
+    pv = jax.lax.dot_general(p.astype(v.dtype), v, (((1,), (0,)), ((), ())), precision, jnp.float32)
+    return State(m, state.l * shrink + jnp.sum(p, axis=1, keepdims=True), state.acc * shrink + pv)
+
+
+def output(state: State) -> Float[Array, "rows lanes"]:
+    """The attention output of each row."""
+    return state.acc / state.l
+
+
+def log_sum_exp(state: State) -> Float[Array, "rows 1"]:
+    """The natural log of the sum of the exponentials of each row's logits."""
+    return (state.m + jnp.log2(state.l)) * (1 / LOG2_E)
+
+
+def pack_lanes(column: Float[Array, "rows 128"]) -> Float[Array, "rows_over_128 128"]:
+    """One value a row, repeated along lanes, as a dense array: row `r` goes to `[r // 128, r % 128]`.
+
+    (A transpose by selection: each value keeps the one lane that is its place, and rows are then added up.)
+    """
+    stacked = column.reshape(-1, 128, 128)
+    row, lane = (jax.lax.broadcasted_iota(jnp.int32, stacked.shape, axis) for axis in (1, 2))
+    return jnp.sum(jnp.where(row == lane, stacked, 0), axis=1)
