@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,15 +100,12 @@ class BatchShapes:
             ValueError: too many sequences, tokens or pages for the shapes; a length or page id that makes no sense;
                 or a page that two sequences would write.
         """
-        q_lens = np.fromiter((s.q_len for s in sequences), np.int32, len(sequences))
-        kv_lens = np.fromiter((s.kv_len for s in sequences), np.int32, len(sequences))
-        held = np.fromiter((len(s.page_ids) for s in sequences), np.int32, len(sequences))
-        used = -(-kv_lens // page_size)
-        shape = self._shape_for(q_lens)
-        self._check_lengths(q_lens, kv_lens, held, used, page_size)
+        lengths = _Lengths.of(sequences, page_size)
+        shape = self._shape_for(lengths.q)
+        lengths.check(self.pages_per_seq, page_size)
         arrays = _Arrays.empty(self, shape)
-        arrays.fill(sequences, q_lens, kv_lens, used)
-        _check_pages(arrays.page_table, q_lens, kv_lens, used, num_pages, page_size)
+        arrays.fill(sequences, lengths)
+        _check_pages(arrays.page_table, lengths, num_pages, page_size)
         return _to_device(arrays, shape)
 
     def _shape_for(self, q_lens: np.ndarray) -> StepShape:
@@ -125,29 +122,46 @@ class BatchShapes:
         tokens = next(size for size in self.tokens if size >= total)
         return StepShape(tokens, tokens)
 
-    def _check_lengths(
-        self, q_lens: np.ndarray, kv_lens: np.ndarray, held: np.ndarray, used: np.ndarray, page_size: int
-    ) -> None:
-        if (at := _first(q_lens < 1)) is not None:
-            raise ValueError(f"sequence {at} has q_len={q_lens[at]}; it must be at least 1, or leave the sequence out")
-        if (at := _first(kv_lens < q_lens)) is not None:
+
+class _Lengths(NamedTuple):
+    """What the sequences of a step ask for, an entry each."""
+
+    q: np.ndarray
+    kv: np.ndarray
+    held: np.ndarray  # pages that a sequence brings
+    used: np.ndarray  # pages that its tokens take
+
+    @classmethod
+    def of(cls, sequences: Sequence[ScheduledSequence], page_size: int) -> "_Lengths":
+        n = len(sequences)
+        kv = np.fromiter((s.kv_len for s in sequences), np.int32, n)
+        return cls(
+            q=np.fromiter((s.q_len for s in sequences), np.int32, n),
+            kv=kv,
+            held=np.fromiter((len(s.page_ids) for s in sequences), np.int32, n),
+            used=-(-kv // page_size),
+        )
+
+    def check(self, pages_per_seq: int, page_size: int) -> None:
+        if (at := _first(self.q < 1)) is not None:
+            raise ValueError(f"sequence {at} has q_len={self.q[at]}; it must be at least 1, or leave the sequence out")
+        if (at := _first(self.kv < self.q)) is not None:
             raise ValueError(
-                f"sequence {at} has kv_len={kv_lens[at]}; it must count this step's q_len={q_lens[at]} tokens too"
+                f"sequence {at} has kv_len={self.kv[at]}; it must count this step's q_len={self.q[at]} tokens too"
             )
-        if (at := _first(used > self.pages_per_seq)) is not None:
+        if (at := _first(self.used > pages_per_seq)) is not None:
             raise ValueError(
-                f"sequence {at} with kv_len={kv_lens[at]} needs {used[at]} pages of {page_size}, more than "
-                f"pages_per_seq={self.pages_per_seq}; end it, or raise pages_per_seq"
+                f"sequence {at} with kv_len={self.kv[at]} needs {self.used[at]} pages of {page_size}, more than "
+                f"pages_per_seq={pages_per_seq}; end it, or raise pages_per_seq"
             )
-        if (at := _first(used > held)) is not None:
+        if (at := _first(self.used > self.held)) is not None:
             raise ValueError(
-                f"sequence {at} with kv_len={kv_lens[at]} needs {used[at]} pages of {page_size}, but has {held[at]}; "
-                "allocate more before it is scheduled"
+                f"sequence {at} with kv_len={self.kv[at]} needs {self.used[at]} pages of {page_size}, but has "
+                f"{self.held[at]}; allocate more before it is scheduled"
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Arrays:
+class _Arrays(NamedTuple):
     """A step's arrays on the host."""
 
     page_table: np.ndarray
@@ -168,30 +182,26 @@ class _Arrays:
             last_rows=np.zeros(shapes.seqs, np.int32),
         )
 
-    def fill(
-        self, sequences: Sequence[ScheduledSequence], q_lens: np.ndarray, kv_lens: np.ndarray, used: np.ndarray
-    ) -> None:
-        """Write the sequences into the first rows of each array; lengths have been checked."""
+    def fill(self, sequences: Sequence[ScheduledSequence], lengths: _Lengths) -> None:
+        """Write the sequences into the first rows of each array; their lengths have been checked."""
         n = len(sequences)
-        ends = np.cumsum(q_lens, dtype=np.int32)
+        ends = np.cumsum(lengths.q, dtype=np.int32)
         total = int(ends[-1]) if n else 0
         self.num_seqs[...] = n
-        self.kv_lens[:n] = kv_lens
+        self.kv_lens[:n] = lengths.kv
         self.cu_q_lens[1 : n + 1] = ends
         self.cu_q_lens[n + 1 :] = total
         self.last_rows[:n] = ends - 1
-        self.positions[:total] = np.repeat(kv_lens - ends, q_lens) + np.arange(total, dtype=np.int32)
-        for row, sequence, count in zip(self.page_table, sequences, used.tolist(), strict=False):
-            row[:count] = sequence.page_ids[:count]
+        self.positions[:total] = np.repeat(lengths.kv - ends, lengths.q) + np.arange(total, dtype=np.int32)
+        for row, sequence, used in zip(self.page_table, sequences, lengths.used.tolist(), strict=False):
+            row[:used] = sequence.page_ids[:used]
 
 
-def _check_pages(
-    table: np.ndarray, q_lens: np.ndarray, kv_lens: np.ndarray, used: np.ndarray, num_pages: int, page_size: int
-) -> None:
+def _check_pages(table: np.ndarray, lengths: _Lengths, num_pages: int, page_size: int) -> None:
     """Refuse page ids outside the pool, and pages that two sequences (or one twice) would write this step."""
-    table = table[: len(used)]
+    table = table[: len(lengths.used)]
     page_index = np.arange(table.shape[1])
-    in_use = page_index < used[:, None]
+    in_use = page_index < lengths.used[:, None]
     outside = in_use & ((table < 1) | (table >= num_pages))
     if outside.any():
         at, index = np.argwhere(outside)[0]
@@ -199,13 +209,12 @@ def _check_pages(
             f"sequence {at} has page_ids[{index}]={table[at, index]}; it must lie in 1..{num_pages - 1} "
             "(page 0 is the null page)"
         )
-    first_written = (kv_lens - q_lens) // page_size
-    written = table[in_use & (page_index >= first_written[:, None])]
-    counts = np.bincount(written, minlength=1)
-    if (counts > 1).any():
+    first_written = (lengths.kv - lengths.q) // page_size
+    writes = np.bincount(table[in_use & (page_index >= first_written[:, None])], minlength=1)
+    if writes.max() > 1:
         raise ValueError(
-            f"page {int(counts.argmax())} would be written {counts.max()} times in one step; shared pages are read "
-            "only, so give each sequence a page of its own for its new tokens"
+            f"page {writes.argmax()} would be written {writes.max()} times in one step; shared pages are read only, "
+            "so give each sequence a page of its own for its new tokens"
         )
 
 
@@ -215,14 +224,15 @@ def _first(wrong: np.ndarray) -> int | None:
 
 
 def _to_device(arrays: _Arrays, shape: StepShape) -> StepBatch:
+    placed: Any = jax.device_put(arrays)
     batch = RaggedBatch(
-        page_table=arrays.page_table,
-        kv_lens=arrays.kv_lens,
-        cu_q_lens=arrays.cu_q_lens,
-        num_seqs=arrays.num_seqs,
+        page_table=placed.page_table,
+        kv_lens=placed.kv_lens,
+        cu_q_lens=placed.cu_q_lens,
+        num_seqs=placed.num_seqs,
         max_q_len=shape.max_q_len,
     )
-    return jax.device_put(StepBatch(batch, arrays.positions, arrays.last_rows))
+    return StepBatch(batch, placed.positions, placed.last_rows)
 
 
 def stack_batches(batches: Sequence[RaggedBatch]) -> RaggedBatch:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ class CacheConfig:
         return self.num_pages
 
     @classmethod
-    def create(
+    def create(  # noqa: PLR0917 - the seed's signature
         cls,
         mesh: Mesh | None,
         batch_size: int,
@@ -191,7 +191,7 @@ def _fitting_pages(
     return pages if most is None else min(pages, most)
 
 
-def _devices(mesh: Mesh | None) -> list[jax.Device]:
+def _devices(mesh: Mesh | None) -> list[Any]:
     """This process's devices of the mesh; the default one without a mesh."""
     return jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)
 

@@ -1,10 +1,12 @@
 """The seed's description of a step, and its meaning as a ragged batch."""
 
 import dataclasses
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int32
 from paged_kernels import RaggedBatch
 
@@ -48,7 +50,7 @@ class PagedAttentionMetadata:
         """
         if self.is_decode_mode():
             raise ValueError(
-                "metadata has no prefill part: prefill_length is None; give it with its position and table"
+                "metadata has no prefill part: prefill_length is None; give it, its position and its table"
             )
         return dataclasses.replace(self, decodes_position=None, decodes_page_table=None)
 
@@ -59,7 +61,7 @@ class PagedAttentionMetadata:
             ValueError: there are none.
         """
         if self.is_prefill_mode():
-            raise ValueError("metadata has no decode part: decodes_position is None; give it with its page table")
+            raise ValueError("metadata has no decode part: decodes_position is None; give it and its page table")
         return dataclasses.replace(self, prefill_length=None, prefill_position=None, prefill_page_table=None)
 
     @property
@@ -69,14 +71,10 @@ class PagedAttentionMetadata:
         Raises:
             ValueError: there is no prefill part, or it is malformed.
         """
-        part = self.prefill_part()
-        _check(part)
-        return jnp.maximum(part._chunk_tokens() - 1, 0)
-
-    @property
-    def decode_rows_start(self) -> int:
-        """Row of decode slot 0: the chunk's size, 0 in decode mode."""
-        return 0 if self.prefill_position is None else self.prefill_position.shape[0]
+        chunk = self._chunk()
+        if chunk is None:
+            raise ValueError("metadata has no prefill part, so no newest row; decode slots have one row each")
+        return jnp.maximum(chunk.tokens() - 1, 0)
 
     def to_ragged_batch(self) -> RaggedBatch:
         """The step as a `RaggedBatch`: the chunk, a gap for its padding (only if decodes follow), then each slot.
@@ -88,115 +86,138 @@ class PagedAttentionMetadata:
             ValueError: a part is incomplete or of the wrong shape or dtype, or (in eager code, where values are
                 known) a position or length makes no sense.
         """
-        _check(self)
-        if self.is_decode_mode():
-            return self._decode_batch()
-        if self.is_prefill_mode():
-            return self._prefill_batch()
-        return _join(self._prefill_batch(), self._decode_batch(), chunk=self.decode_rows_start)
+        chunk, decodes = self._chunk(), self._decodes()
+        if chunk is not None and decodes is not None:
+            return _join(chunk.batch(), decodes.batch(), chunk.rows)
+        part = chunk or decodes
+        if part is None:
+            raise ValueError("metadata has neither a prefill nor a decode part; give at least one")
+        return part.batch()
 
-    def _chunk_tokens(self) -> Int32[Array, ""]:
-        return jnp.clip(self.prefill_length - self.prefill_position[0], 0, self.prefill_position.shape[0])
+    # Parts are checked when they are used and not in __post_init__, which unflattening a pytree runs too, with leaves
+    # that need not be arrays.
 
-    def _prefill_batch(self) -> RaggedBatch:
-        n = self._chunk_tokens()
-        kv_len = jnp.where(n > 0, self.prefill_position[0] + n, 0)
-        return RaggedBatch(
-            page_table=jnp.asarray(self.prefill_page_table)[None],
-            kv_lens=kv_len[None],
-            cu_q_lens=jnp.stack([jnp.zeros_like(n), n]),
-            num_seqs=jnp.int32(1),
-            max_q_len=self.prefill_position.shape[0],
+    def _chunk(self) -> "_Chunk | None":
+        return _checked(
+            _Chunk, {name: getattr(self, name) for name in ("prefill_length", "prefill_position", "prefill_page_table")}
         )
 
-    def _decode_batch(self) -> RaggedBatch:
-        seqs = self.decodes_position.shape[0]
+    def _decodes(self) -> "_Decodes | None":
+        return _checked(_Decodes, {name: getattr(self, name) for name in ("decodes_position", "decodes_page_table")})
+
+
+class _Chunk(NamedTuple):
+    """The prefill part, complete."""
+
+    length: Int32[Array, ""]
+    positions: Int32[Array, " chunk"]
+    table: Int32[Array, " pages_per_seq"]
+
+    NDIMS = (0, 1, 1)  # not annotated, so no field
+
+    @property
+    def rows(self) -> int:
+        return self.positions.shape[0]
+
+    def tokens(self) -> Int32[Array, ""]:
+        """How many of the rows are tokens: `n` of the metadata's docstring."""
+        return jnp.clip(self.length - self.positions[0], 0, self.rows)
+
+    def batch(self) -> RaggedBatch:
+        n = self.tokens()
         return RaggedBatch(
-            page_table=jnp.asarray(self.decodes_page_table),
-            kv_lens=jnp.maximum(self.decodes_position + 1, 0),
+            page_table=jnp.asarray(self.table)[None],
+            kv_lens=jnp.where(n > 0, self.positions[0] + n, 0)[None],
+            cu_q_lens=jnp.stack([jnp.zeros_like(n), n]),
+            num_seqs=jnp.int32(1),
+            max_q_len=self.rows,
+        )
+
+    def check_shapes(self) -> None:
+        if self.rows == 0:
+            raise ValueError("prefill_position is empty; a chunk has at least 1 row")
+
+    def check_values(self) -> None:
+        start, length = int(self.positions[0]), int(self.length)
+        if start < 0:
+            raise ValueError(f"prefill_position[0]={start} must not be negative")
+        if not start <= length <= start + self.rows:
+            raise ValueError(
+                f"prefill_length={length} must lie in {start}..{start + self.rows}: it counts the tokens up to and "
+                f"including this chunk of {self.rows} rows, which starts at position {start}"
+            )
+        if (np.asarray(self.positions)[: length - start] != np.arange(start, length)).any():
+            raise ValueError(f"prefill_position must be consecutive over the chunk's tokens: {start}..{length - 1}")
+
+
+class _Decodes(NamedTuple):
+    """The decode part, complete."""
+
+    positions: Int32[Array, " seqs"]
+    table: Int32[Array, "seqs pages_per_seq"]
+
+    NDIMS = (1, 2)
+
+    def batch(self) -> RaggedBatch:
+        seqs = self.positions.shape[0]
+        return RaggedBatch(
+            page_table=jnp.asarray(self.table),
+            kv_lens=jnp.maximum(self.positions + 1, 0),
             cu_q_lens=jnp.arange(seqs + 1, dtype=jnp.int32),
             num_seqs=jnp.int32(seqs),
             max_q_len=1,
         )
 
+    def check_shapes(self) -> None:
+        if self.table.shape[0] != self.positions.shape[0]:
+            raise ValueError(
+                f"decodes_page_table has {self.table.shape[0]} rows, but decodes_position has "
+                f"{self.positions.shape[0]} slots; they must be equal"
+            )
 
-def _join(prefill: RaggedBatch, decodes: RaggedBatch, chunk: int) -> RaggedBatch:
+    def check_values(self) -> None:
+        positions = np.asarray(self.positions)
+        if positions.size and positions.min() < -1:
+            slot = positions.argmin()
+            raise ValueError(f"decodes_position[{slot}]={positions[slot]} must be a position, or -1 for an idle slot")
+
+
+Part = TypeVar("Part", _Chunk, _Decodes)
+
+
+def _checked(kind: type[Part], fields: dict[str, Array | None]) -> Part | None:
+    """The part, `None` if all of it is absent. Values are checked where they are known."""
+    arrays = [array for array in fields.values() if array is not None]
+    if not arrays:
+        return None
+    if len(arrays) < len(fields):
+        missing = [name for name, array in fields.items() if array is None]
+        raise ValueError(f"{', '.join(missing)} must be given too: a part needs all of {', '.join(fields)}")
+    for name, array, ndim in zip(fields, arrays, kind.NDIMS, strict=True):
+        if jnp.ndim(array) != ndim or jnp.result_type(array) != np.int32:
+            raise ValueError(
+                f"{name} is {jnp.result_type(array)}{list(jnp.shape(array))}; it must be int32 with {ndim} axes"
+            )
+    part = kind(*arrays)
+    part.check_shapes()
+    if not any(isinstance(array, Tracer) for array in arrays):
+        part.check_values()
+    return part
+
+
+def _join(chunk: RaggedBatch, decodes: RaggedBatch, chunk_rows: int) -> RaggedBatch:
     """Both batches as one, with a gap sequence over the chunk's padding rows between them."""
-    width = max(prefill.pages_per_seq, decodes.pages_per_seq)
-    gap_table = jnp.zeros((1, width), jnp.int32)
-    gap_len = jnp.zeros(1, jnp.int32)
+    width = max(chunk.pages_per_seq, decodes.pages_per_seq)
+    tables = [chunk.page_table, jnp.zeros((1, width), jnp.int32), decodes.page_table]
     return RaggedBatch(
-        page_table=jnp.concatenate([_widen(prefill.page_table, width), gap_table, _widen(decodes.page_table, width)]),
-        kv_lens=jnp.concatenate([prefill.kv_lens, gap_len, decodes.kv_lens]),
-        cu_q_lens=jnp.concatenate([prefill.cu_q_lens, chunk + decodes.cu_q_lens]),
+        page_table=jnp.concatenate([_widen(table, width) for table in tables]),
+        kv_lens=jnp.concatenate([chunk.kv_lens, jnp.zeros(1, jnp.int32), decodes.kv_lens]),
+        cu_q_lens=jnp.concatenate([chunk.cu_q_lens, chunk_rows + decodes.cu_q_lens]),
         num_seqs=jnp.int32(2 + decodes.seqs),
-        max_q_len=chunk,
+        max_q_len=chunk_rows,
     )
 
 
 def _widen(table: Array, width: int) -> Array:
     """`table` with null pages on its right, up to `width`."""
     return jnp.pad(table, ((0, 0), (0, width - table.shape[1])))
-
-
-_PARTS = {
-    "prefill": {"prefill_length": 0, "prefill_position": 1, "prefill_page_table": 1},
-    "decode": {"decodes_position": 1, "decodes_page_table": 2},
-}
-"""Fields of each part, and how many axes each has."""
-
-
-def _check(metadata: PagedAttentionMetadata) -> None:
-    # Not in __post_init__: unflattening a pytree runs that with leaves that are no arrays.
-    for part, ndims in _PARTS.items():
-        _check_part(metadata, part, ndims)
-    if metadata.is_prefill_mode() and metadata.is_decode_mode():
-        raise ValueError("metadata has neither a prefill nor a decode part; give at least one")
-    if not metadata.is_prefill_mode():
-        _check_decodes(metadata)
-    if not metadata.is_decode_mode():
-        _check_prefill(metadata)
-
-
-def _check_part(metadata: PagedAttentionMetadata, part: str, ndims: dict[str, int]) -> None:
-    given = {name: getattr(metadata, name) for name in ndims}
-    missing = [name for name, array in given.items() if array is None]
-    if missing and len(missing) < len(given):
-        raise ValueError(f"the {part} part lacks {', '.join(missing)}; give all of {', '.join(ndims)}, or none")
-    for name, array in given.items():
-        if array is not None and (jnp.ndim(array) != ndims[name] or jnp.result_type(array) != np.int32):
-            raise ValueError(
-                f"{name} is {jnp.result_type(array)}{list(jnp.shape(array))}; it must be int32 with {ndims[name]} axes"
-            )
-
-
-def _check_decodes(metadata: PagedAttentionMetadata) -> None:
-    positions, table = metadata.decodes_position, metadata.decodes_page_table
-    if table.shape[0] != positions.shape[0]:
-        raise ValueError(
-            f"decodes_page_table has {table.shape[0]} rows, decodes_position {positions.shape[0]} slots; "
-            "they must be equal"
-        )
-    if not isinstance(positions, jax.core.Tracer) and (np.asarray(positions) < -1).any():
-        slot = int(np.argmin(positions))
-        raise ValueError(f"decodes_position[{slot}]={positions[slot]} must be a position, or -1 for an idle slot")
-
-
-def _check_prefill(metadata: PagedAttentionMetadata) -> None:
-    length, positions = metadata.prefill_length, metadata.prefill_position
-    chunk = positions.shape[0]
-    if chunk == 0:
-        raise ValueError("prefill_position is empty; a chunk has at least 1 row")
-    if isinstance(length, jax.core.Tracer) or isinstance(positions, jax.core.Tracer):
-        return
-    start, length = int(positions[0]), int(length)
-    if start < 0:
-        raise ValueError(f"prefill_position[0]={start} must not be negative")
-    if not start <= length <= start + chunk:
-        raise ValueError(
-            f"prefill_length={length} must lie in {start}..{start + chunk}: it counts the tokens up to and including "
-            f"this chunk of {chunk} rows, which starts at position {start}"
-        )
-    n = length - start
-    if (np.asarray(positions[:n]) != np.arange(start, length)).any():
-        raise ValueError(f"prefill_position must be consecutive over the chunk's {n} tokens: {start}..{length - 1}")

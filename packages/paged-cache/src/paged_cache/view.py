@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+from jax.core import Tracer
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 from paged_kernels import Backend, KVPages, RaggedBatch, check_batch, write_kv
@@ -146,7 +147,7 @@ class PagedAttentionCacheView:
 
     def _check_values_if_known(self, batch: RaggedBatch, tokens: int) -> None:
         """Refuse page ids and lengths that do not fit; under `shard_map` layer 1 sees traced values only."""
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch)):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(batch)):
             return
         num_pages, page_size = self.pages.num_pages // self.groups, self.pages.page_size
         batches = [batch] if self.data_axis is None else _unstack(batch, self.groups)
