@@ -70,9 +70,10 @@ class Engine:
             token_budget=self.config.token_budget,
         )
         self._shapes = BatchShapes(self.config.token_buckets, self.config.max_seqs, cache_config.pages_per_seq)
-        self._cache = PagedAttentionCache.init_cache(mesh, None, cache_config, None)
+        cache = PagedAttentionCache.init_cache(mesh, None, cache_config, None)
+        placed = jax.tree.map(lambda pages: pages.sharding, cache)
+        self._cache = jax.device_put(cache, placed)  # committed as a step's result is: else the next step compiles anew
         graph, self._weights = nnx.split(model)
-        placed = jax.tree.map(lambda pages: pages.sharding, self._cache)
         self._next_tokens = jax.jit(
             functools.partial(_next_tokens, graph), donate_argnames="cache", out_shardings=(None, placed)
         )
@@ -85,16 +86,23 @@ class Engine:
         config: EngineConfig | None = None,
         dtype: jax.typing.DTypeLike = jnp.float32,
         mesh: Mesh | None = None,
+        warm_up: bool = True,
     ) -> "Engine":
-        """An engine for the model and tokenizer of a Hugging Face directory or a GGUF file, warmed up.
+        """An engine for the model and tokenizer of a Hugging Face directory or a GGUF file; warmed up, if so asked.
 
         Raises:
             ValueError: the model cannot be converted; the message says why.
         """
         model = load_model(path, dtype=dtype, mesh=mesh)
         engine = cls(model, tokenizer=load_tokenizer(path), config=config, mesh=mesh)
-        engine.warm_up()
+        if warm_up:
+            engine.warm_up()
         return engine
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that requests can have."""
+        return self._pool.num_pages - 1
 
     @property
     def has_work(self) -> bool:
@@ -307,7 +315,7 @@ def _cache_config(config: EngineConfig, model: LlamaForCausalLM, mesh: Mesh | No
         num_kv_heads=model.config.num_key_value_heads,
         kv_head_dim_size=model.config.head_dim,
         num_pages=config.num_pages,
-        dtype=model.dtype,
+        dtype=model.embed.param_dtype,
     )
     if config.num_pages is not None:
         return fitting
