@@ -26,7 +26,13 @@ _SETTINGS = {
     "vocab_size": "vocab_size",
 }
 """What the keys `<architecture>.*` are called in a config.json. A key in neither this nor `_CHECKED` is refused."""
-_CHECKED = {"attention.value_length", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "expert_count"}
+_CHECKED = {
+    "attention.value_length",
+    "rope.dimension_count",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "expert_count",
+}
 
 _NAMES = (
     (r"token_embd\.weight", r"model.embed_tokens.weight"),

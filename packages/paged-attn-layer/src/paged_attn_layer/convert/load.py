@@ -6,14 +6,13 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from eformer.escale import PartitionManager
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array
+from paged_cache import PartitionManager
 
-from paged_attn_layer.convert.gguf_file import GGUFFile
-from paged_attn_layer.convert.hf_directory import HFDirectory
+from paged_attn_layer.convert.extras import needs_extra
 from paged_attn_layer.convert.rules import LLAMA_RULES, Filling, plan
 from paged_attn_layer.convert.source import WeightSource
 from paged_attn_layer.models.config import ModelConfig
@@ -44,6 +43,7 @@ def load_model(
         ValueError: a file is missing or broken, a setting is wrong, `dtype` is not a floating type, or the mesh has
             Explicit axes. `ConversionError`, a kind of it, where weights don't fit the model; it lists all of them.
         NotImplementedError: the architecture, or a setting that changes the result, is not supported.
+        ModuleNotFoundError: safetensors or gguf is not installed; says what to install.
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype={jnp.dtype(dtype).name} must be a floating type, such as float32 or bfloat16")
@@ -69,12 +69,17 @@ def open_checkpoint(path: str | os.PathLike[str]) -> WeightSource:
     """The checkpoint at `path`, its headers read.
 
     Raises:
-        ValueError: nothing is there, or it is neither a directory nor a `.gguf` file.
+        ValueError: nothing is there, it is neither a directory nor a `.gguf` file, or it is broken.
+        ModuleNotFoundError: safetensors or gguf is not installed; says what to install.
     """
     path = pathlib.Path(path)
     if path.is_dir():
+        with needs_extra("hf"):
+            from paged_attn_layer.convert.hf_directory import HFDirectory  # noqa: PLC0415
         return HFDirectory(path)
     if path.suffix == ".gguf":
+        with needs_extra("hf"):
+            from paged_attn_layer.convert.gguf_file import GGUFFile  # noqa: PLC0415
         return GGUFFile(path)
     kind = "is neither a directory nor a .gguf file" if path.exists() else "does not exist"
     raise ValueError(f"{path} {kind}; give a Hugging Face model directory or a .gguf file")

@@ -123,7 +123,9 @@ class LlamaForCausalLM(nnx.Module):
             ValueError: the cache has another number of layers, or an argument does not fit.
         """
         if len(cache.views) != len(self.layers):
-            raise ValueError(f"cache has {len(cache.views)} views; the model needs one for each of {len(self.layers)} layers")
+            raise ValueError(
+                f"cache has {len(cache.views)} views; the model needs one for each of {len(self.layers)} layers"
+            )
         hidden = self.embed(token_ids)
         views = []
         for layer, view in zip(self.layers, cache.views, strict=True):
@@ -151,6 +153,6 @@ def attention_config(config: ModelConfig, layer: int) -> AttentionConfig:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run_layer(graph: nnx.GraphDef, weights: Any, hidden: Array, positions: Array, view: Any, batch: RaggedBatch) -> Any:
+def _run_layer(graph: nnx.GraphDef, weights: Any, *inputs: Any) -> tuple[Array, PagedAttentionCacheView]:
     """A `DecoderLayer` given as its parts. Layers of one kind have equal graphs, so jax traces and lowers them once."""
-    return nnx.merge(graph, weights)(hidden, positions, view, batch)
+    return nnx.merge(graph, weights)(*inputs)
