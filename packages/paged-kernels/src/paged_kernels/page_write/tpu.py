@@ -1,5 +1,0 @@
-"""placeholder"""
-
-
-def write_kv_tpu(pages, k, v, batch, *, interpret):
-    raise NotImplementedError

@@ -1,0 +1,54 @@
+"""Putting new rows among old ones in vector registers: bits are moved and selected, never computed with.
+
+A vector register holds 32-bit words, and a word holds `packing` rows of a narrower type: of bfloat16, row `2w` in
+the low half of word `w` and row `2w + 1` in the high half. Nothing here depends on what the bits mean, so every
+NaN keeps its payload, and types of one size share a kernel.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int32
+
+Scalar = Int32[Array, ""] | int
+Words = Int32[Array, "words lanes"]
+
+
+def merge_rows(
+    old: Float[Array, "slots lanes"], window: Float[Array, "window lanes"], *, first: Scalar, end: Scalar, shift: Scalar
+) -> Float[Array, "slots lanes"]:
+    """`old`, but in slots `first <= s < end` row `(s - shift) mod window` of `window`, which has no fewer rows."""
+    packing = 4 // old.dtype.itemsize
+    old_words = pltpu.bitcast(old, jnp.int32)
+    new_words = _shift_rows(pltpu.bitcast(window, jnp.int32), shift, packing)[: old_words.shape[0]]
+    mask = _row_mask(old_words.shape, first, end, packing)
+    return pltpu.bitcast((old_words & ~mask) | (new_words & mask), old.dtype)
+
+
+def _shift_rows(words: Words, rows: Scalar, packing: int) -> Words:
+    """The rows in `words` moved on by `rows >= 0`, those at the end round to the front."""
+    moved = pltpu.roll(words, rows // packing, axis=0)
+    if packing == 1:
+        return moved
+    # What remains is less than a word: each word takes the rest of its rows from the word before it.
+    part = rows % packing
+    bits = part * (32 // packing)
+    before = pltpu.roll(moved, 1, axis=0)
+    return jnp.where(part == 0, moved, (moved << bits) | jax.lax.shift_right_logical(before, 32 - bits))
+
+
+def _row_mask(shape: tuple[int, ...], first: Scalar, end: Scalar, packing: int) -> Words:
+    """Words with all bits set of the rows `first` to `end`, and no others."""
+    word = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    mask = jnp.zeros(shape, jnp.int32)
+    for part in range(packing):
+        row = word * packing + part
+        mask |= jnp.where((row >= first) & (row < end), _part_bits(part, packing), 0)
+    return mask
+
+
+def _part_bits(part: int, packing: int) -> np.int32:
+    """A word with all bits set of its row number `part`."""
+    bits = 32 // packing
+    return np.uint32(((1 << bits) - 1) << (part * bits)).view(np.int32)
