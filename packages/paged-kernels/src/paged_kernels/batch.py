@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32
 
@@ -20,7 +21,8 @@ class RaggedBatch:
     `page_table[i, p // page_size]`. Decode has one row a sequence, prefill many; a batch may hold any mix.
 
     A sequence with `kv_lens[i] == 0` is a gap (an idle slot, padding between sequences): its rows, like the rows
-    past the last sequence, give zeros and write nothing. So does a row whose position would be negative.
+    past the last sequence, give zeros and write nothing, whatever q, k and v hold there. So does a row whose
+    position would be negative.
     Page 0 is the null page: it fills unused table entries and is never read or written.
     """
 
@@ -36,8 +38,8 @@ class RaggedBatch:
     """Static promise that no sequence has more rows than this; 1 lets a kernel specialise for decode."""
 
     def __post_init__(self) -> None:
-        if self.max_q_len is not None and self.max_q_len < 1:
-            raise ValueError(f"max_q_len={self.max_q_len} must be at least 1, or None when it is not known")
+        if self.max_q_len is not None and (not isinstance(self.max_q_len, int) or self.max_q_len < 1):
+            raise ValueError(f"max_q_len={self.max_q_len!r} must be an int of at least 1, or None when it is not known")
 
     @property
     def seqs(self) -> int:
@@ -57,7 +59,15 @@ class RaggedBatch:
 
         >>> RaggedBatch.from_lists([[3, 1], [2]], kv_lens=[5, 2], q_lens=[1, 2]).page_table.tolist()
         [[3, 1], [2, 0]]
+
+        Raises:
+            ValueError: the lists differ in length.
         """
+        if not len(page_lists) == len(kv_lens) == len(q_lens):
+            raise ValueError(
+                f"page_lists ({len(page_lists)}), kv_lens ({len(kv_lens)}) and q_lens ({len(q_lens)}) "
+                "must have one entry for each sequence"
+            )
         width = max([1, *map(len, page_lists)])
         table = np.zeros((max(1, len(page_lists)), width), np.int32)
         for row, pages in zip(table, page_lists, strict=False):
@@ -67,10 +77,10 @@ class RaggedBatch:
         starts = np.zeros(len(table) + 1, np.int32)
         np.cumsum(q_lens, out=starts[1 : len(q_lens) + 1])
         return cls(
-            page_table=jax.numpy.asarray(table),
-            kv_lens=jax.numpy.asarray(lens),
-            cu_q_lens=jax.numpy.asarray(starts),
-            num_seqs=jax.numpy.int32(len(page_lists)),
+            page_table=jnp.asarray(table),
+            kv_lens=jnp.asarray(lens),
+            cu_q_lens=jnp.asarray(starts),
+            num_seqs=jnp.int32(len(page_lists)),
             max_q_len=max_q_len,
         )
 
@@ -88,13 +98,13 @@ class TokenRows:
 
 def token_rows(batch: RaggedBatch, tokens: int) -> TokenRows:
     """The sequence and position of each of `tokens` rows."""
-    row = jax.numpy.arange(tokens, dtype=np.int32)
+    row = jnp.arange(tokens, dtype=np.int32)
     ends = batch.cu_q_lens[1:]
-    in_use = jax.numpy.arange(batch.seqs) < batch.num_seqs
+    in_use = jnp.arange(batch.seqs) < batch.num_seqs
     # A row's sequence is the number of sequences in use that end at or before it.
-    seq = jax.numpy.sum((ends[None] <= row[:, None]) & in_use[None], axis=1, dtype=np.int32)
+    seq = jnp.sum((ends[None] <= row[:, None]) & in_use[None], axis=1, dtype=np.int32)
     is_padding = seq >= batch.num_seqs
-    seq = jax.numpy.where(is_padding, 0, seq)
+    seq = jnp.where(is_padding, 0, seq)
     position = batch.kv_lens[seq] - ends[seq] + row
     gap = is_padding | (batch.kv_lens[seq] == 0)
-    return TokenRows(seq=seq, position=jax.numpy.where(gap, -1, position))
+    return TokenRows(seq=seq, position=jnp.where(gap, -1, position))

@@ -24,10 +24,12 @@ class KVPages:
                                    slot 1 | k k k k | v v v v |
 
     A page is contiguous over all heads, so that one copy moves it (docs/decisions/0002-page-layout.md).
-    Read it through `k` and `v`; code above this module never indexes `data`.
+    Build it with `zeros` or `from_kv`, and read it through `k` and `v`: code above this package never indexes `data`.
+    Put another array in its place with `dataclasses.replace(pages, data=...)`, which keeps fields added later.
     """
 
     data: Array
+    """Every page's rows; the leaf to place on devices, donate and alias."""
 
     @classmethod
     def zeros(
@@ -40,6 +42,7 @@ class KVPages:
 
         Raises:
             ValueError: a size is below 1, or `dtype` is not a floating type that pages can have.
+            NotImplementedError: `dtype` is a quantised type.
         """
         shape = cls.data_shape(num_pages, page_size, num_kv_heads, head_dim)
         return cls(jnp.zeros(shape, check_dtype(dtype)))
@@ -53,7 +56,8 @@ class KVPages:
         """Pages that hold these keys and values (a copy of both).
 
         Raises:
-            ValueError: the two differ in shape or dtype, or do not have four axes.
+            ValueError: the two differ in shape or dtype, or do not have four axes; or as `zeros`.
+            NotImplementedError: as `zeros`.
         """
         if k_pages.shape != v_pages.shape or k_pages.ndim != 4:
             raise ValueError(
@@ -67,7 +71,11 @@ class KVPages:
 
     @staticmethod
     def data_shape(num_pages: int, page_size: int, num_kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
-        """Shape of `data` for these sizes."""
+        """Shape of `data` for these sizes.
+
+        Raises:
+            ValueError: a size is below 1.
+        """
         sizes = {"num_pages": num_pages, "page_size": page_size, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
         for name, size in sizes.items():
             if size < 1:
@@ -76,15 +84,25 @@ class KVPages:
 
     @staticmethod
     def bytes_per_page(page_size: int, num_kv_heads: int, head_dim: int, dtype: DTypeLike) -> int:
-        """Bytes of one page of one layer, keys and values together."""
+        """Bytes of one page of one layer, keys and values together.
+
+        >>> KVPages.bytes_per_page(page_size=16, num_kv_heads=8, head_dim=128, dtype="bfloat16")
+        65536
+
+        Raises:
+            ValueError: as `zeros`.
+        """
         return int(np.prod(KVPages.data_shape(1, page_size, num_kv_heads, head_dim))) * check_dtype(dtype).itemsize
 
     @staticmethod
     def partition_spec(
         heads: str | tuple[str, ...] | None, pages: str | tuple[str, ...] | None = None
     ) -> PartitionSpec:
-        """How `data` is split when KV heads (and pages) are split over these mesh axes; serves the whole pytree."""
-        return PartitionSpec(pages, heads, None, None)
+        """How every array in here is split when KV heads (and pages) are split over these mesh axes.
+
+        Pages come first and heads second in each of them, so that this one spec serves the whole pytree.
+        """
+        return PartitionSpec(pages, heads)
 
     @property
     def k(self) -> Float[Array, "kv_heads pages page_size head_dim"]:
@@ -122,7 +140,7 @@ class KVPages:
         return self.data.dtype
 
     def take(self, page_ids: Int[Array, "*ids"]) -> Float[Array, "*ids kv_heads page_size two_head_dim"]:
-        """The rows `K‖V` of these pages; an id outside the pages is clamped into them."""
+        """The rows `K‖V` of these pages; an id that is no page reads some page, never outside."""
         return self.data.at[page_ids].get(mode="clip")
 
     def put_rows(
@@ -135,7 +153,7 @@ class KVPages:
         drop = (page_ids <= 0) | (page_ids >= self.num_pages)
         page_ids = jnp.where(drop, self.num_pages, page_ids)
         data = self.data.at[page_ids, :, slots].set(kv_rows.astype(self.dtype), mode="drop")
-        return KVPages(data)
+        return dataclasses.replace(self, data=data)
 
 
 def check_dtype(dtype: DTypeLike) -> np.dtype:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from paged_kernels.batch import RaggedBatch
-from paged_kernels.layout import KVPages
+from paged_kernels.layout import SUPPORTED_DTYPES, KVPages, check_dtype
 
 
 def check_attention_inputs(q: Array, pages: KVPages, batch: RaggedBatch) -> None:
@@ -67,22 +67,23 @@ def check_batch(batch: RaggedBatch, *, num_pages: int, page_size: int, tokens: i
         raise ValueError(f"cu_q_lens[{num_seqs}]={starts[num_seqs]} must be at most the {tokens} rows given")
     for seq in range(int(num_seqs)):
         q_len = int(starts[seq + 1] - starts[seq])
-        _check_sequence(seq, q_len, int(kv_lens[seq]), table[seq], batch.max_q_len, num_pages, page_size)
+        kv_len = int(kv_lens[seq])
+        _check_lengths(seq, q_len, kv_len, batch.max_q_len)
+        _check_table_row(seq, kv_len, table[seq], num_pages=num_pages, page_size=page_size)
 
 
-def _check_sequence(
-    seq: int, q_len: int, kv_len: int, table: np.ndarray, max_q_len: int | None, num_pages: int, page_size: int
-) -> None:
+def _check_lengths(seq: int, q_len: int, kv_len: int, max_q_len: int | None) -> None:
     if q_len < 0:
         raise ValueError(f"cu_q_lens decreases at sequence {seq} (by {-q_len}); it must not")
     if max_q_len is not None and q_len > max_q_len:
         raise ValueError(f"sequence {seq} has {q_len} rows, more than the promised max_q_len={max_q_len}")
     if kv_len < 0:
         raise ValueError(f"kv_lens[{seq}]={kv_len} must not be negative; use 0 for an idle slot")
-    if kv_len == 0:
-        return
-    if kv_len < q_len:
+    if 0 < kv_len < q_len:
         raise ValueError(f"kv_lens[{seq}]={kv_len} must count the {q_len} new rows of the sequence too")
+
+
+def _check_table_row(seq: int, kv_len: int, table: np.ndarray, *, num_pages: int, page_size: int) -> None:
     used = -(-kv_len // page_size)
     if used > len(table):
         raise ValueError(
@@ -102,21 +103,26 @@ def _check_pages(pages: KVPages) -> None:
             f"pages.data {pages.data.shape} must be [pages, kv_heads, page_size, 2 * head_dim]; "
             "build pages with KVPages.zeros or KVPages.from_kv"
         )
+    check_dtype(pages.dtype)
 
 
 def _check_rows(name: str, rows: Array, heads: str) -> None:
-    if rows.ndim != 3:
-        raise ValueError(f"{name} {rows.shape} must be [tokens, {heads}, head_dim]")
-    if not jax.numpy.issubdtype(rows.dtype, jax.numpy.floating):
-        raise ValueError(f"{name} has dtype {rows.dtype}; it must be a floating type, such as bfloat16")
+    if rows.ndim != 3 or 0 in rows.shape:
+        raise ValueError(f"{name} {rows.shape} must be [tokens, {heads}, head_dim], none of them zero")
+    if rows.dtype.name not in SUPPORTED_DTYPES:
+        raise ValueError(f"{name} has dtype {rows.dtype}; it must be one of {', '.join(SUPPORTED_DTYPES)}")
 
 
 def _check_batch_arrays(batch: RaggedBatch) -> None:
     ndims = {"page_table": 2, "kv_lens": 1, "cu_q_lens": 1, "num_seqs": 0}
     for name, ndim in ndims.items():
         array = getattr(batch, name)
+        if not isinstance(array, jax.Array | np.ndarray | np.generic):
+            raise ValueError(f"{name} is of type {type(array).__name__}; it must be an int32 array with {ndim} axes")
         if array.ndim != ndim or array.dtype != np.int32:
             raise ValueError(f"{name} is {array.dtype}{list(array.shape)}; it must be int32 with {ndim} axes")
+    if 0 in batch.page_table.shape:
+        raise ValueError(f"page_table {batch.page_table.shape} must have room for at least one sequence and one page")
     if batch.kv_lens.shape[0] != batch.seqs:
         raise ValueError(f"kv_lens has {batch.kv_lens.shape[0]} entries; page_table has {batch.seqs} sequences")
     if batch.cu_q_lens.shape[0] != batch.seqs + 1:

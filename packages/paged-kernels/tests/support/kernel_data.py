@@ -1,8 +1,8 @@
 """Data in which every key matters, named workloads, the dense float64 oracle, and the check of a result.
 
-Random signed data with logits of a spread near one half gives each key a weight that shows. Whatever must not be read is NaN:
-the null page, pages nobody owns, slots past a sequence's end, pages wholly outside a window, and the rows of q, k and v
-that are no token. Table entries and sequence slots that are not in use hold nonsense.
+Random signed data with logits of a spread near one half gives each key a weight that shows. Whatever must not be read
+is NaN: the null page, pages nobody owns, slots past a sequence's end, pages wholly outside a window, and the rows of q,
+k and v that are no token. Table entries and sequence slots that are not in use hold nonsense.
 """
 
 import dataclasses

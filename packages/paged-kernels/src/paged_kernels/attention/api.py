@@ -63,6 +63,7 @@ def paged_attention(
         backend: `None` picks by platform.
         block_sizes: how a backend cuts the work; never changes the result beyond rounding. `None` picks by chip.
         return_lse: also return `log sum_p exp(s(t, p))`, float32 `[tokens, q_heads]`; -inf where no key is visible.
+            Two outputs over different keys merge by it: weigh each by `exp(lse)`.
 
     Raises:
         ValueError: an argument does not fit the others, or the backend cannot run here.

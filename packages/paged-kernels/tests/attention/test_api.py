@@ -1,0 +1,156 @@
+"""Every backend that runs here computes the same thing: all workloads and specs against the float64 oracle."""
+
+import dataclasses
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from kernel_data import (
+    CASES,
+    SPECS,
+    WORKLOADS,
+    Workload,
+    assert_lse_close,
+    assert_rows_close,
+    attend,
+    attend_densely,
+    make_case,
+)
+from paged_kernels import AttentionSpec, KVPages, paged_attention
+
+
+@pytest.mark.parametrize(("workload", "spec"), CASES)
+def test_xla_equals_dense_attention(workload, spec):
+    check("xla", workload, spec, "float32")
+
+
+@pytest.mark.parametrize(
+    ("backend", "workload", "dtype"),
+    [
+        ("reference", "mixed", "bfloat16"),
+        ("xla", "decode", "bfloat16"),
+        ("xla", "mixed", "bfloat16"),
+        ("xla", "prefill_mqa", "float16"),
+    ],
+)
+def test_half_types_equal_dense_attention_on_the_rounded_data(backend, workload, dtype):
+    check(backend, workload, "everything", dtype)
+
+
+@pytest.mark.parametrize(
+    ("workload", "spec"),
+    [("decode", "plain"), ("mixed", "plain"), ("gaps", "everything"), ("decode_mqa", "plain"), ("head_128", "plain")],
+)
+def test_interpreted_tpu_kernel_equals_dense_attention(workload, spec):
+    check("tpu_interpret", workload, spec, "float32")
+
+
+def check(backend, workload, spec, dtype):
+    case = make_case(WORKLOADS[workload], spec=SPECS[spec], dtype=dtype)
+    out, lse = attend(case.q, case.pages, case.batch, SPECS[spec], backend=backend, return_lse=True)
+    expected, expected_lse = attend_densely(case, SPECS[spec])
+    assert out.dtype == dtype
+    assert lse.dtype == "float32"
+    assert_rows_close(out, expected, dtype)
+    assert_lse_close(lse, expected_lse)
+
+
+def test_eager_and_default_backend_equal_the_jitted_reference():
+    case = make_case(WORKLOADS["gaps"])
+    out, lse = paged_attention(case.q, case.pages, case.batch, SPECS["plain"], return_lse=True)
+    assert_rows_close(paged_attention(case.q, case.pages, case.batch, SPECS["plain"]), out, "float64")
+    expected, expected_lse = attend_densely(case, SPECS["plain"])
+    assert_rows_close(out, expected, "float32")
+    assert_lse_close(lse, expected_lse)
+
+
+def test_partial_outputs_merge_by_their_lse():
+    """Attention over all keys is that over two disjoint sets of them, weighed by `exp(lse)`."""
+    case = make_case(WORKLOADS["decode"])
+    halves = []
+    for keep in (slice(0, 2), slice(2, None)):  # the sequence of 70 tokens: its first two pages, and the rest
+        kv_len = {0: 32, 2: 70 - 32}[keep.start]
+        table = jnp.zeros_like(case.batch.page_table[5:]).at[0, : -(-kv_len // 16)].set(case.batch.page_table[5, keep])
+        batch = dataclasses.replace(
+            case.batch,
+            page_table=table,
+            kv_lens=jnp.array([kv_len], jnp.int32),
+            cu_q_lens=jnp.array([0, 1], jnp.int32),
+            num_seqs=jnp.int32(1),
+        )
+        halves.append(paged_attention(case.q[5:], case.pages, batch, SPECS["plain"], return_lse=True))
+    weights = np.exp([lse for _, lse in halves])[..., None]
+    merged = sum(w * out for w, (out, _) in zip(weights, halves, strict=True)) / weights.sum(axis=0)
+    assert_rows_close(merged, attend_densely(case, SPECS["plain"])[0][5:], "float32")
+
+
+PLAIN = Workload(kv_lens=(), q_lens=())
+
+
+@st.composite
+def workloads(draw):
+    """Ragged batches at the common shapes: any lengths, gaps and rows that fit."""
+    kv_lens, q_lens, rows_left, pages_left = [], [], PLAIN.tokens, PLAIN.num_pages - 2
+    for _ in range(draw(st.integers(0, PLAIN.seqs))):
+        kv_len = draw(st.integers(0, min(PLAIN.pages_per_seq, pages_left) * PLAIN.page_size))
+        q_len = draw(st.integers(0, min(rows_left, kv_len or 4)))
+        kv_lens.append(kv_len)
+        q_lens.append(q_len)
+        rows_left, pages_left = rows_left - q_len, pages_left - -(-kv_len // PLAIN.page_size)
+    return dataclasses.replace(PLAIN, kv_lens=tuple(kv_lens), q_lens=tuple(q_lens))
+
+
+@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+@hypothesis.given(workload=workloads(), spec=st.sampled_from(sorted(SPECS)), seed=st.integers(0, 99))
+@pytest.mark.parametrize("backend", ["reference", "xla"])
+def test_any_ragged_batch(backend, workload, spec, seed):
+    case = make_case(workload, spec=SPECS[spec], seed=seed)
+    out, lse = attend(case.q, case.pages, case.batch, SPECS[spec], backend=backend, return_lse=True)
+    expected, expected_lse = attend_densely(case, SPECS[spec])
+    assert_rows_close(out, expected, "float32")
+    assert_lse_close(lse, expected_lse)
+
+
+@hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
+@hypothesis.given(
+    scale=st.floats(0.01, 0.5),
+    soft_cap=st.none() | st.floats(0.5, 50),
+    window=st.none() | st.integers(1, 90),
+    causal=st.booleans(),
+)
+def test_any_spec(scale, soft_cap, window, causal):
+    spec = AttentionSpec(scale=scale, soft_cap=soft_cap, sliding_window=window, causal=causal)
+    case = make_case(WORKLOADS["mixed"], spec=spec)
+    out = attend(case.q, case.pages, case.batch, spec, backend="xla")
+    assert_rows_close(out, attend_densely(case, spec)[0], "float32")
+
+
+def test_long_sum_in_bfloat16_accumulates_in_float32():
+    """2,000 equal keys with values of 1/256 below one: adding weights up in bfloat16 would stop at 256."""
+    workload = Workload(
+        kv_lens=(2000,), q_lens=(1,), tokens=1, seqs=1, page_size=16, pages_per_seq=125, num_pages=128, max_q_len=1
+    )
+    case = make_case(workload, dtype="bfloat16")
+    for backend in ("reference", "xla"):
+        out = paged_attention(jnp.zeros_like(case.q), case.pages, case.batch, SPECS["plain"], backend=backend)
+        mean = np.repeat(case.values[0].mean(axis=0), 2, axis=0)[None]
+        np.testing.assert_allclose(np.asarray(out, np.float64), mean, atol=2**-9)
+
+
+def test_traced_page_ids_out_of_range_read_nothing_outside():
+    case = make_case(WORKLOADS["decode"])
+    batch = dataclasses.replace(case.batch, page_table=case.batch.page_table.at[0].set(1 << 30).at[1].set(-(1 << 30)))
+    expected, _ = attend_densely(case, SPECS["plain"])
+    for backend in ("reference", "xla"):
+        out = attend(case.q, case.pages, batch, SPECS["plain"], backend=backend)
+        assert_rows_close(out[2:], expected[2:], "float32")
+
+
+def test_pages_split_by_heads_and_pages_place_by_the_one_spec():
+    mesh = jax.make_mesh((2, 4), ("dp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    pages = KVPages.zeros(4, 16, 8, 64)
+    placed = jax.device_put(pages, jax.NamedSharding(mesh, KVPages.partition_spec("tp", "dp")))
+    assert placed.data.addressable_shards[0].data.shape == (2, 2, 16, 128)

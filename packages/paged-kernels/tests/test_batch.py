@@ -1,0 +1,51 @@
+import jax
+import numpy as np
+import pytest
+from kernel_data import WORKLOADS, make_case
+from paged_kernels import RaggedBatch, token_rows
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_token_rows(workload):
+    workload = WORKLOADS[workload]
+    rows = token_rows(make_case(workload).batch, workload.tokens)
+    expected = []
+    for seq, (kv_len, q_len) in enumerate(zip(workload.kv_lens, workload.q_lens, strict=True)):
+        expected += [(seq, kv_len - q_len + j if kv_len else -1) for j in range(q_len)]
+    expected += [(0, -1)] * (workload.tokens - len(expected))
+    assert list(zip(rows.seq.tolist(), rows.position.tolist(), strict=True)) == expected
+
+
+def test_a_row_before_the_sequence_begins_is_no_token():
+    batch = RaggedBatch.from_lists([[1]], kv_lens=[2], q_lens=[4])
+    assert token_rows(batch, 4).position.tolist() == [-2, -1, 0, 1]
+
+
+def test_from_lists_pads_the_table_with_the_null_page():
+    batch = RaggedBatch.from_lists([[3, 1], [], [2]], kv_lens=[5, 0, 2], q_lens=[1, 0, 2], max_q_len=2)
+    assert batch.page_table.tolist() == [[3, 1], [0, 0], [2, 0]]
+    assert batch.cu_q_lens.tolist() == [0, 1, 1, 3]
+    assert (int(batch.num_seqs), batch.seqs, batch.pages_per_seq, batch.max_q_len) == (3, 3, 2, 2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(batch)} == {np.dtype(np.int32)}
+
+
+def test_from_no_lists_is_an_empty_batch():
+    batch = RaggedBatch.from_lists([], kv_lens=[], q_lens=[])
+    assert (int(batch.num_seqs), batch.seqs, batch.pages_per_seq) == (0, 1, 1)
+
+
+def test_from_lists_refuses_lists_that_differ():
+    with pytest.raises(ValueError, match=r"page_lists \(1\), kv_lens \(2\) and q_lens \(1\) must have one entry"):
+        RaggedBatch.from_lists([[1]], kv_lens=[1, 2], q_lens=[1])
+
+
+def test_max_q_len_is_static():
+    batch = RaggedBatch.from_lists([[1]], kv_lens=[1], q_lens=[1], max_q_len=1)
+    assert len(jax.tree.leaves(batch)) == 4
+    assert jax.jit(lambda b: b)(batch).max_q_len == 1
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_refuses_a_max_q_len_that_means_nothing(value):
+    with pytest.raises(ValueError, match=f"max_q_len={value!r} must be an int of at least 1, or None"):
+        RaggedBatch.from_lists([[1]], kv_lens=[1], q_lens=[1], max_q_len=value)

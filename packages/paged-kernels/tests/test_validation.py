@@ -1,0 +1,150 @@
+"""Every refusal, as text; and that nothing is half-written after one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kernel_data import SPECS, WORKLOADS, make_case, write
+from paged_kernels import KVPages, RaggedBatch, check_batch, paged_attention, write_kv
+
+SPEC = SPECS["plain"]
+
+
+@pytest.fixture(scope="module")
+def case():
+    return make_case(WORKLOADS["mixed"])
+
+
+@pytest.fixture(scope="module")
+def new(case):
+    return case.new_rows(case.keys), case.new_rows(case.values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q: q[0], r"q \(4, 64\) must be \[tokens, q_heads, head_dim\]"),
+        (lambda q: q[:0], r"q \(0, 4, 64\) must be \[tokens, q_heads, head_dim\], none of them zero"),
+        (lambda q: q.astype(jnp.int32), "q has dtype int32; it must be one of float32, bfloat16"),
+        (lambda q: q.astype(jnp.float8_e4m3fn), "q has dtype float8_e4m3fn; it must be one of"),
+        (lambda q: q[..., :32], "q has head_dim 32, but the pages have 64; they must be equal"),
+        (lambda q: q[:, :3], "q has 3 heads, which must be a multiple of the pages' 2 KV heads"),
+    ],
+)
+@pytest.mark.parametrize("attend", [paged_attention, jax.jit(paged_attention)], ids=["eager", "jit"])
+def test_queries_that_do_not_fit(case, attend, change, message):
+    with pytest.raises(ValueError, match=message):
+        attend(change(case.q), case.pages, case.batch, SPEC)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda k, v: (k[0], v), r"k \(2, 64\) must be \[tokens, kv_heads, head_dim\]"),
+        (lambda k, v: (k, v.astype(jnp.int8)), "v has dtype int8; it must be one of"),
+        (lambda k, v: (k, v[1:]), r"k \(40, 2, 64\) and v \(39, 2, 64\) must have the same shape"),
+        (lambda k, v: (k, v.astype(jnp.bfloat16)), r"k \(float32\) and v \(bfloat16\) must have the same dtype"),
+        (lambda k, v: (k[:, :1], v[:, :1]), r"\(kv_heads, head_dim\) \(1, 64\), but the pages have \(2, 64\)"),
+    ],
+)
+@pytest.mark.parametrize("call", [write_kv, jax.jit(write_kv)], ids=["eager", "jit"])
+def test_keys_and_values_that_do_not_fit(case, new, call, change, message):
+    before = np.array(case.pages.data)
+    with pytest.raises(ValueError, match=message):
+        call(case.pages, *change(*new), case.batch)
+    np.testing.assert_array_equal(case.pages.data, before)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (np.zeros((4, 2, 16)), ValueError, r"pages.data \(4, 2, 16\) must be \[pages, kv_heads, page_size, 2 \* head"),
+        (np.zeros((4, 2, 16, 3)), ValueError, "build pages with KVPages.zeros or KVPages.from_kv"),
+        (np.zeros((4, 2, 16, 128), np.int32), ValueError, "dtype=int32 must be one of"),
+        (np.zeros((4, 2, 16, 128), np.int8), NotImplementedError, "dtype=int8 needs scales"),
+    ],
+)
+def test_arrays_that_are_no_pages(case, new, data, error, message):
+    with pytest.raises(error, match=message):
+        paged_attention(case.q, KVPages(data), case.batch, SPEC)
+    with pytest.raises(error, match=message):
+        write_kv(KVPages(data), *new, case.batch)
+
+
+MALFORMED = [
+    ({"num_seqs": 3}, "num_seqs is of type int; it must be an int32 array with 0 axes"),
+    ({"kv_lens": [1, 2]}, "kv_lens is of type list; it must be an int32 array with 1 axes"),
+    ({"kv_lens": np.zeros(6, np.int64)}, r"kv_lens is int64\[6\]; it must be int32 with 1 axes"),
+    ({"page_table": np.zeros(6, np.int32)}, r"page_table is int32\[6\]; it must be int32 with 2 axes"),
+    ({"page_table": np.zeros((6, 0), np.int32)}, r"page_table \(6, 0\) must have room for at least one sequence and"),
+    ({"kv_lens": np.zeros(5, np.int32)}, "kv_lens has 5 entries; page_table has 6 sequences"),
+    ({"cu_q_lens": np.zeros(6, np.int32)}, r"cu_q_lens has 6 entries; it must have seqs \+ 1 = 7"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MALFORMED)
+def test_malformed_batches(case, new, change, message):
+    batch = dataclasses.replace(case.batch, **change)
+    with pytest.raises(ValueError, match=message):
+        paged_attention(case.q, case.pages, batch, SPEC)
+    with pytest.raises(ValueError, match=message):
+        write_kv(case.pages, *new, batch)
+
+
+# The good batch: sequences of (53, 12, 30, 1, 66) tokens with (18, 12, 1, 1, 1) rows, page size 16, 32 pages.
+BAD_VALUES = [
+    ({"num_seqs": 7}, "num_seqs=7 must lie in 0..6, the number of sequence slots"),
+    ({"num_seqs": -1}, "num_seqs=-1 must lie in 0..6"),
+    ({"cu_q_lens": {0: 1}}, r"cu_q_lens\[0\]=1 must be 0"),
+    ({"cu_q_lens": {5: 41}}, r"cu_q_lens\[5\]=41 must be at most the 40 rows given"),
+    ({"cu_q_lens": {2: 17}}, r"cu_q_lens decreases at sequence 1 \(by 1\); it must not"),
+    ({"kv_lens": {3: -1}}, r"kv_lens\[3\]=-1 must not be negative; use 0 for an idle slot"),
+    ({"kv_lens": {1: 11}}, r"kv_lens\[1\]=11 must count the 12 new rows of the sequence too"),
+    ({"kv_lens": {4: 81}}, r"kv_lens\[4\]=81 needs 6 pages of 16, but the page table has 5 a sequence"),
+    ({"page_table": {(0, 3): 0}}, r"page_table\[0, 3\]=0 must lie in 1..31 \(page 0 is the null page\)"),
+    ({"page_table": {(2, 1): 32}}, r"page_table\[2, 1\]=32 must lie in 1..31"),
+    ({"page_table": {(4, 0): -1}}, r"page_table\[4, 0\]=-1 must lie in 1..31"),
+    ({"max_q_len": 17}, "sequence 0 has 18 rows, more than the promised max_q_len=17"),
+]
+
+
+def altered(batch: RaggedBatch, change) -> RaggedBatch:
+    """The batch with some entries changed: `{array: {index: value}}`, or `{field: value}`."""
+    for name, what in change.items():
+        if not isinstance(what, dict):
+            batch = dataclasses.replace(batch, **{name: what if name == "max_q_len" else jnp.int32(what)})
+            continue
+        for index, value in what.items():
+            batch = dataclasses.replace(batch, **{name: getattr(batch, name).at[index].set(value)})
+    return batch
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_VALUES)
+def test_values_out_of_range_are_refused_before_anything_is_written(case, new, change, message):
+    batch = altered(case.batch, change)
+    before = np.array(case.pages.data)
+    with pytest.raises(ValueError, match=message):
+        check_batch(batch, num_pages=32, page_size=16, tokens=40)
+    with pytest.raises(ValueError, match=message):
+        write_kv(case.pages, *new, batch)
+    with pytest.raises(ValueError, match=message):
+        paged_attention(case.q, case.pages, batch, SPEC)
+    np.testing.assert_array_equal(case.pages.data, before)
+
+
+def test_good_batches_pass_and_what_is_not_in_use_is_ignored():
+    for workload in WORKLOADS.values():
+        case = make_case(workload)
+        check_batch(case.batch, num_pages=workload.num_pages, page_size=workload.page_size, tokens=workload.tokens)
+
+
+@pytest.mark.parametrize("change", [change for change, _ in BAD_VALUES if "max_q_len" not in change])
+def test_traced_values_write_only_to_pages_of_the_table(case, new, change):
+    """Inside jit values are not checked; whatever they are, no page is written that the table does not name."""
+    batch = altered(case.batch, change)
+    written = write(case.pages, *new, batch, backend="xla")
+    changed = (np.array(written.data) != np.array(case.pages.data)) & ~np.isnan(written.data)
+    pages_changed = set(np.flatnonzero(changed.any(axis=(1, 2, 3))).tolist())
+    assert pages_changed <= set(np.asarray(batch.page_table).ravel().tolist()) - {0}
