@@ -1,5 +1,4 @@
 import pytest
-
 from paged_attn_layer.engine.request import Request
 from paged_attn_layer.engine.text import OutputText
 

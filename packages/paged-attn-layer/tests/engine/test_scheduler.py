@@ -5,11 +5,10 @@ import pytest
 from fake_model import FakeModel, answer, drain
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paged_cache import PagePool
-
 from paged_attn_layer.engine.request import Request, RequestState
 from paged_attn_layer.engine.scheduler import Scheduler
 from paged_attn_layer.engine.text import OutputText
+from paged_cache import PagePool
 
 
 def make(*, num_pages=40, page_size=4, max_seqs=3, max_sequence_length=64, token_budget=16):

@@ -105,6 +105,11 @@ class Engine:
         return self._pool.num_pages - 1
 
     @property
+    def pages_used(self) -> int:
+        """Pages that requests have."""
+        return self._pool.num_used
+
+    @property
     def has_work(self) -> bool:
         """Whether a request waits or runs."""
         return self._scheduler.has_work
@@ -315,7 +320,7 @@ def _cache_config(config: EngineConfig, model: LlamaForCausalLM, mesh: Mesh | No
         num_kv_heads=model.config.num_key_value_heads,
         kv_head_dim_size=model.config.head_dim,
         num_pages=config.num_pages,
-        dtype=model.embed.param_dtype,
+        dtype=model.embed.embedding[...].dtype,
     )
     if config.num_pages is not None:
         return fitting

@@ -70,8 +70,8 @@ def _draw_tokens(axes: Any, number: range, stats: EngineStats) -> None:
 
 def _answers(prompts: Sequence[str], completions: Sequence[Completion]) -> list[str]:
     width = max(60, shutil.get_terminal_size((120, 24)).columns)
-    prompt_width = (width - 24) // 3
-    answer_width = width - 24 - prompt_width
+    prompt_width = (width - 20) // 3
+    answer_width = width - 20 - prompt_width
     lines = [f"{'#':>3}  {'tokens':>10}  {'prompt':<{prompt_width}}  answer"]
     for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), 1):
         sizes = f"{completion.prompt_tokens:>4} + {len(completion.token_ids):>3}"
@@ -88,7 +88,6 @@ def _shorten(text: str, width: int) -> str:
 
 def _figures(stats: EngineStats) -> list[str]:
     modes = ", ".join(f"{count} {mode}" for mode, count in stats.steps_by_mode.items())
-    warm_up = f"{stats.warm_up_seconds:.1f} s, {stats.warm_up_compilations} compilations"
     rows = [
         ("prefill", f"{stats.prefill_rate:,.1f} tokens/s", f"{stats.prefill_tokens:,} tokens"),
         ("decode", f"{stats.decode_rate:,.1f} tokens/s", f"{stats.decode_tokens:,} tokens, all requests together"),
@@ -96,8 +95,8 @@ def _figures(stats: EngineStats) -> list[str]:
         ("pages", f"{stats.peak_pages} at most", f"{stats.preemptions} preemptions"),
         ("host", f"{stats.host_microseconds:,.0f} µs a step", "scheduling, batch, results"),
         ("device", f"{stats.device_microseconds:,.0f} µs a step", "the compiled step, tokens to the host"),
-        ("serving", f"{stats.seconds:.1f} s", f"after {warm_up} of warm-up"),
-        ("compilations after warm-up", f"{stats.compilations}", ""),
+        ("serving", f"{stats.seconds:.1f} s", f"after {stats.warm_up_seconds:.1f} s of warm-up"),
+        ("compilations", f"{stats.compilations}", f"after warm-up, which compiled {stats.warm_up_compilations}"),
     ]
     name_width = max(len(name) for name, _, _ in rows)
     value_width = max(len(value) for _, value, _ in rows)

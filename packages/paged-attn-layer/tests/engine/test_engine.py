@@ -1,0 +1,229 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType
+from paged_attn_layer.engine.compilations import COMPILE_EVENT, count_compilations
+from paged_attn_layer.engine.config import EngineConfig
+from paged_attn_layer.engine.engine import Engine
+from paged_attn_layer.models.config import ModelConfig
+from paged_attn_layer.models.llama import LlamaForCausalLM
+
+VOCABULARY = 61
+CONFIG = EngineConfig(max_seqs=3, max_sequence_length=48, page_size=4, prefill_chunk=8)
+
+
+class Letters:
+    """A tokenizer whose tokens are single characters; the last id ends a text."""
+
+    eos_token_id = VOCABULARY - 1
+    chat_template = None
+
+    def encode(self, text):
+        return [ord(letter) - ord("A") for letter in text]
+
+    def decode(self, token_ids, *, skip_special_tokens):
+        return "".join(chr(ord("A") + i) for i in token_ids)
+
+    def apply_chat_template(self, conversation, *, add_generation_prompt, return_dict):
+        raise NotImplementedError("it has no template")
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = ModelConfig.from_hf(
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "vocab_size": VOCABULARY,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+        }
+    )
+    return LlamaForCausalLM(config, rngs=nnx.Rngs(3))
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    engine = Engine(model, tokenizer=Letters(), config=CONFIG)
+    engine.warm_up()
+    return engine
+
+
+def prompts(*lengths):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, VOCABULARY, length).tolist() for length in lengths]
+
+
+def one_by_one(engine, asked, max_new_tokens):
+    return [engine.generate([p], max_new_tokens=max_new_tokens, stop_token_ids=())[0].token_ids for p in asked]
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return prompts(1, 30, 3, 17, 9, 2)
+
+
+@pytest.fixture(scope="module")
+def alone(engine, asked):
+    return one_by_one(engine, asked, 10)
+
+
+def test_nothing_compiles_after_warm_up(engine, asked):
+    before = engine.stats.compilations
+    with count_compilations() as count:
+        engine.generate(asked, max_new_tokens=10, arrivals=[0, 0, 2, 3, 5, 20])
+    assert count.total == 0
+    assert engine.stats.compilations - before == 0
+    assert engine.stats.warm_up_compilations == 3
+    assert all(engine.stats.steps_by_mode.values()), "all three modes must have run"
+
+
+def test_compilations_are_counted_and_the_listener_goes_away():
+    with count_compilations() as count:
+        jax.jit(lambda x: x * 3)(np.ones(7))
+    assert count.total == 1
+    jax.monitoring.record_event_duration_secs(COMPILE_EVENT, 1.0)
+    assert count.total == 1
+
+
+@pytest.mark.parametrize("arrivals", [None, [0, 0, 2, 3, 5, 20], [9, 7, 5, 3, 1, 0]])
+def test_greedy_text_does_not_depend_on_the_batch(engine, asked, alone, arrivals):
+    batched = engine.generate(asked, max_new_tokens=10, stop_token_ids=(), arrivals=arrivals)
+    assert [completion.token_ids for completion in batched] == alone
+    assert [completion.prompt_tokens for completion in batched] == [len(prompt) for prompt in asked]
+
+
+def test_fault_16_preempted_requests_say_the_same(model, asked, alone):
+    config = EngineConfig(max_seqs=3, max_sequence_length=48, page_size=4, prefill_chunk=8, num_pages=1 + 10)
+    small = Engine(model, tokenizer=Letters(), config=config)
+    small.warm_up()
+    crowded = small.generate(asked, max_new_tokens=10, stop_token_ids=())
+    assert small.stats.preemptions > 0
+    assert small.stats.compilations == 0
+    assert [completion.token_ids for completion in crowded] == alone
+    assert small.stats.peak_pages <= 10
+
+
+def test_fault_2_a_prompt_of_several_chunks_is_sampled_at_its_last_token(model, asked, alone):
+    config = EngineConfig(max_seqs=3, max_sequence_length=48, page_size=4, prefill_chunk=40)
+    whole = Engine(model, tokenizer=Letters(), config=config)
+    assert one_by_one(whole, asked[1:2], 10) == alone[1:2]  # `alone` was prefilled in chunks of at most 11
+
+
+def test_fault_5_a_stop_string_ends_the_answer_and_frees_its_pages(engine):
+    (free,) = engine.generate(["HELLO"], max_new_tokens=12, stop_token_ids=())
+    stop = free.text[2:5]
+    (stopped,) = engine.generate(["HELLO"], max_new_tokens=12, stop_token_ids=(), stop=[stop])
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == free.text[: free.text.find(stop)]
+    assert not engine.has_work
+    assert engine.pages_used == 0
+
+
+def test_stop_tokens_end_the_answer(engine):
+    (free,) = engine.generate(["HELLO"], max_new_tokens=12, stop_token_ids=())
+    end = free.token_ids[3]
+    (stopped,) = engine.generate(["HELLO"], max_new_tokens=12, stop_token_ids=[end])
+    assert stopped.token_ids == free.token_ids[: free.token_ids.index(end) + 1]
+    assert (free.finish_reason, stopped.finish_reason) == ("length", "stop")
+
+
+def test_step_and_add_request(engine):
+    request = engine.request([1, 2, 3], max_new_tokens=2, stop_token_ids=())
+    engine.add_request(request)
+    assert engine.has_work
+    assert engine.step() == []
+    assert len(request.output_ids) == 1
+    assert engine.step() == [request]
+    assert not engine.has_work
+    assert engine.step() == [], "an idle engine does nothing"
+
+
+def test_an_interrupted_call_leaves_nothing_behind(engine):
+    def interrupt(step, finished):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.serve([engine.request([i], max_new_tokens=4) for i in range(5)], on_step=interrupt)
+    assert not engine.has_work
+    assert engine.pages_used == 0
+
+
+def test_steps_are_recorded(model):
+    engine = Engine(model, tokenizer=Letters(), config=CONFIG)
+    engine.generate(prompts(5, 4), max_new_tokens=3, stop_token_ids=(), arrivals=[0, 1])
+    stats = engine.stats
+    assert stats.steps_by_mode == {"prefill": 1, "mixed": 1, "decode": 2}
+    assert [step.pages_used for step in stats.steps] == [2, 3, 4, 2]
+    assert (stats.prefill_tokens, stats.decode_tokens) == (9, 4)
+    assert sum(step.new_tokens for step in stats.steps) == 6
+    assert stats.compilations > 0, "it was not warmed up"
+    assert stats.prefill_rate > 0 < stats.decode_rate
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "says"),
+    [
+        ([], {}, "prompts[1]: the prompt is empty"),
+        ("", {}, "prompts[1]: the prompt is empty"),
+        ([3, 61], {}, "prompts[1]: token 1 of the prompt is 61; it must lie in 0..60"),
+        ([-1], {}, "prompts[1]: token 0 of the prompt is -1"),
+        ([1] * 45, {}, "45 tokens + max_new_tokens=4 = 49 must be at most max_sequence_length=48"),
+        ("HI", {"chat": True}, "no chat template"),
+    ],
+)
+def test_fault_5_bad_prompts_are_refused_before_anything_is_served(engine, prompt, options, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        engine.generate([[1, 2], prompt], max_new_tokens=4, **options)
+    assert not engine.has_work
+
+
+def test_bad_options_are_refused(engine, model):
+    with pytest.raises(ValueError, match="max_new_tokens=0 must be at least 1"):
+        engine.generate([[1]], max_new_tokens=0)
+    with pytest.raises(ValueError, match=re.escape("arrivals has 2 entries; it must have 1, one a request")):
+        engine.generate([[1]], max_new_tokens=2, arrivals=[0, 1])
+    with pytest.raises(ValueError, match="max_sequence_length=1024 must be at most 64"):
+        Engine(model)
+
+
+def test_text_needs_a_tokenizer(model):
+    engine = Engine(model, config=CONFIG)
+    with pytest.raises(ValueError, match="need a tokenizer"):
+        engine.generate(["HI"])
+    assert engine.generate([[5]], max_new_tokens=2)[0].text == ""
+
+
+@pytest.mark.parametrize("size", ["max_seqs", "page_size", "prefill_chunk", "num_pages", "max_sequence_length"])
+def test_sizes_are_checked(size):
+    with pytest.raises(ValueError, match=f"{size}=0 must be at least"):
+        EngineConfig(**{size: 0})
+
+
+def test_a_progress_bar_counts_the_answers(engine, capsys):
+    engine.generate([[1, 2]], max_new_tokens=3, stop_token_ids=(), progress=True)
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_over_a_mesh_the_text_is_the_same_and_nothing_recompiles(model, asked, alone):
+    mesh = jax.make_mesh((2,), ("tp",), devices=jax.devices()[:2], axis_types=(AxisType.Auto,))
+    sharded = Engine(model, tokenizer=Letters(), config=CONFIG, mesh=mesh)
+    sharded.warm_up()
+    batched = sharded.generate(asked, max_new_tokens=10, stop_token_ids=())
+    assert [completion.token_ids for completion in batched] == alone
+    assert sharded.stats.compilations == 0
+
+
+def test_half_precision_models_have_a_cache_of_their_type(model):
+    graph, weights = nnx.split(model)
+    half = nnx.merge(graph, jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights))
+    engine = Engine(half, config=CONFIG)
+    assert {leaf.dtype for leaf in jax.tree.leaves(engine._cache)} == {jnp.dtype(jnp.bfloat16)}
+    assert len(engine.generate([[1]], max_new_tokens=3)[0].token_ids) == 3

@@ -1,0 +1,133 @@
+import json
+
+import numpy as np
+import pytest
+from paged_attn_layer.cli import main, read_prompts
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+WORDS = ["red", "green", "blue", "one", "two", "three", "<end>"]
+SIZES = ["--max-sequence-length", "32", "--max-seqs", "2", "--page-size", "4", "--prefill-chunk", "8"]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    """A Llama of one layer with random weights, as Hugging Face saves them."""
+    path = tmp_path_factory.mktemp("tiny-llama")
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": len(WORDS),
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+    }
+    shapes = {
+        "embed_tokens": (len(WORDS), 8),
+        "layers.0.self_attn.q_proj": (8, 8),
+        "layers.0.self_attn.k_proj": (4, 8),
+        "layers.0.self_attn.v_proj": (4, 8),
+        "layers.0.self_attn.o_proj": (8, 8),
+        "layers.0.mlp.gate_proj": (12, 8),
+        "layers.0.mlp.up_proj": (12, 8),
+        "layers.0.mlp.down_proj": (8, 12),
+        "layers.0.input_layernorm": (8,),
+        "layers.0.post_attention_layernorm": (8,),
+        "norm": (8,),
+    }
+    rng = np.random.default_rng(0)
+    weights = {f"model.{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(weights, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(config))
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<end>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>").save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    def write(text):
+        path = tmp_path / "prompts.txt"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_help_suffices(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    for word in ("--model", "--prompts", "--num-pages", "arrival", "examples:", "default: 16"):
+        assert word in shown
+
+
+def test_answers_summary_picture_and_json(model_dir, prompts, tmp_path, capsys):
+    path = prompts('red green\n\n{"prompt": "one two three", "arrival": 2}\n')
+    picture, answers = tmp_path / "run.png", tmp_path / "run.json"
+    options = ["--max-new-tokens", "5", "--plot", str(picture), "--json", str(answers), *SIZES]
+    assert main(["--model", str(model_dir), "--prompts", path, *options]) == 0
+    shown = capsys.readouterr()
+    assert str(picture) in shown.out
+    assert "after warm-up, which compiled 3" in shown.out
+    assert "serving" in shown.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    found = json.loads(answers.read_text())
+    assert [answer["line"] for answer in found["answers"]] == [1, 3]
+    assert all(1 <= len(answer["token_ids"]) <= 5 for answer in found["answers"])
+    assert found["steps"][0]["mode"] == "prefill"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "has no prompts; write one a line"),
+        ("red\n{not json}\n", "line 2 starts with { but is not JSON"),
+        (
+            '{"prompts": "red"}\n',
+            'line 1 must be like {"prompt": "text", "arrival": 0}, with nothing else; it has prompts',
+        ),
+        ('{"prompt": 3}\n', "line 1 must be like"),
+        ('red\n\n{"prompt": "red", "arrival": -1}\n', "line 3 has arrival=-1; it must be a step number, at least 0"),
+        ("red\n" + "red " * 30 + "\n", "line 2: prompt of 30 tokens + max_new_tokens=5 = 35 must be at most"),
+    ],
+)
+def test_bad_prompts_are_one_line_and_exit_code_2(model_dir, prompts, capsys, text, says):
+    assert main(["--model", str(model_dir), "--prompts", prompts(text), "--max-new-tokens", "5", *SIZES]) == 2
+    *_, error = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("paged-generate: ")
+    assert says in error
+
+
+def test_a_missing_prompts_file_is_one_line(model_dir, capsys):
+    assert main(["--model", str(model_dir), "--prompts", "nowhere.txt"]) == 2
+    assert capsys.readouterr().err == "paged-generate: nowhere.txt does not exist; give a file with one prompt a line\n"
+
+
+def test_a_missing_model_is_one_line(prompts, capsys):
+    assert main(["--model", "nowhere", "--prompts", prompts("red\n")]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_unknown_architecture_is_one_line(tmp_path, prompts, capsys):
+    (tmp_path / "config.json").write_text('{"architectures": ["MambaForCausalLM"]}')
+    save_file({"x": np.zeros(1)}, tmp_path / "model.safetensors")
+    assert main(["--model", str(tmp_path), "--prompts", prompts("red\n")]) == 2
+    assert "architecture 'MambaForCausalLM' is not supported" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_size_that_means_nothing_is_one_line(model_dir, prompts, capsys):
+    assert main(["--model", str(model_dir), "--prompts", prompts("red\n"), "--page-size", "0"]) == 2
+    assert "page_size=0 must be at least 1" in capsys.readouterr().err
+
+
+def test_a_prompts_file_that_is_not_text_is_refused(tmp_path):
+    path = tmp_path / "prompts"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
+        read_prompts(path)
