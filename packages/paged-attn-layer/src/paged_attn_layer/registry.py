@@ -99,6 +99,12 @@ class AttentionImpl(abc.ABC):
     def __init__(self, metadata: AttentionMetadata | None = None) -> None:
         self.metadata = AttentionMetadata() if metadata is None else metadata
 
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.metadata == other.metadata
+
+    def __hash__(self) -> int:  # by value, so that it can be a static argument of jax.jit
+        return hash((type(self), self.metadata))
+
     @classmethod
     @abc.abstractmethod
     def get_impl_name(cls) -> str:

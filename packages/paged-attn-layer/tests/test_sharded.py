@@ -1,0 +1,179 @@
+import contextlib
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dense import TOLERANCE, Step
+from eformer.escale import PartitionAxis, PartitionManager
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from numpy.testing import assert_allclose, assert_array_equal
+from paged_cache import PagedAttentionCacheView, PagedAttentionMetadata, stack_batches
+from paged_kernels import KVPages
+
+from paged_attn_layer import AttentionMetadata, PagedAttn
+
+TOKENS = 16
+STEP = Step(kv_lens=(5, 20, 9), q_lens=(5, 1, 7), q_heads=16, kv_heads=8)
+THREE = Step(kv_lens=(5, 20, 9), q_lens=(5, 1, 7), q_heads=6, kv_heads=3)
+OLDER = pytest.mark.filterwarnings("ignore:.*context manager has been deprecated:DeprecationWarning")
+
+forward = jax.jit(lambda impl, *args: impl(*args), static_argnums=0)
+
+
+def run_eagerly(impl, *args):
+    return impl(*args)
+
+
+RUNS = pytest.mark.parametrize("run", [forward, run_eagerly], ids=["jit", "eager"])
+
+
+def mesh_of(count, name="tp"):
+    return Mesh(np.array(jax.devices()[:count]), (name,))
+
+
+def view_on(step, mesh, head_axis="tp"):
+    pages = jax.device_put(step.pages(with_new=False), NamedSharding(mesh, KVPages.partition_spec(head_axis)))
+    return PagedAttentionCacheView(pages, mesh=mesh, head_axis=head_axis)
+
+
+def part_of(array):
+    """The shape of what one device has of it."""
+    return array.sharding.shard_shape(array.shape)
+
+
+def check(output, step):
+    assert_allclose(output.attention_outputs, step.expected(TOKENS), **TOLERANCE)
+    assert_array_equal(output.cache_view.pages.data, step.pages(with_new=True).data)
+
+
+@RUNS
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_heads_split_over_any_number_of_devices_give_the_same(count, run):
+    view = view_on(STEP, mesh_of(count))
+    output = run(PagedAttn(), *STEP.rows(TOKENS), view, STEP.batch)
+    check(output, STEP)
+    assert part_of(output.attention_outputs)[1] == STEP.q_heads // count
+    assert part_of(output.cache_view.pages.data)[1] == STEP.kv_heads // count
+
+
+@RUNS
+def test_fault_13_kv_heads_that_do_not_divide_are_replicated(run):
+    check(run(PagedAttn(), *THREE.rows(TOKENS), view_on(THREE, mesh_of(2), None), THREE.batch), THREE)
+    given = PagedAttn(AttentionMetadata(mesh=mesh_of(2)))  # whose axis "tp" does not divide 3
+    check(run(given, *THREE.rows(TOKENS), THREE.view(), THREE.batch), THREE)
+
+
+CONTEXTS = {"none": lambda mesh: contextlib.nullcontext(), "set_mesh": jax.set_mesh, "with": lambda mesh: mesh}
+
+
+@OLDER
+@RUNS
+@pytest.mark.parametrize("context", ["set_mesh", "with"])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_fault_12_pages_of_one_device_work_on_the_context_s_mesh(context, run, axis_type):
+    mesh = jax.make_mesh((4,), ("tp",), axis_types=(axis_type,))
+    q, k, v = STEP.rows(TOKENS)
+    with CONTEXTS[context](mesh):
+        output = run(PagedAttn(), q, k, v, STEP.view(), STEP.batch)
+    check(output, STEP)
+    assert part_of(output.attention_outputs)[1] == STEP.q_heads // 4
+    assert output.cache_view.mesh is None  # the tree structure that came in
+
+
+@OLDER
+@RUNS
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_fault_12_prefill_and_decode_take_the_mesh_by_the_same_rule(context, run):
+    mesh, view = mesh_of(2), view_on(STEP, mesh_of(2))
+    with CONTEXTS[context](mesh):
+        check(run(PagedAttn(), *STEP.rows(TOKENS), view, STEP.batch), STEP)
+        decode = dataclasses.replace(STEP, kv_lens=(9, 17), q_lens=(1, 1))
+        batch = dataclasses.replace(decode.batch, max_q_len=1)
+        output = run(PagedAttn(), *decode.rows(), view_on(decode, mesh), batch)
+    assert_allclose(output.attention_outputs, decode.expected(), **TOLERANCE)
+
+
+def test_fault_12_arrays_committed_to_one_device_work_eagerly_on_a_mesh():
+    q, k, v, view = jax.device_put((*STEP.rows(TOKENS), STEP.view()), jax.devices()[1])
+    check(PagedAttn()(q, k, v, view, STEP.batch, mesh=mesh_of(4)), STEP)
+
+
+def test_the_mesh_of_the_metadata_is_used():
+    q, k, v = STEP.rows(TOKENS)
+    output = forward(PagedAttn(AttentionMetadata(mesh=mesh_of(8))), q, k, v, STEP.view(), STEP.batch)
+    check(output, STEP)
+    assert len(output.attention_outputs.sharding.device_set) == 8
+
+
+def test_the_partition_manager_names_the_axis():
+    manager = PartitionManager(PartitionAxis(tensor_parallel_axis="model"))
+    impl = PagedAttn(AttentionMetadata(mesh=mesh_of(4, "model"), partition_manager=manager))
+    output = impl(*STEP.rows(TOKENS), STEP.view(), STEP.batch)
+    check(output, STEP)
+    assert part_of(output.attention_outputs)[1] == STEP.q_heads // 4
+
+
+def test_inside_the_caller_s_own_shard_map_it_computes_the_part_it_is_given():
+    mesh, heads, everywhere = mesh_of(4), PartitionSpec(None, "tp"), PartitionSpec()
+
+    def part(q, k, v, pages, batch):
+        output = PagedAttn()(q, k, v, PagedAttentionCacheView(pages), batch)
+        return output.attention_outputs
+
+    run = jax.shard_map(
+        part, mesh=mesh, in_specs=(heads, heads, heads, heads, everywhere), out_specs=heads, check_vma=False
+    )
+    out = jax.jit(run)(*STEP.rows(TOKENS), STEP.pages(with_new=False), STEP.batch)
+    assert_allclose(out, STEP.expected(TOKENS), **TOLERANCE)
+
+
+def test_bad_values_are_refused_in_eager_calls_on_a_mesh_too():
+    batch = dataclasses.replace(STEP.batch, page_table=STEP.batch.page_table.at[1, 0].set(99))
+    with pytest.raises(ValueError, match=r"page_table\[1, 0\]=99 must lie in 1..23"):
+        PagedAttn()(STEP.rows(TOKENS)[0], None, None, view_on(STEP, mesh_of(2)), batch)
+
+
+class TestDataParallel:
+    """Two groups of sequences, each with its own pages, over `dp`; heads over `tp`."""
+
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("dp", "tp"))
+    steps = (STEP, dataclasses.replace(STEP, kv_lens=(17, 1, 12), q_lens=(1, 1, 12), seed=1))
+
+    @pytest.fixture
+    def view(self):
+        data = jnp.concatenate([step.pages(with_new=False).data for step in self.steps])
+        pages = jax.device_put(KVPages(data), NamedSharding(self.mesh, KVPages.partition_spec("tp", "dp")))
+        return PagedAttentionCacheView(pages, mesh=self.mesh, head_axis="tp", data_axis="dp")
+
+    @pytest.fixture
+    def batch(self):
+        return stack_batches([step.batch for step in self.steps])
+
+    @pytest.fixture
+    def rows(self):
+        return [jnp.stack(group) for group in zip(*(step.rows(TOKENS) for step in self.steps), strict=True)]
+
+    @RUNS
+    def test_fault_13_each_group_attends_its_own_pages(self, view, batch, rows, run):
+        output = run(PagedAttn(), *rows, view, batch)
+        assert_allclose(output.attention_outputs, jnp.stack([s.expected(TOKENS) for s in self.steps]), **TOLERANCE)
+        new = jnp.concatenate([step.pages(with_new=True).data for step in self.steps])
+        assert_array_equal(output.cache_view.pages.data, new)
+        assert part_of(output.attention_outputs)[:3] == (1, TOKENS, STEP.q_heads // 2)
+
+    def test_a_batch_that_is_not_stacked_is_refused(self, view, rows):
+        with pytest.raises(ValueError, match=r"must be \[2, seqs, pages_per_seq\] for a cache with data_axis='dp'"):
+            PagedAttn()(*rows, view, STEP.batch)
+
+    def test_a_stacked_batch_needs_a_cache_split_so(self, batch, rows):
+        with pytest.raises(ValueError, match=r"must be \[seqs, pages_per_seq\] for a cache with data_axis=None"):
+            PagedAttn()(*rows, STEP.view(), batch)
+
+    def test_the_seed_s_metadata_is_refused(self, view, rows):
+        metadata = PagedAttentionMetadata(
+            decodes_position=jnp.zeros(2, jnp.int32), decodes_page_table=jnp.ones((2, 2), jnp.int32)
+        )
+        with pytest.raises(ValueError, match="split over data_axis='dp'; give a stacked RaggedBatch"):
+            PagedAttn()(*rows, view, metadata)
