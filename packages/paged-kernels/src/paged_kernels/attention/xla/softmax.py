@@ -1,0 +1,73 @@
+"""Softmax over keys that arrive in blocks, and the mask that says which keys a row sees."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+from paged_kernels.spec import AttentionSpec
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoftmaxState:
+    """What is known of each row after some of its keys (Milakov and Gimelshein, arXiv 1805.02867). All float32.
+
+    With `s` the logits so far: `top = max s`, `total = sum exp(s - top)`, `values = sum exp(s - top) v`.
+    """
+
+    top: Float[Array, "kv_heads rows"]
+    """The largest logit; -inf before any key is seen."""
+    total: Float[Array, "kv_heads rows"]
+    """The weights' sum."""
+    values: Float[Array, "kv_heads rows head_dim"]
+    """The weighted sum of the values."""
+
+    @classmethod
+    def empty(cls, kv_heads: int, rows: int, head_dim: int) -> "SoftmaxState":
+        """The state before any key."""
+        shape = (kv_heads, rows)
+        return cls(
+            top=jnp.full(shape, -jnp.inf, jnp.float32),
+            total=jnp.zeros(shape, jnp.float32),
+            values=jnp.zeros((*shape, head_dim), jnp.float32),
+        )
+
+    def see(self, s: Float[Array, "kv_heads rows keys"], v: Float[Array, "kv_heads keys head_dim"]) -> "SoftmaxState":
+        """The state after these keys too; a logit of -inf hides its key, whose value must be finite all the same."""
+        top = jnp.maximum(self.top, s.max(axis=-1))
+        shift = jnp.where(jnp.isneginf(top), 0, top)  # -inf - -inf would be NaN
+        weights = jnp.exp(s - shift[..., None])
+        decay = jnp.exp(self.top - shift)
+        return SoftmaxState(
+            top=top,
+            total=decay * self.total + weights.sum(axis=-1),
+            values=decay[..., None] * self.values + jnp.einsum("hrp,hpd->hrd", weights, v, precision="highest"),
+        )
+
+    def finish(self) -> tuple[Float[Array, "kv_heads rows head_dim"], Float[Array, "kv_heads rows"]]:
+        """Each row's output and log-sum-exp; zeros and -inf where no key was seen."""
+        total = jnp.where(self.total > 0, self.total, 1)
+        return self.values / total[..., None], self.top + jnp.log(total)
+
+
+def visible_keys(
+    t: Int32[Array, " rows"], p: Int32[Array, " keys"], kv_end: Int32[Array, ""], spec: AttentionSpec
+) -> Bool[Array, "rows keys"]:
+    """Whether the row at position `t` sees the key at position `p`; nothing at or after `kv_end` is seen."""
+    t, p = t[:, None], p[None, :]
+    visible = (t >= 0) & (p < kv_end)
+    if spec.causal:
+        visible &= p <= t
+    if spec.sliding_window is not None:
+        visible &= t - p < spec.sliding_window
+    return visible
+
+
+def logits(
+    q: Float[Array, "kv_heads rows head_dim"], k: Float[Array, "kv_heads keys head_dim"], soft_cap: float | None
+) -> Float[Array, "kv_heads rows keys"]:
+    """`cap(q . k)` of each row and key; `q` carries the scale."""
+    s = jnp.einsum("hrd,hpd->hrp", q, k, precision="highest")
+    return s if soft_cap is None else soft_cap * jnp.tanh(s / soft_cap)
