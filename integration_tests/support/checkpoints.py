@@ -1,0 +1,45 @@
+"""Small random models, saved by transformers as Hugging Face directories."""
+
+import json
+
+import torch
+import transformers
+
+FAMILIES = {
+    "LlamaForCausalLM": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    "MistralForCausalLM": (transformers.MistralConfig, transformers.MistralForCausalLM),
+    "Qwen2ForCausalLM": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+}
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 256,
+}
+
+
+def save_random(directory, family="LlamaForCausalLM", *, dtype=torch.float32, max_shard_size="40KB", **settings):
+    """Save a random model in several shards and return it, in float32 for comparison."""
+    config_class, model_class = FAMILIES[family]
+    torch.manual_seed(0)
+    model = model_class(config_class(**{**SIZES, **settings})).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            # transformers starts biases at 0 and norms at 1, which would hide one that was dropped
+            weight.add_(0.1 * torch.randn_like(weight)) if weight.ndim == 1 else weight.mul_(4)
+    model = model.to(dtype)
+    model.save_pretrained(directory, max_shard_size=max_shard_size)
+    return model.float()
+
+
+def torch_logits(model, token_ids):
+    with torch.no_grad():
+        return model(torch.tensor(token_ids)[None]).logits[0].numpy()
+
+
+def edit_config(directory, **settings):
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))

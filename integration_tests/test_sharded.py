@@ -1,0 +1,70 @@
+"""A model split over several devices gives the logits and tokens of one device."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from checkpoints import save_random
+from jax.sharding import Mesh
+from paged_attn_layer import load_model
+from paged_attn_layer.convert import open_checkpoint
+from paged_runner import PagedRunner, serve_greedy
+from safetensors.numpy import save_file
+
+DEVICES = [1, 2, 3, 4, 8]
+
+
+def mesh_of(devices):
+    return Mesh(np.array(jax.devices()[:devices]), ("tp",))
+
+
+def run(path, mesh, vocab):
+    """Logits of a prompt in chunks, and the greedy tokens of three prompts in one batch."""
+    model = load_model(path, mesh=mesh)
+    prompts = [np.random.default_rng(n).integers(20, vocab, n).tolist() for n in (11, 3, 6)]
+    runner = PagedRunner(model, mesh=mesh, tokens=(16,), seqs=3, pages_per_seq=2)
+    logits = runner.feed(prompts[0], [5, 1, 5])
+    fresh = PagedRunner(model, mesh=mesh, tokens=(16,), seqs=3, pages_per_seq=2)
+    tokens, _ = serve_greedy(fresh, prompts, 5, budget=16, chunk=8)
+    return model, logits, tokens
+
+
+@pytest.fixture(scope="module")
+def smollm2(gguf_path, tmp_path_factory):
+    """The real model as a Hugging Face directory, which loads faster than the quantised file."""
+    directory = tmp_path_factory.mktemp("smollm2")
+    source = open_checkpoint(gguf_path)
+    save_file({name: np.array(source.read(name)) for name in source.shapes}, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(dict(source.config)))
+    return directory, run(directory, None, 49152)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("small")
+    save_random(directory)
+    return directory, run(directory, None, 320)
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+def test_the_real_model(smollm2, devices):
+    """Its 3 KV heads are split over 3 devices, and whole on each of 2, 4 and 8."""
+    directory, (_, logits, tokens) = smollm2
+    model, sharded_logits, sharded_tokens = run(directory, mesh_of(devices), 49152)
+    np.testing.assert_allclose(sharded_logits, logits, rtol=0, atol=1e-3)
+    assert sharded_tokens == tokens
+    kernel = model.layers[0].attention.q_proj.kernel[...]
+    assert kernel.sharding.shard_shape(kernel.shape)[1] == (576 // 3 if devices == 3 else 576)
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+def test_heads_that_split(small, devices):
+    """4 KV heads over 1, 2 and 4 devices; over 3 and 8 they are whole, and the MLP of 96 is split all the same."""
+    directory, (_, logits, tokens) = small
+    model, sharded_logits, sharded_tokens = run(directory, mesh_of(devices), 320)
+    np.testing.assert_allclose(sharded_logits, logits, rtol=0, atol=1e-4)
+    assert sharded_tokens == tokens
+    kernel, up = model.layers[0].attention.q_proj.kernel[...], model.layers[0].mlp.up_proj.kernel[...]
+    assert kernel.sharding.shard_shape(kernel.shape)[1] == (64 // devices if devices in (1, 2, 4) else 64)
+    assert up.sharding.shard_shape(up.shape)[1] == 96 // devices
