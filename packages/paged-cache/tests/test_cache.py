@@ -84,7 +84,7 @@ def test_a_data_axis_that_cannot_be(mesh_sizes, axis, message):
 
 
 def test_fault_6_a_quantizer_is_refused_not_silently_wrong():
-    with pytest.raises(NotImplementedError, match="quantised pages are not supported.*dtype=bfloat16"):
+    with pytest.raises(NotImplementedError, match=r"quantised pages are not supported.*dtype=bfloat16"):
         PagedAttentionCache.init_cache(None, None, CONFIG, None, quantizer=object())
 
 

@@ -103,8 +103,10 @@ class PagedAttentionCacheView:
         Raises:
             ValueError: the metadata has no prefill part, or an argument does not fit.
         """
-        batch = metadata.prefill_part().to_ragged_batch()
-        return self.write(_drop_axis("key", key, 0), _drop_axis("value", value, 0), batch)
+        part = metadata.prefill_part()
+        key, value = _drop_axis("key", key, 0), _drop_axis("value", value, 0)
+        _check_row_count(key, part.prefill_position, "prefill")
+        return self.write(key, value, part.to_ragged_batch())
 
     def write_decodes_to_cache(
         self,
@@ -120,8 +122,10 @@ class PagedAttentionCacheView:
         Raises:
             ValueError: the metadata has no decode part, or an argument does not fit.
         """
-        batch = metadata.decode_part().to_ragged_batch()
-        return self.write(_drop_axis("key", key, 1), _drop_axis("value", value, 1), batch)
+        part = metadata.decode_part()
+        key, value = _drop_axis("key", key, 1), _drop_axis("value", value, 1)
+        _check_row_count(key, part.decodes_position, "decode")
+        return self.write(key, value, part.to_ragged_batch())
 
     def _write_pages(self, key: Array, value: Array, batch: RaggedBatch, backend: Backend | None) -> KVPages:
         if self.mesh is None:
@@ -162,6 +166,11 @@ def _drop_axis(name: str, rows: Array, axis: int) -> Array:
     if rows.ndim != 4 or rows.shape[axis] != 1:
         raise ValueError(f"{name} {rows.shape} must have 3 axes, or 4 of which axis {axis} has size 1")
     return rows.squeeze(axis)
+
+
+def _check_row_count(key: Array, positions: Array | None, part: str) -> None:
+    if positions is not None and key.shape[0] != positions.shape[0]:
+        raise ValueError(f"key has {key.shape[0]} rows, but the {part} part has {positions.shape[0]}; they must match")
 
 
 def _unstack(batch: RaggedBatch, groups: int) -> list[RaggedBatch]:
