@@ -1,21 +1,16 @@
 """The real model, ours and Hugging Face's, on eight CPU devices and without the network."""
 
 import importlib.util
-import os
 import pathlib
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-
 import jax
-
-jax.config.update("jax_num_cpu_devices", 8)  # before anything asks for a device
-
 import numpy as np
 import pytest
 import torch
 import transformers
 from paged_attn_layer import load_model, load_tokenizer
 
+jax.config.update("jax_num_cpu_devices", 8)  # before anything asks for a device
 transformers.utils.logging.disable_progress_bar()
 
 
@@ -43,7 +38,7 @@ def model(gguf_path):
 def hf_logits(gguf_path):
     """A function from token ids to the logits `[tokens, vocab]` that Hugging Face's model gives them."""
     hf = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32
+        gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32, local_files_only=True
     )
 
     def logits(token_ids: list[int]) -> np.ndarray:

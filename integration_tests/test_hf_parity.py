@@ -76,7 +76,7 @@ def test_greedy_tokens_agree_through_the_engine(model, tokenizer, hf_logits):
 
 
 def test_the_tokenizer_is_hugging_faces(tokenizer, gguf_path):
-    theirs = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name)
+    theirs = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name, local_files_only=True)
     for text in (
         *QUESTIONS,
         TEXT,
