@@ -41,8 +41,7 @@ def test_half_types_equal_dense_attention_on_the_rounded_data(backend, workload,
 
 
 @pytest.mark.parametrize(
-    ("workload", "spec"),
-    [("decode", "plain"), ("mixed", "plain"), ("gaps", "everything"), ("decode_mqa", "plain"), ("head_128", "plain")],
+    ("workload", "spec"), [case for case in CASES if case[1] in ("plain", "window", "bidirectional", "everything")]
 )
 def test_interpreted_tpu_kernel_equals_dense_attention(workload, spec):
     check("tpu_interpret", workload, spec, "float32")
@@ -103,18 +102,17 @@ def workloads(draw):
     return dataclasses.replace(PLAIN, kv_lens=tuple(kv_lens), q_lens=tuple(q_lens))
 
 
-@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 @hypothesis.given(workload=workloads(), spec=st.sampled_from(sorted(SPECS)), seed=st.integers(0, 99))
-@pytest.mark.parametrize("backend", ["reference", "xla"])
-def test_any_ragged_batch(backend, workload, spec, seed):
+def test_any_ragged_batch(workload, spec, seed):
     case = make_case(workload, spec=SPECS[spec], seed=seed)
-    out, lse = attend(case.q, case.pages, case.batch, SPECS[spec], backend=backend, return_lse=True)
+    out, lse = attend(case.q, case.pages, case.batch, SPECS[spec], backend="xla", return_lse=True)
     expected, expected_lse = attend_densely(case, SPECS[spec])
     assert_rows_close(out, expected, "float32")
     assert_lse_close(lse, expected_lse)
 
 
-@hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
 @hypothesis.given(
     scale=st.floats(0.01, 0.5),
     soft_cap=st.none() | st.floats(0.5, 50),

@@ -1,7 +1,9 @@
 """The one call for attention over pages."""
 
+import functools
 from typing import Literal, overload
 
+import jax
 from jaxtyping import Array, Float
 
 from paged_kernels.attention.reference import paged_attention_reference
@@ -70,11 +72,22 @@ def paged_attention(
         NotImplementedError: the backend does not have what the arguments ask for; says what does.
     """
     check_attention_inputs(q, pages, batch)
-    chosen = resolve_backend(backend)
-    if chosen == "reference":
-        out, lse = paged_attention_reference(q, pages, batch, spec)
-    elif chosen == "xla":
-        out, lse = paged_attention_xla(q, pages, batch, spec, block_sizes)
-    else:
-        out, lse = paged_attention_tpu(q, pages, batch, spec, block_sizes, interpret=chosen == "tpu_interpret")
+    out, lse = _attend(q, pages, batch, spec, backend=resolve_backend(backend), block_sizes=block_sizes)
     return (out, lse) if return_lse else out
+
+
+@functools.partial(jax.jit, static_argnames=("backend", "block_sizes"))  # so that eager calls compile once
+def _attend(
+    q: Output,
+    pages: KVPages,
+    batch: RaggedBatch,
+    spec: AttentionSpec,
+    *,
+    backend: Backend,
+    block_sizes: BlockSizes | None,
+) -> tuple[Output, LogSumExp]:
+    if backend == "reference":
+        return paged_attention_reference(q, pages, batch, spec)
+    if backend == "xla":
+        return paged_attention_xla(q, pages, batch, spec, block_sizes)
+    return paged_attention_tpu(q, pages, batch, spec, block_sizes, interpret=backend == "tpu_interpret")
