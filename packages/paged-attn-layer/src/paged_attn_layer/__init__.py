@@ -2,6 +2,7 @@
 
 from paged_attn_layer._version import __version__
 from paged_attn_layer.convert import ConversionError, load_model, load_tokenizer
+from paged_attn_layer.engine import Completion, Engine, EngineConfig, EngineStats, Request, Scheduler
 from paged_attn_layer.layer import AttentionConfig, PagedAttention
 from paged_attn_layer.mesh import resolve_mesh
 from paged_attn_layer.models import LlamaForCausalLM, ModelConfig
@@ -15,12 +16,18 @@ __all__ = [
     "AttentionMetadata",
     "AttentionOutput",
     "AttentionRegistry",
+    "Completion",
     "ConversionError",
+    "Engine",
+    "EngineConfig",
+    "EngineStats",
     "LlamaForCausalLM",
     "ModelConfig",
     "PagedAttention",
     "PagedAttn",
+    "Request",
     "RopeConfig",
+    "Scheduler",
     "__version__",
     "apply_rope",
     "load_model",

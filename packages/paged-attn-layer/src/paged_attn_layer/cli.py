@@ -116,8 +116,7 @@ def run(args: argparse.Namespace) -> None:
         optional_module(module)  # missing ones are told before the model is loaded
     engine = _load(args, config)
     requests = [_request(engine, line, args) for line in lines]
-    _tell("compiling the step for each of its shapes")
-    engine.warm_up()
+    engine.warm_up(progress=True)
     with ServingBar(requests) as bar:
         completions = engine.serve(requests, arrivals=[line.arrival for line in lines], on_step=bar.update)
     print(summary([line.prompt for line in lines], completions, engine.stats))

@@ -196,8 +196,10 @@ def test_bad_options_are_refused(engine, model):
 
 def test_text_needs_a_tokenizer(model):
     engine = Engine(model, config=CONFIG)
-    with pytest.raises(ValueError, match="need a tokenizer"):
+    with pytest.raises(ValueError, match="needs a tokenizer"):
         engine.generate(["HI"])
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        engine.generate([[1]], stop=["X"])
     assert engine.generate([[5]], max_new_tokens=2)[0].text == ""
 
 
@@ -225,5 +227,5 @@ def test_half_precision_models_have_a_cache_of_their_type(model):
     graph, weights = nnx.split(model)
     half = nnx.merge(graph, jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights))
     engine = Engine(half, config=CONFIG)
-    assert {leaf.dtype for leaf in jax.tree.leaves(engine._cache)} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(engine._compute._cache)} == {jnp.dtype(jnp.bfloat16)}
     assert len(engine.generate([[1]], max_new_tokens=3)[0].token_ids) == 3

@@ -29,7 +29,7 @@ def count_compilations() -> Iterator[CompilationCount]:
     """
     count = CompilationCount()
 
-    def listen(event: str, duration: float, **labels: str | int) -> None:  # the signature that jax calls
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:  # the signature that jax calls
         count.total += event == COMPILE_EVENT
 
     jax.monitoring.register_event_duration_secs_listener(listen)

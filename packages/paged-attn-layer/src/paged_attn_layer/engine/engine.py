@@ -2,26 +2,24 @@
 
 import collections
 import dataclasses
-import functools
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Int32
-from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, PagePool, StepBatch
+from paged_cache import BatchShapes, CacheConfig, PagePool
 
 from paged_attn_layer.convert import load_model, load_tokenizer
 from paged_attn_layer.engine.compilations import count_compilations
+from paged_attn_layer.engine.compiled_step import CompiledStep
 from paged_attn_layer.engine.completion import Completion
 from paged_attn_layer.engine.config import EngineConfig
-from paged_attn_layer.engine.progress import ServingBar
+from paged_attn_layer.engine.progress import ServingBar, progress_bar
 from paged_attn_layer.engine.request import Request
-from paged_attn_layer.engine.scheduler import Scheduler, Step
+from paged_attn_layer.engine.scheduler import Scheduler
 from paged_attn_layer.engine.stats import EngineStats, StepRecord
 from paged_attn_layer.engine.text import OutputText, Tokenizer, encode_prompt, text_decoder
 from paged_attn_layer.models import LlamaForCausalLM
@@ -39,8 +37,7 @@ class Engine:
             print(completion.text)
 
     Every step is one call of one compiled function, whose arrays have one of a few fixed shapes, so after `warm_up`
-    nothing compiles. Only the rows that give a next token get logits, and only the chosen tokens leave the device.
-    An engine is for one thread.
+    nothing compiles. An engine is for one thread.
     """
 
     def __init__(
@@ -59,7 +56,7 @@ class Engine:
         self.config = config or EngineConfig()
         self.tokenizer = tokenizer
         self.stats = EngineStats()
-        self._model_config = model.config
+        self._vocab_size = model.config.vocab_size
         cache_config = _cache_config(self.config, model, mesh)
         self._pool = PagePool(cache_config.num_pages)
         self._scheduler = Scheduler(
@@ -69,14 +66,8 @@ class Engine:
             max_sequence_length=self.config.max_sequence_length,
             token_budget=self.config.token_budget,
         )
-        self._shapes = BatchShapes(self.config.token_buckets, self.config.max_seqs, cache_config.pages_per_seq)
-        cache = PagedAttentionCache.init_cache(mesh, None, cache_config, None)
-        placed = jax.tree.map(lambda pages: pages.sharding, cache)
-        self._cache = jax.device_put(cache, placed)  # committed as a step's result is: else the next step compiles anew
-        graph, self._weights = nnx.split(model)
-        self._next_tokens = jax.jit(
-            functools.partial(_next_tokens, graph), donate_argnames="cache", out_shardings=(None, placed)
-        )
+        shapes = BatchShapes(self.config.token_buckets, self.config.max_seqs, cache_config.pages_per_seq)
+        self._compute = CompiledStep(model, shapes, cache_config, mesh)
 
     @classmethod
     def load(
@@ -94,7 +85,8 @@ class Engine:
             ValueError: the model cannot be converted; the message says why.
         """
         model = load_model(path, dtype=dtype, mesh=mesh)
-        engine = cls(model, tokenizer=load_tokenizer(path), config=config, mesh=mesh)
+        tokenizer = cast(Tokenizer, load_tokenizer(path))  # eos_token_id is made at run time, unseen by type checkers
+        engine = cls(model, tokenizer=tokenizer, config=config, mesh=mesh)
         if warm_up:
             engine.warm_up()
         return engine
@@ -114,12 +106,11 @@ class Engine:
         """Whether a request waits or runs."""
         return self._scheduler.has_work
 
-    def warm_up(self) -> None:
-        """Compile the step for every shape that it can have; the cache stays as it is."""
+    def warm_up(self, *, progress: bool = False) -> None:
+        """Compile the step for every shape that it can have; `progress` shows a bar on standard error (needs tqdm)."""
         started = time.perf_counter()
         with count_compilations() as compilations:
-            for shape in self._shapes.all_shapes():
-                self._compute(np.zeros(shape.tokens, np.int32), self._shapes.warm_up_batch(shape))
+            self._compute.warm_up(progress_bar("compiling") if progress else iter)
         self.stats.warm_up_seconds = time.perf_counter() - started
         self.stats.warm_up_compilations = compilations.total
 
@@ -145,15 +136,17 @@ class Engine:
             ValueError: the prompt is empty, holds an id outside the vocabulary, or with its answer is longer than
                 the longest sequence or the cache; or text is asked for without a tokenizer.
         """
-        if self.tokenizer is None and (isinstance(prompt, str) or stop):
-            raise ValueError("text prompts and stop strings need a tokenizer; build the engine with tokenizer=...")
+        text = None
+        if self.tokenizer is not None:
+            text = OutputText(text_decoder(self.tokenizer), stop)
+        elif stop:
+            raise ValueError(f"stop={stop!r} needs a tokenizer; build the engine with tokenizer=...")
         request = Request(
-            prompt_ids=encode_prompt(self.tokenizer, prompt, chat) if isinstance(prompt, str) else list(prompt),
+            prompt_ids=self._prompt_ids(prompt, chat),
             max_new_tokens=max_new_tokens,
             stop_token_ids=self._end_tokens() if stop_token_ids is None else frozenset(stop_token_ids),
-            text=None if self.tokenizer is None else OutputText(text_decoder(self.tokenizer), stop),
+            text=text,
         )
-        self._check_token_ids(request)
         self._scheduler.check(request)
         return request
 
@@ -172,7 +165,7 @@ class Engine:
             step = self._scheduler.schedule()
             if not step.work:
                 return []
-            arrays = self._arrays(step)
+            arrays = self._compute.arrays(step)
             called = time.perf_counter()
             pages_used = self._pool.num_used
             next_tokens = self._compute(*arrays)
@@ -212,9 +205,7 @@ class Engine:
         """
         arrivals = [0] * len(requests) if arrivals is None else arrivals
         if len(arrivals) != len(requests):
-            raise ValueError(
-                f"arrivals has {len(arrivals)} entries; it must have one for each of {len(requests)} prompts"
-            )
+            raise ValueError(f"arrivals has {len(arrivals)} entries; it must have {len(requests)}, one a request")
         by_arrival = sorted(zip(arrivals, requests, strict=True), key=lambda pair: pair[0])
         try:
             self._serve(collections.deque(by_arrival), on_step)
@@ -267,41 +258,19 @@ class Engine:
             if on_step is not None:
                 on_step(self.stats.steps[-1], finished)
 
-    def _arrays(self, step: Step) -> tuple[np.ndarray, StepBatch]:
-        """The step's token ids and batch, padded to one of the fixed shapes."""
-        sequences = [part.sequence for part in step.work]
-        batch = self._shapes.build(sequences, num_pages=self._pool.num_pages, page_size=self.config.page_size)
-        token_ids = np.zeros(batch.positions.shape, np.int32)
-        token_ids[: step.num_tokens] = [token for part in step.work for token in part.token_ids]
-        return token_ids, batch
-
-    def _compute(self, token_ids: np.ndarray, batch: StepBatch) -> np.ndarray:
-        """Run the compiled step; the next token of each sequence, on the host."""
-        next_tokens, self._cache = self._next_tokens(self._weights, self._cache, token_ids, batch)
-        return np.asarray(next_tokens)
+    def _prompt_ids(self, prompt: Prompt, chat: bool | None) -> list[int]:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ValueError("a text prompt needs a tokenizer; build the engine with tokenizer=...")
+            return encode_prompt(self.tokenizer, prompt, chat)
+        for index, token_id in enumerate(prompt):
+            if not 0 <= token_id < self._vocab_size:
+                raise ValueError(f"token {index} of the prompt is {token_id}; it must lie in 0..{self._vocab_size - 1}")
+        return list(prompt)
 
     def _end_tokens(self) -> frozenset[int]:
         end = None if self.tokenizer is None else self.tokenizer.eos_token_id
         return frozenset() if end is None else frozenset([end])
-
-    def _check_token_ids(self, request: Request) -> None:
-        vocab_size = self._model_config.vocab_size
-        for index, token_id in enumerate(request.prompt_ids):
-            if not 0 <= token_id < vocab_size:
-                raise ValueError(f"token {index} of the prompt is {token_id}; it must lie in 0..{vocab_size - 1}")
-
-
-def _next_tokens(
-    graph: nnx.GraphDef,
-    weights: nnx.State,
-    cache: PagedAttentionCache,
-    token_ids: Int32[Array, " tokens"],
-    batch: StepBatch,
-) -> tuple[Int32[Array, " seqs"], PagedAttentionCache]:
-    """The likeliest token after the last row of each sequence, and the cache with the rows' keys and values."""
-    model = nnx.merge(graph, weights)
-    logits, cache = model(token_ids, batch.positions, cache, batch.batch, batch.last_rows)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
 
 
 def _cache_config(config: EngineConfig, model: LlamaForCausalLM, mesh: Mesh | None) -> CacheConfig:

@@ -1,9 +1,10 @@
 """A progress bar for serving, on standard error."""
 
+import functools
 import importlib
 import types
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
 
 from paged_attn_layer.engine.request import Request
 from paged_attn_layer.engine.stats import StepRecord
@@ -22,6 +23,11 @@ def optional_module(name: str) -> types.ModuleType:
         raise ModuleNotFoundError(
             f"this needs {package}, which is not installed; pip install 'paged-attn-layer[generate]'", name=error.name
         ) from None
+
+
+def progress_bar(doing: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """What shows a bar while an iterable is walked, as `tqdm` does."""
+    return functools.partial(optional_module("tqdm").tqdm, desc=doing, dynamic_ncols=True)
 
 
 class ServingBar:
