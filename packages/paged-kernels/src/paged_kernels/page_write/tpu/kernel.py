@@ -65,6 +65,10 @@ class RunCopies:
         """Waits until the group is back, and its buffer free."""
         self._group_write(run).wait()
 
+    def buffer(self, run):
+        """The buffer that is the run's, once run `run - depth` is written."""
+        return run % self.buffers.groups.shape[0]
+
     def window_start(self, run):
         """The first row of the aligned window that holds the run's rows; no window goes past the end of `rows`."""
         aligned = self.runs.row[run] // self.row_tile * self.row_tile
@@ -80,20 +84,17 @@ class RunCopies:
         return self.pages.at[self.runs.page[run], :, pl.ds(slot, group)]
 
     def _group_read(self, run):
-        at = self._buffer(run)
+        at = self.buffer(run)
         return pltpu.make_async_copy(self._place(run), self.buffers.groups.at[at], self.buffers.group_read.at[at])
 
     def _window_read(self, run):
-        at, window = self._buffer(run), self.buffers.windows.shape[2]
+        at, window = self.buffer(run), self.buffers.windows.shape[2]
         rows = self.rows.at[:, pl.ds(self.window_start(run), window)]
         return pltpu.make_async_copy(rows, self.buffers.windows.at[at], self.buffers.window_read.at[at])
 
     def _group_write(self, run):
-        at = self._buffer(run)
+        at = self.buffer(run)
         return pltpu.make_async_copy(self.buffers.groups.at[at], self._place(run), self.buffers.group_written.at[at])
-
-    def _buffer(self, run):
-        return run % self.buffers.groups.shape[0]
 
 
 def write_runs_kernel(runs: Runs, rows, pages_in, pages, buffers: Buffers, *, row_tile: int) -> None:
@@ -118,15 +119,16 @@ def write_runs_kernel(runs: Runs, rows, pages_in, pages, buffers: Buffers, *, ro
         @pl.when((merged >= 0) & (merged < count))
         def _():
             copies.wait_read(merged)
-            _merge(copies, merged, merged % depth)
+            _merge(copies, merged)
             copies.start_write(merged)
 
     jax.lax.fori_loop(0, count + depth, step, None)
 
 
-def _merge(copies: RunCopies, run, buffer) -> None:
+def _merge(copies: RunCopies, run) -> None:
     """Puts the run's rows among the slots of its group, one KV head at a time."""
     _, kv_heads, group, _ = copies.buffers.groups.shape
+    buffer = copies.buffer(run)
     window = copies.buffers.windows.shape[2]
     first = copies.runs.slot[run] % group
     row_in_window = copies.runs.row[run] - copies.window_start(run)

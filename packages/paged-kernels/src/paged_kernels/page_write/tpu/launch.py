@@ -16,49 +16,56 @@ from paged_kernels.page_write.slots import row_slots
 from paged_kernels.page_write.tpu.kernel import Buffers, write_runs_kernel
 from paged_kernels.page_write.tpu.runs import max_runs, plan_runs
 
-ROW_TILE = {"float32": 8, "bfloat16": 16}
-"""Rows of one VMEM tile; copies start and end at multiples of it."""
+INTERPRET = pltpu.InterpretParams(dma_execution_mode="on_wait", out_of_bounds_reads="raise", uninitialized_memory="nan")
+"""The interpreter at its strictest: copies as late as the hardware allows, and nothing read by luck."""
+
+DTYPES = ("float32", "bfloat16")
+SLOT_TILE = 8
+"""Rows of a tile in HBM, of either type (XLA's T(8,128)); a copy starts and ends at a multiple of it."""
+HEAD_TILE = 64
+"""K and V side by side fill whole tiles of 128 lanes; for other sizes XLA may copy the pages to pad them."""
 MAX_DEPTH = 16
-"""Runs under way at once; a copy takes a microsecond or two to arrive, however short it is."""
+"""Runs under way at once; a copy takes about a microsecond to arrive, however short it is."""
 BUFFER_BYTES = 4 * 2**20
-"""VMEM for all buffers together: a quarter of the least that a kernel may use by default on the five generations."""
+"""Most VMEM for all buffers together: a quarter of what v4, which has least, has."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WriteSizes:
     """The static sizes of the kernel's buffers, in rows of one KV head."""
 
-    tile: int
-    """Rows of a tile."""
     group: int
     """Slots that are read and written together: whole tiles, and a divisor of the page size."""
     window: int
-    """New rows that are read for a run: whole tiles, enough for the longest run wherever it starts in a tile."""
+    """New rows that are read for a run: whole row tiles, and no fewer than `group`."""
+    row_tile: int
+    """Rows that fill a register; windows start at a multiple of it, so that they are rolled register by register."""
     depth: int
     """Buffers."""
 
     @classmethod
+    def of_group(cls, group: int, longest: int, pages: KVPages) -> "WriteSizes":
+        """The sizes for groups of `group` slots and runs of at most `longest` rows."""
+        row_tile = SLOT_TILE * 4 // pages.dtype.itemsize
+        # The run may start at the last row of a tile.
+        window = max(group, _round_up(row_tile - 1 + min(longest, group), row_tile))
+        row_bytes = pages.num_kv_heads * 2 * pages.head_dim * pages.dtype.itemsize
+        depth = BUFFER_BYTES // ((group + window) * row_bytes)
+        return cls(group=group, window=window, row_tile=row_tile, depth=max(2, min(MAX_DEPTH, depth)))
+
+    @classmethod
     def choose(cls, pages: KVPages, max_q_len: int | None) -> "WriteSizes":
-        """The sizes for these pages; one tile where a sequence has few rows, else as much of a page as is well.
+        """The sizes for these pages: groups just long enough for a sequence's rows, of a page at most, that fit well.
 
         Raises:
             NotImplementedError: the pages have a type or a size that the kernel cannot copy.
         """
-        tile = _row_tile(pages)
-        row_bytes = pages.num_kv_heads * 2 * pages.head_dim * pages.dtype.itemsize
-        longest = pages.page_size if max_q_len is None else min(max_q_len, pages.page_size)
-
-        def of_group(group: int) -> "WriteSizes":
-            window = max(group, _round_up(tile - 1 + min(longest, group), tile))
-            depth = BUFFER_BYTES // ((group + window) * row_bytes)
-            return cls(tile=tile, group=group, window=window, depth=max(2, min(MAX_DEPTH, depth)))
-
-        groups = [size for size in range(tile, pages.page_size + 1, tile) if pages.page_size % size == 0]
-        wanted = next((size for size in groups if size >= longest), pages.page_size)
-        return next(
-            (sizes for sizes in map(of_group, reversed(groups)) if sizes.group <= wanted and sizes.depth > 2),
-            of_group(tile),
-        )
+        _check_supported(pages)
+        longest = min(max_q_len or pages.page_size, pages.page_size)
+        groups = [size for size in range(SLOT_TILE, pages.page_size + 1, SLOT_TILE) if pages.page_size % size == 0]
+        enough = min(size for size in groups if size >= longest)
+        choices = [cls.of_group(size, longest, pages) for size in groups if size <= enough]
+        return max((sizes for sizes in choices if sizes.depth >= 4), key=lambda sizes: sizes.group, default=choices[0])
 
 
 def write_kv_tpu(
@@ -67,11 +74,18 @@ def write_kv_tpu(
     v: Float[Array, "tokens kv_heads head_dim"],
     batch: RaggedBatch,
     *,
-    interpret: bool,
+    interpret: bool | pltpu.InterpretParams,
 ) -> KVPages:
     """Pages with each row's `K‖V` in its slot, in place if `pages` is donated; rows that go nowhere are dropped.
 
-    Rows are rounded to the pages' dtype first; bytes of slots that get no row are never changed.
+    Rows are rounded to the pages' dtype first; the bytes of slots that get no row do not change.
+
+    Args:
+        pages: one layer's pages, float32 or bfloat16; page_size a multiple of 8, head_dim of 64.
+        k: the new keys.
+        v: the new values.
+        batch: where the rows go; `max_q_len` bounds how much of a page is read and written for a few rows.
+        interpret: `True` for Pallas's TPU interpreter at its strictest, or the interpreter's own parameters.
 
     Raises:
         NotImplementedError: the pages have a type or a size that the kernel cannot copy.
@@ -84,7 +98,7 @@ def write_kv_tpu(
     runs = plan_runs(page_ids, slots, group=sizes.group, size=max_runs(tokens, batch.seqs, sizes.group))
     rows = _kernel_rows(k, v, pages, sizes)
     data = pl.pallas_call(
-        functools.partial(write_runs_kernel, row_tile=sizes.tile),
+        functools.partial(write_runs_kernel, row_tile=sizes.row_tile),
         out_shape=jax.ShapeDtypeStruct(pages.data.shape, pages.dtype),
         in_specs=[
             jax.tree.map(lambda _: pl.BlockSpec(memory_space=pltpu.SMEM), runs),
@@ -96,7 +110,7 @@ def write_kv_tpu(
         input_output_aliases={len(jax.tree.leaves(runs)) + 1: 0},
         # The plan holds no page but 1..num_pages-1, and no window leaves the rows.
         compiler_params=pltpu.CompilerParams(disable_bounds_checks=True),
-        interpret=pltpu.InterpretParams() if interpret else False,
+        interpret=INTERPRET if interpret is True else interpret,
         name="write_kv",
     )(runs, rows, pages.data)
     return KVPages(data)
@@ -125,23 +139,26 @@ def _kernel_rows(
     """The rows as pages hold them, head by head, padded to whole tiles and to at least one window."""
     kv = jnp.concatenate([k, v], axis=-1).astype(pages.dtype)
     tokens = kv.shape[0]
-    padding = max(_round_up(tokens, sizes.tile), sizes.window) - tokens
+    padding = max(_round_up(tokens, sizes.row_tile), sizes.window) - tokens
     return jnp.pad(jnp.swapaxes(kv, 0, 1), ((0, 0), (0, padding), (0, 0)))
 
 
-def _row_tile(pages: KVPages) -> int:
-    tile = ROW_TILE.get(pages.dtype.name)
-    if tile is None:
+def _check_supported(pages: KVPages) -> None:
+    if pages.dtype.name not in DTYPES:
         raise NotImplementedError(
-            f"pages of {pages.dtype.name} cannot be written by the TPU kernel; use {' or '.join(ROW_TILE)}, "
+            f"pages of {pages.dtype.name} cannot be written by the TPU kernel; use {' or '.join(DTYPES)}, "
             "or backend='xla'"
         )
-    if pages.page_size % tile:
+    if pages.head_dim % HEAD_TILE:
         raise NotImplementedError(
-            f"page_size={pages.page_size} must be a multiple of {tile} (rows of a {pages.dtype.name} tile) for the "
-            f"TPU kernel; use {tile} or a multiple, or backend='xla'"
+            f"head_dim={pages.head_dim} must be a multiple of {HEAD_TILE} for the TPU kernel, so that K‖V fills 128 "
+            "lanes; use backend='xla'"
         )
-    return tile
+    if pages.page_size % SLOT_TILE:
+        raise NotImplementedError(
+            f"page_size={pages.page_size} must be a multiple of {SLOT_TILE} (rows of a tile) for the TPU kernel; "
+            "use 16, or backend='xla'"
+        )
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -1,0 +1,40 @@
+"""Merging rows as bits: every place a run can have in a group, and every place of its rows in a window."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from page_write_data import bits
+from paged_kernels.page_write.tpu.merge import merge_rows
+
+
+@jax.jit
+def merge_many(old, new, places):
+    """The bits of `merge_rows` for each `(first, end, shift)` of `places`."""
+    as_bits = jnp.dtype(f"uint{8 * old.dtype.itemsize}")
+
+    def merge(place):
+        first, end, shift = place
+        merged = merge_rows(old, new, first=first, end=end, shift=shift)
+        return jax.lax.bitcast_convert_type(merged, as_bits)
+
+    return jax.lax.map(merge, places)
+
+
+def random_bits(rng, rows, dtype):
+    size = jnp.dtype(dtype).itemsize
+    return rng.integers(0, 1 << 8 * size, (rows, 128)).astype(f"uint{8 * size}").view(jnp.dtype(dtype))
+
+
+@pytest.mark.parametrize(("slots", "window"), [(8, 16), (16, 16), (16, 32)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_land_in_their_slots_bit_for_bit(dtype, slots, window):
+    rng = np.random.default_rng(0)
+    old, new = random_bits(rng, slots, dtype), random_bits(rng, window, dtype)
+    spans = [(0, slots), (0, 1), (1, 2), (slots - 1, slots), (3, slots - 2), (2, 2)]
+    places = np.array([(first, end, shift) for first, end in spans for shift in range(window)], np.int32)
+    got = np.asarray(merge_many(jnp.asarray(old), jnp.asarray(new), places))
+    for result, (first, end, shift) in zip(got, places, strict=True):
+        want = bits(old).copy()
+        want[first:end] = bits(new)[(np.arange(first, end) - shift) % window]
+        np.testing.assert_array_equal(result, want)

@@ -1,0 +1,129 @@
+"""Page writes to test with: pages full of distinct NaNs, and what a plain double loop makes of them.
+
+Each unwritten value is a NaN with a payload of its own, so that a byte that moves, or is computed with, shows.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+from paged_kernels import KVPages, RaggedBatch
+
+TOKENS, SEQS, PAGES_PER_SEQ, NUM_PAGES, KV_HEADS, HEAD_DIM = 24, 5, 3, 20, 2, 64
+"""One shape for all cases, so that each backend is compiled once for each dtype and page size."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Write:
+    """The sequences of one write, by their lengths."""
+
+    kv_lens: tuple[int, ...]
+    q_lens: tuple[int, ...]
+    page_ids: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)
+    """Table entries `(sequence, index)` that are not as they should be."""
+
+
+WRITES = {
+    "prefill": Write(kv_lens=(20,), q_lens=(20,)),
+    "one_token": Write(kv_lens=(1,), q_lens=(1,)),
+    "prompts": Write(kv_lens=(16, 1, 7), q_lens=(16, 1, 7)),
+    "chunks": Write(kv_lens=(37, 16, 33), q_lens=(9, 4, 11)),
+    "ends_with_a_page": Write(kv_lens=(16, 32), q_lens=(3, 17)),
+    "starts_with_a_page": Write(kv_lens=(17, 40), q_lens=(1, 8)),
+    "whole_pages": Write(kv_lens=(24, 32), q_lens=(8, 16)),
+    "decode": Write(kv_lens=(18, 1, 48, 16, 17), q_lens=(1, 1, 1, 1, 1)),
+    "mixed": Write(kv_lens=(29, 5, 48, 9), q_lens=(18, 1, 1, 1)),
+    "gaps": Write(kv_lens=(20, 0, 31, 0, 8), q_lens=(7, 5, 9, 2, 1)),
+    "no_rows": Write(kv_lens=(20, 24, 11), q_lens=(4, 0, 5)),
+    "all_gaps": Write(kv_lens=(0, 0), q_lens=(3, 0)),
+    "empty": Write(kv_lens=(), q_lens=()),
+    "negative_positions": Write(kv_lens=(3, 2), q_lens=(7, 9)),
+    "past_the_table": Write(kv_lens=(53, 60), q_lens=(10, 6)),
+    "null_page": Write(kv_lens=(20, 30), q_lens=(12, 4), page_ids={(0, 0): 0}),
+    "no_such_page": Write(kv_lens=(20, 30), q_lens=(12, 4), page_ids={(0, 1): NUM_PAGES, (1, 1): -1}),
+}
+
+
+@st.composite
+def ragged_writes(draw: st.DrawFn) -> Write:
+    """Any write that fits the shapes: sequences of any length, gaps, positions outside the table."""
+    kv_lens, q_lens = [], []
+    for _ in range(draw(st.integers(0, SEQS))):
+        q_lens.append(draw(st.integers(0, min(TOKENS - sum(q_lens), 19))))
+        kv_lens.append(draw(st.just(0) | st.integers(max(0, q_lens[-1] - 1), 50)))
+    return Write(kv_lens=tuple(kv_lens), q_lens=tuple(q_lens))
+
+
+def make_batch(write: Write, *, max_q_len: int | None = None, seed: int = 0) -> RaggedBatch:
+    """The write's batch: shuffled pages, each owned by one sequence, and nonsense in the slots not in use."""
+    rng = np.random.default_rng(seed)
+    count = len(write.kv_lens)
+    table = 1 + rng.permutation(NUM_PAGES - 1)[: SEQS * PAGES_PER_SEQ].reshape(SEQS, PAGES_PER_SEQ)
+    for at, page in write.page_ids.items():
+        table[at] = page
+    kv_lens = np.full(SEQS, 7)
+    kv_lens[:count] = write.kv_lens
+    starts = np.full(SEQS + 1, 3)
+    starts[: count + 1] = np.cumsum([0, *write.q_lens])
+    return RaggedBatch(
+        page_table=jnp.asarray(table, jnp.int32),
+        kv_lens=jnp.asarray(kv_lens, jnp.int32),
+        cu_q_lens=jnp.asarray(starts, jnp.int32),
+        num_seqs=jnp.int32(count),
+        max_q_len=max_q_len,
+    )
+
+
+def nan_pages(page_size: int, dtype: str, num_pages: int = NUM_PAGES) -> KVPages:
+    """Pages of quiet NaNs whose payloads differ from slot to slot and lane to lane."""
+    payload_bits, quiet = {"float32": (22, 0x7FC00000), "bfloat16": (6, 0x7FC0)}[dtype]
+    shape = KVPages.data_shape(num_pages, page_size, KV_HEADS, HEAD_DIM)
+    payload = np.random.default_rng(1).integers(0, 1 << payload_bits, shape)
+    bit_type = f"uint{8 * jnp.dtype(dtype).itemsize}"
+    return KVPages(jnp.asarray((quiet | payload).astype(bit_type).view(jnp.dtype(dtype))))
+
+
+def finite_pages(page_size: int, dtype: str) -> KVPages:
+    """Pages of numbers, for XLA on CPU: before jax 0.12 it moves bfloat16 through float32, which changes NaNs."""
+    shape = KVPages.data_shape(NUM_PAGES, page_size, KV_HEADS, HEAD_DIM)
+    return KVPages(jnp.asarray(np.random.default_rng(1).normal(size=shape), dtype))
+
+
+def make_rows(dtype: str, tokens: int = TOKENS, seed: int = 2) -> tuple[jax.Array, jax.Array]:
+    """New keys and values; among them infinities, a NaN and a minus zero."""
+    k, v = np.random.default_rng(seed).normal(size=(2, tokens, KV_HEADS, HEAD_DIM))
+    k[0, 0, :4] = np.inf, -np.inf, np.nan, -0.0
+    return jnp.asarray(k, dtype), jnp.asarray(v, dtype)
+
+
+def bits(array: jax.Array) -> np.ndarray:
+    """The array's bits, as unsigned integers."""
+    host = np.asarray(array)
+    return host.view(f"uint{8 * host.dtype.itemsize}")
+
+
+def written_by_loop(pages: KVPages, k: jax.Array, v: jax.Array, batch: RaggedBatch) -> np.ndarray:
+    """The bits of the pages after the write, by the definition, a row at a time."""
+    data = bits(pages.data).copy()
+    rows = bits(np.concatenate([k, v], axis=-1).astype(pages.dtype))
+    table, kv_lens, starts = (np.asarray(array) for array in (batch.page_table, batch.kv_lens, batch.cu_q_lens))
+    for seq in range(int(batch.num_seqs)):
+        n = starts[seq + 1] - starts[seq]
+        for j in range(n if kv_lens[seq] else 0):
+            position = kv_lens[seq] - n + j
+            if not 0 <= position < batch.pages_per_seq * pages.page_size:
+                continue
+            page = table[seq, position // pages.page_size]
+            if 0 < page < pages.num_pages:
+                data[page, :, position % pages.page_size] = rows[starts[seq] + j]
+    return data
+
+
+def assert_written(got: KVPages, pages: KVPages, k: jax.Array, v: jax.Array, batch: RaggedBatch) -> None:
+    """Fails unless `got` is `pages` after the write, bit for bit (a NaN that is written may have any payload)."""
+    want = written_by_loop(pages, k, v, batch)
+    new_nan = (want != bits(pages.data)) & np.isnan(want.view(pages.dtype))
+    same = (bits(got.data) == want) | (new_nan & np.isnan(np.asarray(got.data)))
+    assert same.all(), f"{(~same).sum()} values differ, in pages {sorted(set(np.nonzero(~same)[0].tolist()))}"
