@@ -36,6 +36,13 @@ def test_any_block_and_any_width_of_the_table(pages_per_compute_block, pages_per
     assert_rows_close(out, attend_densely(case, SPECS["plain"])[0], "float32")
 
 
+def test_interpreted_tpu_kernel_takes_any_block():
+    case = make_case(decode(37, 16, tokens=2, seqs=2))
+    arrays = (case.q, case.pages.k, case.pages.v, case.batch.kv_lens, case.batch.page_table)
+    out = pallas_paged_attention(*arrays, pages_per_compute_block=3, backend="tpu_interpret")
+    assert_rows_close(out, attend_densely(case, SPECS["plain"])[0], "float32")
+
+
 @pytest.mark.parametrize("length", [12, 3, 24, 29])
 def test_prefill_chunk_starts_at_the_last_multiple_of_its_size(length):
     """With a chunk of 12: `length` 12 and 24 fill it, 3 and 29 leave padding, which gives zeros."""

@@ -33,8 +33,21 @@ def pallas_paged_attention(
 ) -> Float[Array, "seqs q_heads head_dim"]:
     """Decode: each of `seqs` queries over its first `lengths` keys; a length of 0 gives a row of zeros.
 
+    Args:
+        q: one query a sequence.
+        k_pages: the keys.
+        v_pages: the values, of the same shape and dtype.
+        lengths: keys that each query sees, int32.
+        page_indices: the pages of each sequence in order, any number of them.
+        sm_scale: `AttentionSpec.scale`.
+        mask_value: taken and checked, but without effect: what is masked weighs exactly nothing.
+        attn_logits_soft_cap: `AttentionSpec.soft_cap`.
+        pages_per_compute_block: `BlockSizes.kv_pages`, any number; `None` picks by chip.
+        backend: as in `paged_attention`.
+
     Raises:
         ValueError: `mask_value` would not mask, or as `paged_attention`.
+        NotImplementedError: as `paged_attention`.
     """
     if not -math.inf < mask_value <= -1e9:
         raise ValueError(f"mask_value={mask_value} must be finite and at most -1e9, so that masked keys weigh nothing")
@@ -63,10 +76,12 @@ def pallas_prefill_attention(
 ) -> Float[Array, "chunk q_heads head_dim"]:
     """One chunk of one prompt, causal; `length` counts all tokens, this chunk's included.
 
-    The chunk starts at the last multiple of its size below `length`; rows past the prompt's end give zeros.
+    Nothing says where the chunk starts, so it is taken to be the last multiple of its size below `length`: every
+    chunk but the last must be full. Rows past the prompt's end give zeros, and so does a `length` of 0.
 
     Raises:
         ValueError: as `paged_attention`.
+        NotImplementedError: as `paged_attention`.
     """
     chunk = q.shape[0]
     length = jnp.asarray(length, jnp.int32)
