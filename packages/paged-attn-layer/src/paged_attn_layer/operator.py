@@ -8,7 +8,7 @@ from paged_kernels import Backend
 from paged_attn_layer.dispatch import CacheMetadata, check_new_tokens, check_queries, to_ragged, to_rows
 from paged_attn_layer.mesh import resolve_mesh
 from paged_attn_layer.registry import AttentionImpl, AttentionOutput, AttentionRegistry, Heads
-from paged_attn_layer.sharded import attend, view_on_mesh
+from paged_attn_layer.sharded import check_values_if_known, place, view_on_mesh, write_and_attend
 
 
 @AttentionRegistry.register
@@ -72,10 +72,10 @@ class PagedAttn(AttentionImpl):
         check_queries(q, cache_metadata, cache_view)
         check_new_tokens(k, v, q)
         view = view_on_mesh(cache_view, resolve_mesh(metadata.mesh, cache_view.mesh), metadata.partition_manager)
-        if k is not None and v is not None:
-            view = view.write(to_rows(k, cache_metadata), to_rows(v, cache_metadata), batch, backend=backend)
-        rows = to_rows(q if metadata.runtime_dtype is None else q.astype(metadata.runtime_dtype), cache_metadata)
-        out = attend(rows, view, batch, metadata.spec(), backend=backend)
+        q_rows = q if metadata.runtime_dtype is None else q.astype(metadata.runtime_dtype)
+        rows = [None if x is None else to_rows(x, cache_metadata) for x in (q_rows, k, v)]
+        check_values_if_known(view, batch, rows[0].shape[-3])
+        out, pages = write_and_attend(*place(*rows, view, batch), spec=metadata.spec(), backend=backend)
         # The caller's own split, not this call's: a view keeps its tree structure through scans and compiled steps.
-        new_view = dataclasses.replace(cache_view, pages=view.pages)
+        new_view = dataclasses.replace(cache_view, pages=pages)
         return AttentionOutput(attention_outputs=out.reshape(q.shape), cache_view=new_view)

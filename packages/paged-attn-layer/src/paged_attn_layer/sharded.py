@@ -1,18 +1,21 @@
 """Attention with its heads split over one axis of a mesh, and its groups of sequences over another."""
 
 import dataclasses
+from functools import partial
 from typing import cast
 
 import jax
 from eformer.escale import PartitionManager
 from jax.core import Tracer
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 from paged_cache import PagedAttentionCacheView, kv_head_axis, sharded_call
 from paged_cache import PartitionManager as LayerTwoManager
 from paged_kernels import AttentionSpec, Backend, KVPages, RaggedBatch, check_batch, paged_attention
 
 from paged_attn_layer.mesh import AnyMesh
+
+Rows = Float[Array, "*groups tokens heads head_dim"]
 
 
 def view_on_mesh(
@@ -32,14 +35,57 @@ def view_on_mesh(
     return dataclasses.replace(view, mesh=concrete, head_axis=head_axis)
 
 
-def attend(
-    q: Float[Array, "*groups tokens q_heads head_dim"],
+def check_values_if_known(view: PagedAttentionCacheView, batch: RaggedBatch, tokens: int) -> None:
+    """Refuse lengths and page ids that do not fit, in eager calls: what follows is compiled, and sees no values.
+
+    Raises:
+        ValueError: names the field and the sequence, what it is, and what it must be.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(batch)):
+        return
+    pages = view.pages
+    for group in range(view.groups):
+        own = batch if view.data_axis is None else jax.tree.map(lambda leaf, g=group: leaf[g], batch)
+        check_batch(own, num_pages=pages.num_pages // view.groups, page_size=pages.page_size, tokens=tokens)
+
+
+def place(
+    q: Rows, k: Rows | None, v: Rows | None, view: PagedAttentionCacheView, batch: RaggedBatch
+) -> tuple[Rows, Rows | None, Rows | None, PagedAttentionCacheView, RaggedBatch]:
+    """The same, laid out as the view's mesh splits them; what is in place already is not moved.
+
+    `jax.jit` refuses arrays that are committed to one device, so in eager calls this must come before it.
+    """
+    if view.mesh is None:
+        return q, k, v, view, batch
+    rows, pages, whole = (NamedSharding(view.mesh, spec) for spec in (view.rows_spec, view.pages_spec, view.batch_spec))
+    q, k, v = jax.device_put((q, k, v), rows)
+    return q, k, v, dataclasses.replace(view, pages=jax.device_put(view.pages, pages)), jax.device_put(batch, whole)
+
+
+@partial(jax.jit, static_argnames=("spec", "backend"))
+def write_and_attend(
+    q: Rows,
+    k: Rows | None,
+    v: Rows | None,
     view: PagedAttentionCacheView,
     batch: RaggedBatch,
-    spec: AttentionSpec,
     *,
-    backend: Backend | None = None,
-) -> Float[Array, "*groups tokens q_heads head_dim"]:
+    spec: AttentionSpec,
+    backend: Backend,
+) -> tuple[Rows, KVPages]:
+    """The attention of each row, and the pages with `k` and `v` in them, or as they were where both are `None`.
+
+    Compiled by itself, so that eager calls are compiled once, and not run one operation at a time on each device.
+    """
+    if k is not None and v is not None:
+        view = view.write(k, v, batch, backend=backend)
+    return attend(q, view, batch, spec, backend=backend), view.pages
+
+
+def attend(
+    q: Rows, view: PagedAttentionCacheView, batch: RaggedBatch, spec: AttentionSpec, *, backend: Backend
+) -> Rows:
     """`paged_attention`, each device attending its own heads of its own group; nothing is communicated.
 
                       q [groups, tokens, q_heads, head_dim]   pages [pages, kv_heads, ...]   batch [groups, ...]
@@ -47,13 +93,9 @@ def attend(
         head_axis                        q_heads                        kv_heads                everywhere
 
     Without a data axis `q` and the batch have no `groups`. KV heads lie with their queries: both are split in order.
-
-    Raises:
-        ValueError: as `paged_attention`.
     """
     if view.mesh is None:
         return paged_attention(q, view.pages, batch, spec, backend=backend)
-    _check_values_if_known(view, batch, q.shape[-3])
 
     def attend_part(q: Array, pages: KVPages, batch: RaggedBatch) -> Array:
         if view.data_axis is None:
@@ -63,13 +105,3 @@ def attend(
 
     in_specs = (view.rows_spec, view.pages_spec, view.batch_spec)
     return sharded_call(attend_part, view.mesh, in_specs, view.rows_spec, q, view.pages, batch)
-
-
-def _check_values_if_known(view: PagedAttentionCacheView, batch: RaggedBatch, tokens: int) -> None:
-    """Refuse lengths and page ids that do not fit: layer 1 does in eager calls, but under `shard_map` sees none."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(batch)):
-        return
-    pages = view.pages
-    for group in range(view.groups):
-        own = batch if view.data_axis is None else jax.tree.map(lambda leaf, g=group: leaf[g], batch)
-        check_batch(own, num_pages=pages.num_pages // view.groups, page_size=pages.page_size, tokens=tokens)
