@@ -18,7 +18,7 @@ def current_platform() -> str:
     kind = getattr(getattr(mesh, "abstract_device", None), "device_kind", None)
     if kind is not None:
         return "tpu" if kind.startswith("TPU") else kind
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue] (set as jax is imported)
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform

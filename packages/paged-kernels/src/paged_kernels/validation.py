@@ -6,6 +6,7 @@ eager calls; inside `jax.jit` they are traced, so call `check_batch` on the host
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from paged_kernels.batch import RaggedBatch
@@ -131,5 +132,5 @@ def _check_batch_arrays(batch: RaggedBatch) -> None:
 
 def _check_values_if_known(batch: RaggedBatch, pages: KVPages, tokens: int) -> None:
     leaves = jax.tree.leaves(batch)
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if not any(isinstance(leaf, Tracer) for leaf in leaves):
         check_batch(batch, num_pages=pages.num_pages, page_size=pages.page_size, tokens=tokens)

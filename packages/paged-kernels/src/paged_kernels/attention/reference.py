@@ -16,7 +16,7 @@ def paged_attention_reference(
     q: Float[Array, "tokens q_heads head_dim"], pages: KVPages, batch: RaggedBatch, spec: AttentionSpec
 ) -> tuple[Float[Array, "tokens q_heads head_dim"], Float[Array, "tokens q_heads"]]:
     """The output in `q.dtype`, and the log-sum-exp of each row's logits (natural log; -inf where no key is visible)."""
-    exact = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+    exact = jax.dtypes.canonicalize_dtype(jnp.float64)  # float32 where float64 is not enabled
     tokens, q_heads, head_dim = q.shape
     kv_heads, group = pages.num_kv_heads, q_heads // pages.num_kv_heads
     scale = spec.resolved_scale(head_dim)
