@@ -7,7 +7,6 @@ from paged_attn_layer import resolve_mesh
 from paged_attn_layer.mesh import context_mesh, platform_of
 
 
-
 def mesh_of(first, count=2):
     return Mesh(np.array(jax.devices()[first : first + count]), ("tp",))
 

@@ -124,7 +124,9 @@ def test_metadata_is_hashable_and_equal_by_value():
 
 def test_metadata_takes_keywords_only_and_all_are_optional():
     AttentionMetadata()
-    assert {p.kind for p in inspect.signature(AttentionMetadata).parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {p.kind for p in inspect.signature(AttentionMetadata).parameters.values()} == {
+        inspect.Parameter.KEYWORD_ONLY
+    }
     with pytest.raises(dataclasses.FrozenInstanceError):
         AttentionMetadata().causal = False
 

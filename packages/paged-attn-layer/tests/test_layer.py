@@ -1,0 +1,141 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dense import TOLERANCE, attention
+from flax import nnx
+from jax.sharding import Mesh
+from numpy.testing import assert_allclose
+from paged_cache import PagedAttentionCacheView
+from paged_kernels import KVPages, RaggedBatch
+
+from paged_attn_layer import AttentionConfig, AttentionMetadata, PagedAttention, RopeConfig
+
+CONFIG = AttentionConfig(hidden_size=24, num_heads=4, num_kv_heads=2, head_dim=16)
+TOKENS = 8
+PAGES = [[3, 5]]
+
+step = jax.jit(lambda graph, state, *args: nnx.merge(graph, state)(*args), static_argnums=0)
+
+
+def run(layer, *args):
+    return step(*nnx.split(layer), *args)
+
+
+def make(**changes):
+    return PagedAttention(dataclasses.replace(CONFIG, **changes), rngs=nnx.Rngs(0))
+
+
+def empty_view():
+    return PagedAttentionCacheView(KVPages.zeros(8, 8, 2, 16, jnp.float32))
+
+
+def hidden_of(tokens, seed=0):
+    return np.random.default_rng(seed).standard_normal((tokens, CONFIG.hidden_size)).astype(np.float32)
+
+
+def dense_layer(layer, hidden):
+    """The layer on one whole sequence in float64, with the pairs of a head turned as complex numbers."""
+    config = layer.config
+
+    def project(linear, x):
+        bias = 0 if linear.bias is None else np.asarray(linear.bias[...], np.float64)
+        return x @ np.asarray(linear.kernel[...], np.float64) + bias
+
+    def turned(x):
+        half = config.head_dim // 2
+        turn = np.arange(len(x))[:, None] * config.rope.theta ** (-np.arange(half) / half)
+        z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * turn)[:, None]
+        return np.concatenate([z.real, z.imag], axis=-1)
+
+    q, k, v = (
+        project(p, hidden).reshape(len(hidden), -1, config.head_dim) for p in (layer.q_proj, layer.k_proj, layer.v_proj)
+    )
+    if config.rope is not None:
+        q, k = turned(q), turned(k)
+    options = {"scale": config.softmax_scale, "soft_cap": config.soft_cap, "sliding_window": config.sliding_window}
+    return project(layer.o_proj, attention(q, k, v, **options).reshape(len(hidden), -1))
+
+
+def prefill(layer, hidden, run=run):
+    positions = jnp.arange(len(hidden), dtype=jnp.int32)
+    batch = RaggedBatch.from_lists(PAGES, [len(hidden)], [len(hidden)])
+    return run(layer, hidden, positions, empty_view(), batch)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rope": None},
+        {"rope": RopeConfig(theta=500.0), "num_heads": 6},
+        {"qkv_bias": True, "out_bias": True},
+        {"softmax_scale": 0.5, "soft_cap": 2.0, "sliding_window": 3},
+    ],
+    ids=["plain", "no_rope", "theta", "bias", "options"],
+)
+def test_a_whole_prompt_is_the_dense_layer(changes):
+    layer = make(**changes)
+    for linear in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj):
+        if linear.bias is not None:
+            linear.bias[...] = jnp.linspace(-1, 1, linear.bias.size)  # they start at zero
+    hidden = hidden_of(TOKENS)
+    out, _ = prefill(layer, hidden)
+    assert_allclose(out, dense_layer(layer, hidden), **TOLERANCE)
+
+
+def test_token_by_token_after_a_prefill_is_the_whole_prompt():
+    layer, hidden = make(), hidden_of(11)
+    out, view = prefill(layer, hidden[:TOKENS])
+    outs = [out]
+    for t in range(TOKENS, 11):
+        batch = RaggedBatch.from_lists(PAGES, [t + 1], [1], max_q_len=1)
+        out, view = run(layer, hidden[t : t + 1], jnp.array([t], jnp.int32), view, batch)
+        outs.append(out)
+    assert_allclose(jnp.concatenate(outs), dense_layer(layer, hidden), **TOLERANCE)
+
+
+def test_eager_is_as_compiled():
+    layer, hidden = make(), hidden_of(TOKENS)
+    eager, _ = prefill(layer, hidden, run=lambda layer, *args: layer(*args))
+    assert_allclose(eager, dense_layer(layer, hidden), **TOLERANCE)
+
+
+def test_on_a_mesh_it_gives_the_same():
+    mesh = Mesh(np.array(jax.devices()[:2]), ("tp",))
+    layer = PagedAttention(CONFIG, metadata=AttentionMetadata(mesh=mesh), rngs=nnx.Rngs(0))
+    hidden = hidden_of(TOKENS)
+    out, _ = prefill(layer, hidden)
+    assert_allclose(out, dense_layer(layer, hidden), **TOLERANCE)
+
+
+def test_its_weights_have_the_names_and_shapes_that_checkpoints_convert_to():
+    shapes = {"/".join(path): leaf[...].shape for path, leaf in nnx.to_flat_state(nnx.state(make(qkv_bias=True)))}
+    assert shapes == {
+        "q_proj/kernel": (24, 64),
+        "q_proj/bias": (64,),
+        "k_proj/kernel": (24, 32),
+        "k_proj/bias": (32,),
+        "v_proj/kernel": (24, 32),
+        "v_proj/bias": (32,),
+        "o_proj/kernel": (64, 24),
+    }
+
+
+def test_a_layer_built_again_shares_the_compiled_step():
+    assert nnx.split(make())[0] == nnx.split(make())[0]
+    assert hash(nnx.split(make())[0]) == hash(nnx.split(make())[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"num_kv_heads": 3}, "num_heads=4 must be a multiple of num_kv_heads=3"),
+        ({"head_dim": 0}, "head_dim=0 must be at least 1"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes, match):
+    with pytest.raises(ValueError, match=match):
+        dataclasses.replace(CONFIG, **changes)
