@@ -1,0 +1,70 @@
+"""The online softmax and the mask, as arrays."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from paged_kernels import AttentionSpec
+from paged_kernels.attention.xla.softmax import SoftmaxState, logits, visible_keys
+
+
+def data(keys=12, head_dim=8):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(2, 3, keys)) * 3, rng.normal(size=(2, keys, head_dim))
+
+
+@pytest.mark.parametrize("cuts", [[12], [6, 6], [1, 11], [5, 4, 3]])
+def test_blocks_in_any_cut_give_the_softmax(cuts):
+    s, v = data()
+    state = SoftmaxState.empty(2, 3, 8)
+    for start, stop in zip(np.cumsum([0, *cuts[:-1]]), np.cumsum(cuts), strict=True):
+        state = state.see(jnp.float32(s[..., start:stop]), jnp.float32(v[:, start:stop]))
+    out, lse = state.finish()
+    weights = np.exp(s) / np.exp(s).sum(-1, keepdims=True)
+    np.testing.assert_allclose(out, weights @ v, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(lse, np.log(np.exp(s).sum(-1)), rtol=1e-6)
+
+
+def test_hidden_blocks_change_nothing():
+    s, v = data()
+    hidden = jnp.full(s.shape, -jnp.inf)
+    seen = SoftmaxState.empty(2, 3, 8).see(jnp.float32(s), jnp.float32(v))
+    around = SoftmaxState.empty(2, 3, 8).see(hidden, v).see(jnp.float32(s), jnp.float32(v)).see(hidden, v)
+    for a, b in zip(seen.finish(), around.finish(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_no_key_gives_zeros_and_minus_infinity():
+    out, lse = SoftmaxState.empty(2, 3, 8).see(jnp.full((2, 3, 4), -jnp.inf), jnp.ones((2, 4, 8))).finish()
+    assert (np.asarray(out) == 0).all()
+    assert np.isneginf(lse).all()
+
+
+def test_large_logits_do_not_overflow():
+    s = jnp.array([[[1e4, 1e4 - 1.0]]])
+    out, lse = SoftmaxState.empty(1, 1, 1).see(s, jnp.array([[[1.0], [2.0]]])).finish()
+    np.testing.assert_allclose(out[0, 0, 0], 1 + 1 / (1 + np.e), rtol=1e-3)
+    np.testing.assert_allclose(lse, 1e4 + np.log(1 + np.exp(-1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({}, ["111...", "1111..", "11111."]),
+        ({"causal": False}, ["11111.", "11111.", "11111."]),
+        ({"sliding_window": 2}, [".11...", "..11..", "...11."]),
+        ({"sliding_window": 2, "causal": False}, [".1111.", "..111.", "...11."]),
+    ],
+)
+def test_visible_keys(spec, expected):
+    visible = visible_keys(jnp.arange(2, 5), jnp.arange(6), jnp.int32(5), AttentionSpec(**spec))
+    assert ["".join(".1"[int(x)] for x in row) for row in visible] == expected
+
+
+def test_a_row_that_is_no_token_sees_nothing():
+    assert not visible_keys(jnp.array([-1]), jnp.arange(4), jnp.int32(4), AttentionSpec(causal=False)).any()
+
+
+def test_logits_are_capped():
+    q, k = jnp.ones((1, 1, 4)), jnp.ones((1, 2, 4))
+    np.testing.assert_allclose(logits(q, k, None), 4 * np.ones((1, 1, 2)))
+    np.testing.assert_allclose(logits(q, k, 3.0), 3 * np.tanh(4 / 3) * np.ones((1, 1, 2)), rtol=1e-6)
