@@ -196,3 +196,7 @@ def _write_files(
 
 def _tell(message: str) -> None:
     print(f"paged-generate: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

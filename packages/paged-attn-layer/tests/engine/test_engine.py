@@ -151,7 +151,7 @@ def test_an_interrupted_call_leaves_nothing_behind(engine):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine.serve([engine.request([i], max_new_tokens=4) for i in range(5)], on_step=interrupt)
+        engine.serve([engine.request([i], max_new_tokens=4) for i in range(5)], arrivals=range(5), on_step=interrupt)
     assert not engine.has_work
     assert engine.pages_used == 0
 

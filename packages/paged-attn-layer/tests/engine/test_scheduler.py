@@ -254,3 +254,14 @@ def test_finish_from_outside_frees_everything(running):
 def test_a_budget_without_a_row_for_prompts_is_refused():
     with pytest.raises(ValueError, match="token_budget=3 must exceed max_seqs=3"):
         make(max_seqs=3, token_budget=3)
+
+
+def test_a_request_is_added_once():
+    scheduler = make()
+    request = ask(3)
+    scheduler.add(request)
+    with pytest.raises(ValueError, match=r"was added before \(it is WAITING\); make a new one"):
+        scheduler.add(request)
+    scheduler.finish(request, "aborted")
+    with pytest.raises(ValueError, match=r"was added before \(it is FINISHED\)"):
+        scheduler.add(request)

@@ -12,8 +12,9 @@ FinishReason = Literal["stop", "length", "aborted"]
 
 
 class RequestState(enum.Enum):
-    """Where a request is: WAITING -> RUNNING -> FINISHED, and from RUNNING back to WAITING when preempted."""
+    """Where a request is: NEW -> WAITING -> RUNNING -> FINISHED, and from RUNNING back to WAITING when preempted."""
 
+    NEW = enum.auto()
     WAITING = enum.auto()
     RUNNING = enum.auto()
     FINISHED = enum.auto()
@@ -44,7 +45,7 @@ class Request:
     page_ids: list[int] = dataclasses.field(init=False, default_factory=list)
     num_computed: int = dataclasses.field(init=False, default=0)
     num_preemptions: int = dataclasses.field(init=False, default=0)
-    state: RequestState = dataclasses.field(init=False, default=RequestState.WAITING)
+    state: RequestState = dataclasses.field(init=False, default=RequestState.NEW)
     finish_reason: FinishReason | None = dataclasses.field(init=False, default=None)
 
     def __post_init__(self) -> None:

@@ -146,9 +146,12 @@ class Scheduler:
         """Queue a request.
 
         Raises:
-            ValueError: as `check`.
+            ValueError: as `check`, or the request was added before.
         """
+        if request.state is not RequestState.NEW:
+            raise ValueError(f"the request was added before (it is {request.state.name}); make a new one")
         self.check(request)
+        request.state = RequestState.WAITING
         self.waiting.append(request)
 
     def schedule(self) -> Step:
@@ -187,8 +190,10 @@ class Scheduler:
         """End a request, between steps, and free its slot and pages at once; nothing happens to a finished one."""
         if request.state is RequestState.FINISHED:
             return
-        queue = self.running if request.state is RequestState.RUNNING else self.waiting
-        queue.remove(request)
+        if request.state is RequestState.RUNNING:
+            self.running.remove(request)
+        elif request.state is RequestState.WAITING:
+            self.waiting.remove(request)
         self._release_pages(request)
         request.state = RequestState.FINISHED
         request.finish_reason = reason
