@@ -1,9 +1,8 @@
 import jax.numpy as jnp
 import pytest
 from dense import Step
-from paged_cache import PagedAttentionMetadata
-
 from paged_attn_layer import PagedAttn
+from paged_cache import PagedAttentionMetadata
 
 STEP = Step(kv_lens=(5, 9), q_lens=(5, 1))
 POSITIONS = jnp.arange(8, dtype=jnp.int32)

@@ -8,10 +8,9 @@ from dense import TOLERANCE, attention
 from flax import nnx
 from jax.sharding import Mesh
 from numpy.testing import assert_allclose
+from paged_attn_layer import AttentionConfig, AttentionMetadata, PagedAttention, RopeConfig
 from paged_cache import PagedAttentionCacheView
 from paged_kernels import KVPages, RaggedBatch
-
-from paged_attn_layer import AttentionConfig, AttentionMetadata, PagedAttention, RopeConfig
 
 CONFIG = AttentionConfig(hidden_size=24, num_heads=4, num_kv_heads=2, head_dim=16)
 TOKENS = 8

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from dense import TOLERANCE, Step
 from numpy.testing import assert_allclose, assert_array_equal
+from paged_attn_layer import AttentionMetadata, AttentionRegistry, PagedAttn
 from paged_cache import PagedAttentionMetadata
 from paged_kernels import AttentionSpec, paged_attention
-
-from paged_attn_layer import AttentionMetadata, AttentionRegistry, PagedAttn
 
 CHUNK = 8
 PREFILL = Step(kv_lens=(13,), q_lens=(6,))  # the second chunk of a prompt: 6 tokens in CHUNK rows

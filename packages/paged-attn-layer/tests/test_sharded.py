@@ -9,10 +9,9 @@ from dense import TOLERANCE, Step
 from eformer.escale import PartitionAxis, PartitionManager
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose, assert_array_equal
+from paged_attn_layer import AttentionMetadata, PagedAttn
 from paged_cache import PagedAttentionCacheView, PagedAttentionMetadata, stack_batches
 from paged_kernels import KVPages
-
-from paged_attn_layer import AttentionMetadata, PagedAttn
 
 TOKENS = 16
 STEP = Step(kv_lens=(5, 20, 9), q_lens=(5, 1, 7), q_heads=16, kv_heads=8)

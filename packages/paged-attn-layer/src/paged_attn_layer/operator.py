@@ -72,10 +72,11 @@ class PagedAttn(AttentionImpl):
         check_queries(q, cache_metadata, cache_view)
         check_new_tokens(k, v, q)
         view = view_on_mesh(cache_view, resolve_mesh(metadata.mesh, cache_view.mesh), metadata.partition_manager)
-        q_rows = q if metadata.runtime_dtype is None else q.astype(metadata.runtime_dtype)
-        rows = [None if x is None else to_rows(x, cache_metadata) for x in (q_rows, k, v)]
-        check_values_if_known(view, batch, rows[0].shape[-3])
-        out, pages = write_and_attend(*place(*rows, view, batch), spec=metadata.spec(), backend=backend)
+        q_rows = to_rows(q if metadata.runtime_dtype is None else q.astype(metadata.runtime_dtype), cache_metadata)
+        k_rows, v_rows = (None if x is None else to_rows(x, cache_metadata) for x in (k, v))
+        check_values_if_known(view, batch, q_rows.shape[-3])
+        placed = place(q_rows, k_rows, v_rows, view, batch)
+        out, pages = write_and_attend(*placed, spec=metadata.spec(), backend=backend)
         # The caller's own split, not this call's: a view keeps its tree structure through scans and compiled steps.
         new_view = dataclasses.replace(cache_view, pages=pages)
         return AttentionOutput(attention_outputs=out.reshape(q.shape), cache_view=new_view)

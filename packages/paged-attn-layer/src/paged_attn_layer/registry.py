@@ -100,7 +100,7 @@ class AttentionImpl(abc.ABC):
         self.metadata = AttentionMetadata() if metadata is None else metadata
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.metadata == other.metadata
+        return isinstance(other, AttentionImpl) and type(self) is type(other) and self.metadata == other.metadata
 
     def __hash__(self) -> int:  # by value, so that it can be a static argument of jax.jit
         return hash((type(self), self.metadata))
