@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+
 from paged_attn_layer import load_model, load_tokenizer
 
 jax.config.update("jax_num_cpu_devices", 8)  # before anything asks for a device

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import edit_config, save_random, torch_logits
-from paged_attn_layer import ConversionError, load_model
 from paged_runner import PagedRunner
 from safetensors.numpy import load_file, save_file
+
+from paged_attn_layer import ConversionError, load_model
 
 TOKENS = np.random.default_rng(0).integers(0, 320, 45).tolist()
 CHUNKS = [20, 1, 1, 23]

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from checkpoints import save_random
 from jax.sharding import Mesh
-from paged_attn_layer import load_model
-from paged_attn_layer.convert import open_checkpoint
 from paged_runner import PagedRunner, serve_greedy
 from safetensors.numpy import save_file
+
+from paged_attn_layer import load_model
+from paged_attn_layer.convert import open_checkpoint
 
 DEVICES = [1, 2, 3, 4, 8]
 

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+
 from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, PagePool, ScheduledSequence
 
 PAGE_SIZE = 16

@@ -2,10 +2,11 @@ import json
 
 import numpy as np
 import pytest
-from paged_attn_layer.cli import main, read_prompts
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from paged_attn_layer.cli import main, read_prompts
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "<end>"]
 SIZES = ["--max-sequence-length", "32", "--max-seqs", "2", "--page-size", "4", "--prefill-chunk", "8"]

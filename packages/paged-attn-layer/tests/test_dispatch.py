@@ -1,6 +1,7 @@
 import jax.numpy as jnp
 import pytest
 from dense import Step
+
 from paged_attn_layer import PagedAttn
 from paged_cache import PagedAttentionMetadata
 

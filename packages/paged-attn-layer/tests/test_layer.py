@@ -8,6 +8,7 @@ from dense import TOLERANCE, attention
 from flax import nnx
 from jax.sharding import Mesh
 from numpy.testing import assert_allclose
+
 from paged_attn_layer import AttentionConfig, AttentionMetadata, PagedAttention, RopeConfig
 from paged_cache import PagedAttentionCacheView
 from paged_kernels import KVPages, RaggedBatch

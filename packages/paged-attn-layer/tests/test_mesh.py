@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+
 from paged_attn_layer import resolve_mesh
 from paged_attn_layer.mesh import context_mesh, platform_of
 

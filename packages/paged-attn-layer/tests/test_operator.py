@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from dense import TOLERANCE, Step
 from numpy.testing import assert_allclose, assert_array_equal
+
 from paged_attn_layer import AttentionMetadata, AttentionRegistry, PagedAttn
 from paged_cache import PagedAttentionMetadata
 from paged_kernels import AttentionSpec, paged_attention

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 from dense import Step
 from eformer.escale import PartitionAxis, PartitionManager
+
 from paged_attn_layer import AttentionImpl, AttentionMetadata, AttentionOutput, AttentionRegistry, PagedAttn
 from paged_attn_layer.registry import PLATFORMS
 

@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+
 from paged_attn_layer import RopeConfig, apply_rope, rope_frequencies
 
 LLAMA3 = {"rope_type": "llama3", "theta": 500000.0, "factor": 8.0, "original_max_position": 64}

@@ -9,6 +9,7 @@ from dense import TOLERANCE, Step
 from eformer.escale import PartitionAxis, PartitionManager
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose, assert_array_equal
+
 from paged_attn_layer import AttentionMetadata, PagedAttn
 from paged_cache import PagedAttentionCacheView, PagedAttentionMetadata, stack_batches
 from paged_kernels import KVPages

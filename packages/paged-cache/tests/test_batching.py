@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paged_cache import BatchShapes, ScheduledSequence, StepShape, stack_batches
 from paged_kernels import check_batch, token_rows
 

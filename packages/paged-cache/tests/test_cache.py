@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
+
 from paged_cache import CacheConfig, PagedAttentionCache
 
 CONFIG = CacheConfig(

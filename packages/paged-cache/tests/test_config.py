@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType
+
 from paged_cache import CacheConfig, PagedAttentionCacheMetaData, config
 
 SIZES = {

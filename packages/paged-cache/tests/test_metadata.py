@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from paged_cache import PagedAttentionMetadata
 
 to_ragged_jit = jax.jit(PagedAttentionMetadata.to_ragged_batch)

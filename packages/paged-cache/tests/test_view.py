@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+
 from paged_cache import (
     BatchShapes,
     CacheConfig,

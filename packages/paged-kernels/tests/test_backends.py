@@ -1,6 +1,7 @@
 import jax
 import pytest
 from kernel_data import SPECS, WORKLOADS, make_case
+
 from paged_kernels import BACKENDS, paged_attention, resolve_backend, write_kv
 from paged_kernels.backends import current_platform
 

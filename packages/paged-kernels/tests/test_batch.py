@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 from kernel_data import WORKLOADS, make_case
+
 from paged_kernels import RaggedBatch, token_rows
 
 

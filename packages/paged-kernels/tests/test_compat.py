@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernel_data import SPECS, WORKLOADS, Workload, assert_rows_close, attend_densely, decode, make_case
+
 from paged_kernels import AttentionSpec, pallas_paged_attention, pallas_prefill_attention
 
 DECODE = decode(37, 0, 16, 48, 17, 70, tokens=6)

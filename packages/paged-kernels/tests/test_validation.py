@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernel_data import SPECS, WORKLOADS, make_case, write
+
 from paged_kernels import KVPages, RaggedBatch, check_batch, paged_attention, write_kv
 
 SPEC = SPECS["plain"]

@@ -1,6 +1,7 @@
 """From the seed's three shapes of a step (prefill, decode, mixed) to rows and a `RaggedBatch`."""
 
 from jaxtyping import Array, Float
+
 from paged_cache import PagedAttentionCacheView, PagedAttentionMetadata
 from paged_kernels import RaggedBatch
 

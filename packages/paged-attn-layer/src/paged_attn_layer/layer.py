@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
-from paged_cache import PagedAttentionCacheView
-from paged_kernels import RaggedBatch
 
 from paged_attn_layer.operator import PagedAttn
 from paged_attn_layer.registry import AttentionMetadata
 from paged_attn_layer.rope import RopeConfig, apply_rope
+from paged_cache import PagedAttentionCacheView
+from paged_kernels import RaggedBatch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

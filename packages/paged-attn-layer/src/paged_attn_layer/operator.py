@@ -2,13 +2,12 @@
 
 import dataclasses
 
-from paged_cache import PagedAttentionCacheView
-from paged_kernels import Backend
-
 from paged_attn_layer.dispatch import CacheMetadata, check_new_tokens, check_queries, to_ragged, to_rows
 from paged_attn_layer.mesh import resolve_mesh
 from paged_attn_layer.registry import AttentionImpl, AttentionOutput, AttentionRegistry, Heads
 from paged_attn_layer.sharded import check_values_if_known, place, view_on_mesh, write_and_attend
+from paged_cache import PagedAttentionCacheView
+from paged_kernels import Backend
 
 
 @AttentionRegistry.register

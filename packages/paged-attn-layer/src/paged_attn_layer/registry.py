@@ -11,11 +11,11 @@ from eformer.escale import PartitionManager
 from jax.sharding import AbstractMesh, Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from paged_cache import PagedAttentionCacheView
-from paged_kernels import BACKENDS, AttentionSpec, Backend
 
 from paged_attn_layer.dispatch import CacheMetadata
 from paged_attn_layer.mesh import platform_of, resolve_mesh
+from paged_cache import PagedAttentionCacheView
+from paged_kernels import BACKENDS, AttentionSpec, Backend
 
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 """The platforms that an implementation has a `forward_*` for, by jax's names for them."""

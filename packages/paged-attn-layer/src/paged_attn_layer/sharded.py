@@ -9,11 +9,11 @@ from eformer.escale import PartitionManager
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
+
+from paged_attn_layer.mesh import AnyMesh
 from paged_cache import PagedAttentionCacheView, kv_head_axis, sharded_call
 from paged_cache import PartitionManager as LayerTwoManager
 from paged_kernels import AttentionSpec, Backend, KVPages, RaggedBatch, check_batch, paged_attention
-
-from paged_attn_layer.mesh import AnyMesh
 
 Rows = Float[Array, "*groups tokens heads head_dim"]
 

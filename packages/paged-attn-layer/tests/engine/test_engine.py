@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType
+
 from paged_attn_layer.engine.compilations import COMPILE_EVENT, count_compilations
 from paged_attn_layer.engine.config import EngineConfig
 from paged_attn_layer.engine.engine import Engine

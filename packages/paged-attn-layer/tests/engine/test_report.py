@@ -1,6 +1,7 @@
 import sys
 
 import pytest
+
 from paged_attn_layer.engine.completion import Completion
 from paged_attn_layer.engine.progress import optional_module
 from paged_attn_layer.engine.report import plot, summary

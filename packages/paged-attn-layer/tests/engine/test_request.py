@@ -1,4 +1,5 @@
 import pytest
+
 from paged_attn_layer.engine.request import Request
 from paged_attn_layer.engine.text import OutputText
 

@@ -5,6 +5,7 @@ import pytest
 from fake_model import FakeModel, answer, drain
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paged_attn_layer.engine.request import Request, RequestState
 from paged_attn_layer.engine.scheduler import Scheduler
 from paged_attn_layer.engine.text import OutputText

@@ -7,6 +7,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+
 from paged_cache import PagedAttentionCacheView
 from paged_kernels import KVPages, RaggedBatch
 

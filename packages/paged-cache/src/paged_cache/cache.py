@@ -6,11 +6,11 @@ from typing import Self
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
-from paged_kernels import KVPages
 
 from paged_cache.config import CacheConfig
 from paged_cache.sharding import PartitionManager, axis_size, kv_head_axis
 from paged_cache.view import PagedAttentionCacheView
+from paged_kernels import KVPages
 
 
 @jax.tree_util.register_dataclass

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from paged_kernels import KVPages
 
 from paged_cache.sharding import PartitionManager, axis_size, kv_head_axis
+from paged_kernels import KVPages
 
 HOST_MEMORY_FRACTION = 1 / 8
 """Share of the host's memory that a cache may take where devices report none (CPU): the model and others live there

@@ -6,10 +6,10 @@ import jax
 from jax.core import Tracer
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
-from paged_kernels import Backend, KVPages, RaggedBatch, check_batch, write_kv
 
 from paged_cache.metadata import PagedAttentionMetadata
 from paged_cache.sharding import MeshAxis, axis_size, sharded_call
+from paged_kernels import Backend, KVPages, RaggedBatch, check_batch, write_kv
 
 
 @jax.tree_util.register_dataclass

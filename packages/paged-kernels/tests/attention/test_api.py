@@ -19,6 +19,7 @@ from kernel_data import (
     attend_densely,
     make_case,
 )
+
 from paged_kernels import AttentionSpec, KVPages, paged_attention
 
 

@@ -14,6 +14,7 @@ from kernel_data import (
     make_case,
     token_places,
 )
+
 from paged_kernels import AttentionSpec
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from page_write_data import TOKENS, WRITES, make_batch, nan_pages, ragged_writes
+
 from paged_kernels.page_write.slots import row_slots
 
 row_slots_jit = jax.jit(row_slots, static_argnums=2)

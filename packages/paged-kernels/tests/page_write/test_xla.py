@@ -4,6 +4,7 @@ import jax
 import pytest
 from hypothesis import given, settings
 from page_write_data import WRITES, assert_written, finite_pages, make_batch, make_rows, nan_pages, ragged_writes
+
 from paged_kernels.page_write.xla import write_kv_xla
 
 write_jit = jax.jit(write_kv_xla)

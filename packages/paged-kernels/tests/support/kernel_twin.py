@@ -1,6 +1,7 @@
 """A kernel in numpy, cut as the real ones are, one overridable step at a time, so that each step can be broken."""
 
 import numpy as np
+
 from paged_kernels import AttentionSpec, KVPages, RaggedBatch
 
 

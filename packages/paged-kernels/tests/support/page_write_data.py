@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
+
 from paged_kernels import KVPages, RaggedBatch
 
 TOKENS, SEQS, PAGES_PER_SEQ, NUM_PAGES, KV_HEADS, HEAD_DIM = 24, 5, 3, 20, 2, 64

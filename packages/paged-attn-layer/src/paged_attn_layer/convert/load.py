@@ -10,7 +10,6 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array
-from paged_cache import PartitionManager
 
 from paged_attn_layer.convert.extras import needs_extra
 from paged_attn_layer.convert.rules import LLAMA_RULES, Filling, plan
@@ -19,6 +18,7 @@ from paged_attn_layer.models.config import ModelConfig
 from paged_attn_layer.models.llama import LlamaForCausalLM
 from paged_attn_layer.models.sharding import partition_spec
 from paged_attn_layer.registry import AttentionMetadata
+from paged_cache import PartitionManager
 
 
 def load_model(

@@ -9,10 +9,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32
-from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, StepBatch, StepShape
 
 from paged_attn_layer.engine.scheduler import Step
 from paged_attn_layer.models import LlamaForCausalLM
+from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, StepBatch, StepShape
 
 
 class CompiledStep:

@@ -10,7 +10,6 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from paged_cache import BatchShapes, CacheConfig, PagePool
 
 from paged_attn_layer.convert import load_model, load_tokenizer
 from paged_attn_layer.engine.compilations import count_compilations
@@ -23,6 +22,7 @@ from paged_attn_layer.engine.scheduler import Scheduler
 from paged_attn_layer.engine.stats import EngineStats, StepRecord
 from paged_attn_layer.engine.text import OutputText, Tokenizer, encode_prompt, text_decoder
 from paged_attn_layer.models import LlamaForCausalLM
+from paged_cache import BatchShapes, CacheConfig, PagePool
 
 Prompt = str | Sequence[int]
 OnStep = Callable[[StepRecord, list[Request]], None]

@@ -5,9 +5,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from paged_cache import PagePool, ScheduledSequence
-
 from paged_attn_layer.engine.request import FinishReason, Request, RequestState
+from paged_cache import PagePool, ScheduledSequence
 
 Mode = Literal["prefill", "decode", "mixed"]
 """What a step computes: prompt tokens, the newest tokens of answers, or both."""

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
-from paged_cache import PagedAttentionCache, PagedAttentionCacheView
-from paged_kernels import RaggedBatch
 
 from paged_attn_layer.layer import AttentionConfig, PagedAttention
 from paged_attn_layer.models.config import ModelConfig
 from paged_attn_layer.registry import AttentionMetadata
+from paged_cache import PagedAttentionCache, PagedAttentionCacheView
+from paged_kernels import RaggedBatch
 
 
 class GatedMLP(nnx.Module):

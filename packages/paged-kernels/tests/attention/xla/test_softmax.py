@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from paged_kernels import AttentionSpec
 from paged_kernels.attention.xla.softmax import SoftmaxState, logits, visible_keys
 

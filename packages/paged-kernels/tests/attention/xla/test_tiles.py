@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from paged_kernels import AttentionSpec, RaggedBatch
 from paged_kernels.attention.xla.tiles import list_tiles
 

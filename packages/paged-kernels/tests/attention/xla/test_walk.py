@@ -19,6 +19,7 @@ from kernel_data import (
     decode,
     make_case,
 )
+
 from paged_kernels import AttentionSpec, BlockSizes, KVPages, RaggedBatch, paged_attention
 from paged_kernels.attention.xla.walk import default_block_sizes
 
