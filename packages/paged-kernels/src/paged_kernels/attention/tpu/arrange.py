@@ -47,12 +47,13 @@ def restore_lse(
 
 
 def arrange_table(
-    page_table: Int32[Array, "seqs pages_per_seq"], config: Config
+    page_table: Int32[Array, "seqs pages_per_seq"], num_pages: int, config: Config
 ) -> Int32[Array, "seqs table_rows 1 128"]:
     """The page table in rows of 128 ids, each a tile of its own, so that a copy may start at any row.
 
-    There are enough rows that a block's `table_chunks` rows never reach past the end.
+    There are enough rows that a block's `table_chunks` rows never reach past the end, and every id is that of a page:
+    the kernel checks no bounds.
     """
     table_rows = cdiv(config.pages_per_seq, LANES) + config.table_chunks - 1
-    padded = jnp.pad(page_table, ((0, 0), (0, table_rows * LANES - config.pages_per_seq)))
+    padded = jnp.pad(jnp.clip(page_table, 0, num_pages - 1), ((0, 0), (0, table_rows * LANES - config.pages_per_seq)))
     return padded.reshape(-1, table_rows, 1, LANES)

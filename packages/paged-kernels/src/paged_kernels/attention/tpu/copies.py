@@ -84,20 +84,23 @@ class PageStream:
 
     def start(self, at: Cursor) -> Cursor:
         """Start the copies of block `at`, if there is one, and of the page ids of the block after it, whose cursor
-        is returned."""
+        is returned.
+        """
         after = self.advance(at)
 
         @pl.when(at.tile < self._num_tiles())
         def _():
             self._ids_copy(at).wait()
-            jax.lax.fori_loop(0, self._count(at), lambda i, _: self._page_copy(at, i).start(), None)
+            jax.lax.fori_loop(
+                0, self._count(at), lambda i, _: self._page_copy(at, i, self._page_id(at, i)).start(), None
+            )
             self._start_ids(after)
 
         return after
 
     def wait(self, at: Cursor) -> None:
         """Wait until block `at` is in its slot, and zero the slots of its pages that are not to be read."""
-        jax.lax.fori_loop(0, self._count(at), lambda i, _: self._page_copy(at, i).wait(), None)
+        jax.lax.fori_loop(0, self._count(at), lambda i, _: self._page_copy(at, i, 0).wait(), None)
         self._clean(at)
 
     def slot(self, at: Cursor) -> jax.Array:
@@ -128,9 +131,12 @@ class PageStream:
         source = self.table.at[self.tiles.seq[at.tile], rows]
         return pltpu.make_async_copy(source, self.buffers.ids.at[slot], self.buffers.ids_arrived.at[slot])
 
-    def _page_copy(self, at: Cursor, i):
+    def _page_id(self, at: Cursor, i):
         entry = at.page % LANES + i
-        page_id = self.buffers.ids[at.step % 2, entry // LANES, 0, entry % LANES]
+        return self.buffers.ids[at.step % 2, entry // LANES, 0, entry % LANES]
+
+    def _page_copy(self, at: Cursor, i, page_id):
+        """The copy of a page to place `i` of the block. To wait for it any id will do: by then, `ids` holds others."""
         slot = self.slot(at)
         return pltpu.make_async_copy(
             self.pages.at[page_id], self.buffers.kv.at[slot, :, self._rows(i)], self.buffers.kv_arrived.at[slot]

@@ -12,8 +12,9 @@ from paged_kernels.attention.tpu.config import LANES, SUBLANES, Config
 from paged_kernels.attention.tpu.copies import Cursor, PageBuffers, PageStream, RowBuffers, RowStream
 from paged_kernels.attention.tpu.schedule import Tiles, fully_visible, visible
 
-UNROLL_BELOW_ROWS = 64
-"""Heads with fewer rows than this are attended side by side, so that one head's latencies hide behind another's."""
+FEW_ROWS = 64
+HEADS_AT_ONCE = 8
+"""Where a head has few rows, so many heads are attended side by side, to hide one's latencies behind another's."""
 
 
 @jax.tree_util.register_dataclass
@@ -169,7 +170,7 @@ class Step:
         self._for_heads(attend_head)
 
     def _for_heads(self, body) -> None:
-        unroll = self.config.kv_heads if self.config.rows < UNROLL_BELOW_ROWS else 1
+        unroll = min(self.config.kv_heads, HEADS_AT_ONCE) if self.config.rows < FEW_ROWS else 1
         jax.lax.fori_loop(0, self.config.kv_heads, body, None, unroll=unroll)
 
     def _load(self, head) -> softmax.State:

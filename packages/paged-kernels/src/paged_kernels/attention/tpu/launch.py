@@ -12,16 +12,14 @@ from paged_kernels.attention.tpu import arrange
 from paged_kernels.attention.tpu.config import LANES, Config
 from paged_kernels.attention.tpu.kernel import Scratch, attention_kernel
 from paged_kernels.attention.tpu.schedule import make_tiles, max_tiles
-from paged_kernels.attention.tpu.sizes import check_fits, default_block_sizes, q_rows_for
+from paged_kernels.attention.tpu.sizes import check_fits, preferred_block_sizes, q_rows_for, shrink_to_fit
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.block_sizes import BlockSizes
 from paged_kernels.chip import Chip, chip_in_scope
 from paged_kernels.layout import KVPages
 from paged_kernels.spec import AttentionSpec
 
-INTERPRET = pltpu.InterpretParams(
-    dma_execution_mode="on_wait", out_of_bounds_reads="raise", uninitialized_memory="nan"
-)
+INTERPRET = pltpu.InterpretParams(dma_execution_mode="on_wait", out_of_bounds_reads="raise", uninitialized_memory="nan")
 """The interpreter at its strictest: copies as late as the hardware allows, and nothing read by luck."""
 
 
@@ -53,24 +51,30 @@ def paged_attention_tpu(
     check_fits(config, chip, max_tiles(config.tokens, batch.seqs, config.q_rows) + 1)
     if config.tokens == 0:
         return q, jnp.zeros(q.shape[:2], jnp.float32)
-    tiles = make_tiles(batch, spec, tokens=config.tokens, q_rows=config.q_rows, page_size=config.page_size)
+    with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
+        return _call_kernel(q, pages, batch, config, chip, INTERPRET if interpret is True else interpret)
+
+
+def _call_kernel(q, pages: KVPages, batch: RaggedBatch, config: Config, chip: Chip, interpret):
+    c = config
+    tiles = make_tiles(batch, c.spec, tokens=c.tokens, q_rows=c.q_rows, page_size=c.page_size)
     out, lse = pl.pallas_call(
-        functools.partial(attention_kernel, config=config),
+        functools.partial(attention_kernel, config=c),
         in_specs=(
             jax.tree.map(lambda _: pl.BlockSpec(memory_space=pltpu.SMEM), tiles),
             *[pl.BlockSpec(memory_space=pl.ANY)] * 3,
         ),
         out_specs=(pl.BlockSpec(memory_space=pl.ANY),) * 2,
         out_shape=(
-            jax.ShapeDtypeStruct((config.q_blocks, config.kv_heads, config.rows, config.lanes), q.dtype),
-            jax.ShapeDtypeStruct((config.q_blocks, config.lse_rows // LANES, LANES), jnp.float32),
+            jax.ShapeDtypeStruct((c.q_blocks, c.kv_heads, c.rows, c.lanes), q.dtype),
+            jax.ShapeDtypeStruct((c.q_blocks, c.lse_rows // LANES, LANES), jnp.float32),
         ),
-        scratch_shapes=(Scratch.shapes(config),),
+        scratch_shapes=(Scratch.shapes(c),),
         compiler_params=pltpu.CompilerParams(disable_bounds_checks=True, vmem_limit_bytes=chip.vmem_bytes),
-        interpret=INTERPRET if interpret is True else interpret,
+        interpret=interpret,
         name="paged_attention",
-    )(tiles, arrange.arrange_table(batch.page_table, config), arrange.arrange_q(q, config), pages.data)
-    return arrange.restore_output(out, config), arrange.restore_lse(lse, config)
+    )(tiles, arrange.arrange_table(batch.page_table, pages.num_pages, c), arrange.arrange_q(q, c), pages.data)
+    return arrange.restore_output(out, c), arrange.restore_lse(lse, c)
 
 
 def make_config(
@@ -79,14 +83,10 @@ def make_config(
     """The kernel's static facts for these arguments."""
     tokens, q_heads, head_dim = q.shape
     group = q_heads // pages.num_kv_heads
-    sizes = block_sizes or default_block_sizes(
-        group=group,
-        bytes_per_page=KVPages.bytes_per_page(pages.page_size, pages.num_kv_heads, head_dim, pages.dtype),
-        page_size=pages.page_size,
-        decode=batch.max_q_len == 1,
-        chip=chip,
+    sizes = block_sizes or preferred_block_sizes(
+        group=group, page_size=pages.page_size, itemsize=pages.dtype.itemsize, decode=batch.max_q_len == 1
     )
-    return Config(
+    config = Config(
         spec=spec,
         tokens=tokens,
         kv_heads=pages.num_kv_heads,
@@ -100,6 +100,7 @@ def make_config(
         q_dtype=q.dtype,
         kv_dtype=pages.dtype,
     )
+    return config if block_sizes else shrink_to_fit(config, chip)
 
 
 def _check_supported(q: Array, pages: KVPages) -> None:

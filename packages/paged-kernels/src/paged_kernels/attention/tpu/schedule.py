@@ -55,8 +55,9 @@ def max_tiles(tokens: int, seqs: int, q_rows: int) -> int:
 def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: int, page_size: int) -> Tiles:
     """The tiles of a batch; gaps, padding and rows before position 0 have none."""
     end = jnp.minimum(batch.cu_q_lens[1:], tokens)
-    in_use = (jnp.arange(batch.seqs) < batch.num_seqs) & (batch.kv_lens > 0)
-    start = jnp.maximum(batch.cu_q_lens[:-1], end - batch.kv_lens)  # rows before position 0 are no tokens
+    kv_lens = jnp.minimum(batch.kv_lens, batch.pages_per_seq * page_size)
+    in_use = (jnp.arange(batch.seqs) < batch.num_seqs) & (kv_lens > 0)
+    start = jnp.maximum(batch.cu_q_lens[:-1], end - kv_lens)  # rows before position 0 are no tokens
     has_rows = in_use & (start < end)
     first_block = start // q_rows
     tiles_of_seq = jnp.where(has_rows, (end - 1) // q_rows + 1 - first_block, 0)
@@ -69,10 +70,9 @@ def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: 
     block = first_block[seq] + tile - (tile_ends - tiles_of_seq)[seq]
     row_lo = jnp.maximum(start[seq] - block * q_rows, 0)
     row_hi = jnp.minimum(end[seq] - block * q_rows, q_rows)
-    kv_len = batch.kv_lens[seq]
+    kv_len = kv_lens[seq]
     position = kv_len - end[seq] + block * q_rows
     first_key, end_key = visible_keys(spec, position + row_lo, position + row_hi, kv_len)
-    end_page = jnp.minimum(-(-end_key // page_size), batch.pages_per_seq)
 
     q_blocks = -(-tokens // q_rows)
     block = jnp.where(valid, block, q_blocks)
@@ -89,7 +89,7 @@ def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: 
         row_hi=used(row_hi),
         position=used(position),
         first_page=used(first_key // page_size),
-        end_page=used(end_page),
+        end_page=used(-(-end_key // page_size)),
     )
 
 

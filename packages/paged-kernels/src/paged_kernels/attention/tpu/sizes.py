@@ -1,17 +1,20 @@
 """Block sizes: how much is attended at once, from the memory of the chip, and a check that it fits."""
 
-import math
+import dataclasses
 
 from paged_kernels.attention.tpu.config import LANES, Config, cdiv, round_up
 from paged_kernels.block_sizes import BlockSizes
 from paged_kernels.chip import Chip
 
-DECODE_KEYS = 2048
-"""Keys in a block for decode: large, so that the latency of a block's copies is a small part of their time."""
+DECODE_KEYS = {2: 2048, 4: 512}
+"""Keys in a block for decode, by bytes an element: large, so that the latency of a block's copies is a small part of
+their time. Products in float32 take six passes, which the compiler lays out one by one: more would only be code."""
 PREFILL_KEYS = 512
-"""Keys in a block for prefill: enough to keep the matrix unit busy; more would only cost memory."""
+"""Keys in a block for prefill: enough to keep the matrix unit busy."""
 PREFILL_OPERAND_ROWS = 256
 """Rows of a head's left operand in prefill: its query heads times the block's rows."""
+MIN_Q_ROWS = 16
+"""Fewest rows in a block of queries, but for decode: those of a register of bfloat16."""
 
 
 def q_rows_for(tokens: int, max_q_len: int | None, q_rows: int) -> int:
@@ -19,25 +22,41 @@ def q_rows_for(tokens: int, max_q_len: int | None, q_rows: int) -> int:
     if max_q_len == 1:
         return 1
     most = tokens if max_q_len is None else min(tokens, max_q_len)
-    return round_up(min(q_rows, most), 16)
+    return round_up(max(1, min(q_rows, most)), MIN_Q_ROWS)
 
 
-def default_block_sizes(*, group: int, bytes_per_page: int, page_size: int, decode: bool, chip: Chip) -> BlockSizes:
-    """Block sizes whose buffers take at most a quarter of the chip's VMEM."""
-    keys = DECODE_KEYS if decode else PREFILL_KEYS
-    affordable = max(1, chip.vmem_bytes // 4 // (2 * bytes_per_page))
-    kv_pages = 2 ** int(math.log2(max(1, min(keys // page_size, affordable))))
-    return BlockSizes(q_rows=1 if decode else max(16, PREFILL_OPERAND_ROWS // group // 16 * 16), kv_pages=kv_pages)
+def preferred_block_sizes(*, group: int, page_size: int, itemsize: int, decode: bool) -> BlockSizes:
+    """Block sizes for speed, were there memory enough."""
+    keys = DECODE_KEYS[itemsize] if decode else PREFILL_KEYS
+    return BlockSizes(q_rows=max(1, PREFILL_OPERAND_ROWS // group), kv_pages=max(1, keys // page_size))
+
+
+def shrink_to_fit(c: Config, chip: Chip) -> Config:
+    """`c` with blocks halved, the larger first, until it needs at most three quarters of the chip's VMEM."""
+    while vmem_bytes(c) > chip.vmem_bytes * 3 // 4:
+        if c.kv_pages > 1 and (_kv_bytes(c) >= _row_bytes(c) or c.q_rows <= MIN_Q_ROWS):
+            c = dataclasses.replace(c, kv_pages=c.kv_pages // 2)
+        elif c.q_rows > MIN_Q_ROWS:
+            c = dataclasses.replace(c, q_rows=round_up(c.q_rows // 2, MIN_Q_ROWS))
+        else:
+            break
+    return c
 
 
 def vmem_bytes(c: Config) -> int:
     """VMEM that the kernel needs, bytes: its buffers, and the values in flight in one step."""
-    operand = c.kv_heads * c.rows
-    kv = c.buffers * c.kv_heads * c.block_tokens * c.kv_lanes * c.kv_dtype.itemsize
-    rows = 2 * operand * c.lanes * (c.compute_dtype.itemsize + c.q_dtype.itemsize)
-    state = operand * (c.lanes + 2 * LANES) * 4 + 3 * c.lse_rows * LANES * 4
     in_flight = 6 * c.rows * round_up(c.block_tokens, LANES) * 4 + 2 * c.block_tokens * c.kv_lanes * 4
-    return kv + rows + state + in_flight
+    return _kv_bytes(c) + _row_bytes(c) + in_flight
+
+
+def _kv_bytes(c: Config) -> int:
+    return c.buffers * c.kv_heads * c.block_tokens * c.kv_lanes * c.kv_dtype.itemsize
+
+
+def _row_bytes(c: Config) -> int:
+    copies = 2 * c.lanes * (c.compute_dtype.itemsize + c.q_dtype.itemsize)
+    state = (c.lanes + 2 * LANES) * 4
+    return c.kv_heads * c.rows * (copies + state) + 3 * c.lse_rows * LANES * 4
 
 
 def smem_bytes(c: Config, tiles: int) -> int:

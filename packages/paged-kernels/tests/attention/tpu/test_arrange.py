@@ -1,0 +1,61 @@
+"""The order of rows in HBM is undone exactly; the table's copy covers every block."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paged_kernels import AttentionSpec
+from paged_kernels.attention.tpu import arrange
+from paged_kernels.attention.tpu.config import Config
+
+CONFIG = Config(
+    spec=AttentionSpec(),
+    tokens=21,
+    kv_heads=2,
+    group=3,
+    head_dim=64,
+    page_size=16,
+    pages_per_seq=200,
+    q_rows=16,
+    kv_pages=4,
+    buffers=2,
+    q_dtype=jnp.dtype("float32"),
+    kv_dtype=jnp.dtype("bfloat16"),
+)
+
+
+@pytest.mark.parametrize("q_rows", [1, 16])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_rows_come_back_in_their_order(q_rows, head_dim):
+    config = dataclasses.replace(CONFIG, q_rows=q_rows, head_dim=head_dim)
+    q = jnp.arange(21 * 6 * head_dim, dtype=jnp.float32).reshape(21, 6, head_dim)
+    blocks = arrange.arrange_q(q, config)
+    assert blocks.shape == (config.q_blocks, 2, config.rows, 128)
+    assert blocks.dtype == jnp.float32
+    np.testing.assert_array_equal(arrange.restore_rows(blocks, config)[..., :head_dim], q)
+    np.testing.assert_array_equal(blocks[0, 1, 2 * q_rows, :head_dim], q[0, 5])  # KV head 1, its query head 2, row 0
+
+
+def test_the_output_is_the_half_that_v_has():
+    blocks = jnp.zeros((2, 2, 48, 128)).at[..., 64:].set(1)
+    assert arrange.restore_output(blocks, CONFIG).shape == (21, 6, 64)
+    assert bool(jnp.all(arrange.restore_output(blocks, CONFIG) == 1))
+
+
+@pytest.mark.parametrize("kv_pages", [1, 3, 32, 100, 128, 200])
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_copy_of_the_table_holds_all_ids_of_any_block(kv_pages, window):
+    config = dataclasses.replace(CONFIG, kv_pages=kv_pages, spec=AttentionSpec(sliding_window=window))
+    table = np.asarray(arrange.arrange_table(jnp.arange(400, dtype=jnp.int32).reshape(2, 200), 1000, config))
+    for first in range(0, 200, kv_pages if window is None else 1):
+        rows = table[1, first // 128 : first // 128 + config.table_chunks].reshape(-1)
+        assert len(rows) == config.table_chunks * 128  # none was cut off at the end
+        wanted = np.arange(first, min(first + kv_pages, 200)) + 200
+        np.testing.assert_array_equal(rows[first % 128 :][: len(wanted)], wanted)
+
+
+def test_ids_of_no_page_are_clamped():
+    table = arrange.arrange_table(jnp.array([[-4, 7, 99]]), 8, dataclasses.replace(CONFIG, pages_per_seq=3))
+    assert table[0, 0, 0, :3].tolist() == [0, 7, 7]

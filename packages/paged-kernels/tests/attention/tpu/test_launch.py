@@ -1,0 +1,163 @@
+"""The TPU kernel, interpreted at its strictest, against dense attention in float64."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec as P
+from kernel_data import SPECS, WORKLOADS, Workload, assert_lse_close, assert_rows_close, attend_densely, make_case
+
+from paged_kernels import AttentionSpec, BlockSizes, KVPages, RaggedBatch, paged_attention
+from paged_kernels.attention.tpu.launch import INTERPRET, paged_attention_tpu
+
+SMALL = BlockSizes(q_rows=16, kv_pages=2)
+kernel = jax.jit(paged_attention_tpu, static_argnames=("spec", "block_sizes", "interpret"))
+
+
+def check(workload, spec, dtype, block_sizes=SMALL, interpret=True):
+    case = make_case(workload, spec=spec, dtype=dtype)
+    out, lse = kernel(case.q, case.pages, case.batch, spec, block_sizes, interpret=interpret)
+    expected, expected_lse = attend_densely(case, spec)
+    assert (out.dtype, lse.dtype) == (case.q.dtype, jnp.float32)
+    assert_rows_close(out, expected, dtype)
+    assert_lse_close(lse, expected_lse, dtype)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_workloads_in_float32(workload):
+    check(WORKLOADS[workload], SPECS["plain"], "float32")
+
+
+@pytest.mark.parametrize("workload", ["decode", "mixed", "gaps", "head_128", "large_pages", "wide_group"])
+def test_workloads_in_bfloat16(workload):
+    check(WORKLOADS[workload], SPECS["plain"], "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("workload", "spec"),
+    [("mixed", spec) for spec in SPECS if spec != "plain"] + [("decode", "window"), ("decode", "everything")],
+)
+def test_specs(workload, spec):
+    check(WORKLOADS[workload], SPECS[spec], "float32")
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        Workload(kv_lens=(40, 3), q_lens=(1, 1), tokens=3, head_dim=128, max_q_len=1),
+        Workload(kv_lens=(40, 12), q_lens=(1, 12), tokens=16, q_heads=9, kv_heads=3),
+        Workload(kv_lens=(70,), q_lens=(1,), tokens=2, page_size=64, pages_per_seq=2, num_pages=8, max_q_len=1),
+    ],
+    ids=["decode_head_128", "group_of_3", "decode_large_pages"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_other_shapes(workload, dtype):
+    check(workload, SPECS["everything"], dtype)
+
+
+@pytest.mark.parametrize(
+    ("workload", "block_sizes"),
+    [
+        ("decode", BlockSizes(q_rows=1, kv_pages=1)),
+        ("decode", None),
+        ("mixed", BlockSizes(q_rows=999, kv_pages=3)),
+        ("mixed", None),
+    ],
+)
+def test_block_sizes_change_nothing(workload, block_sizes):
+    check(WORKLOADS[workload], SPECS["window"], "float32", block_sizes)
+
+
+@pytest.mark.parametrize(("q_dtype", "kv_dtype"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_queries_and_pages_of_different_types(q_dtype, kv_dtype):
+    case = make_case(WORKLOADS["mixed"], dtype="bfloat16")
+    pages = KVPages(case.pages.data.astype(kv_dtype))
+    out, _ = kernel(case.q.astype(q_dtype), pages, case.batch, SPECS["plain"], SMALL, interpret=True)
+    assert_rows_close(out, attend_densely(case, SPECS["plain"])[0], q_dtype)
+
+
+@pytest.mark.parametrize("workload", ["decode", "mixed"])
+def test_no_races(workload):
+    """Every copy has arrived before it is read, and nothing is overwritten while it is in use (fault 7)."""
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    check(
+        WORKLOADS[workload],
+        SPECS["plain"],
+        "float32",
+        BlockSizes(q_rows=16, kv_pages=2),
+        dataclasses.replace(INTERPRET, detect_races=True),
+    )
+    assert not interpret_pallas_call.races.races_found
+
+
+def test_runs_where_64_bit_types_are_on():
+    case = make_case(WORKLOADS["decode"])
+    with jax.enable_x64(True):
+        out, _ = kernel(case.q, case.pages, case.batch, SPECS["plain"], SMALL, interpret=True)
+    assert out.dtype == jnp.float32
+    assert_rows_close(out, attend_densely(case, SPECS["plain"])[0], "float32")
+
+
+def test_more_than_128_pages_a_sequence():
+    """The page ids of one block come from a later row of the table's copy, and from two rows at once (fault 10)."""
+    workload = Workload(
+        kv_lens=(130 * 16 + 5, 20), q_lens=(1, 1), tokens=2, q_heads=1, kv_heads=1, pages_per_seq=131, num_pages=140,
+        max_q_len=1,
+    )  # fmt: skip
+    check(workload, AttentionSpec(), "float32", BlockSizes(q_rows=1, kv_pages=50))
+
+
+def test_four_shards_equal_one():
+    case = make_case(WORKLOADS["mixed"])
+    heads = 4
+    data = jnp.tile(case.pages.data, (1, heads // 2, 1, 1))
+    q = jnp.tile(case.q, (1, 2, 1))
+    mesh = jax.make_mesh((4,), ("tp",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def attend(q, pages, batch):
+        return paged_attention_tpu(q, pages, batch, SPECS["plain"], SMALL, interpret=True)[0]
+
+    specs = (P(None, "tp"), KVPages.partition_spec("tp"), P())
+    sharded = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=P(None, "tp"), check_vma=False)
+    expected = np.tile(attend_densely(case, SPECS["plain"])[0], (1, 2, 1))
+    assert_rows_close(jax.jit(sharded)(q, KVPages(data), case.batch), expected, "float32")
+
+
+def shapes(head_dim=64, page_size=16, dtype="bfloat16", q_dtype="bfloat16"):
+    batch = RaggedBatch.from_lists([[1]], kv_lens=[1], q_lens=[1])
+    pages = KVPages(jnp.zeros(KVPages.data_shape(4, page_size, 2, head_dim), dtype))
+    return jnp.zeros((1, 4, head_dim), q_dtype), pages, batch
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head_dim": 96}, r"head_dim=96 must be 64 or a multiple of 128 .* use backend='xla'"),
+        ({"page_size": 8}, r"page_size=8 must be a multiple of 16 .*bfloat16"),
+        ({"page_size": 12, "dtype": "float32"}, r"page_size=12 must be a multiple of 8 .*float32"),
+        ({"dtype": "float16"}, r"pages has dtype float16; the TPU kernel has float32 and bfloat16"),
+        ({"q_dtype": "float16"}, r"q has dtype float16; the TPU kernel has float32 and bfloat16"),
+    ],
+)
+def test_what_the_kernel_does_not_have_is_refused(change, message):
+    with pytest.raises(NotImplementedError, match=message):
+        paged_attention(*shapes(**change), AttentionSpec(), backend="tpu_interpret")
+
+
+def test_blocks_too_large_are_refused_before_compiling():
+    sizes = BlockSizes(q_rows=16, kv_pages=10**6)
+    q, pages, batch = shapes()
+    wide = dataclasses.replace(batch, page_table=jnp.ones((1, 10**6), jnp.int32))
+    with pytest.raises(NotImplementedError, match="MiB of VMEM"):
+        paged_attention(q, pages, wide, AttentionSpec(), backend="tpu_interpret", block_sizes=sizes)
+
+
+def test_the_interpreter_is_at_its_strictest():
+    assert isinstance(INTERPRET, pltpu.InterpretParams)
+    assert INTERPRET.dma_execution_mode == "on_wait"
+    assert INTERPRET.out_of_bounds_reads == "raise"
+    assert INTERPRET.uninitialized_memory == "nan"

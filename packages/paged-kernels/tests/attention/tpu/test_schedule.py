@@ -1,0 +1,69 @@
+"""The schedule against a plain Python walk over rows, blocks and keys."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kernel_data import SPECS, WORKLOADS, make_case, token_places
+
+from paged_kernels import AttentionSpec, RaggedBatch
+from paged_kernels.attention.tpu.schedule import Tiles, fully_visible, make_tiles, max_tiles, visible, visible_keys
+
+
+def tiles_by_hand(workload, spec, q_rows):
+    """`(block, seq, kv_len, row_lo, row_hi, position, first_page, end_page)` of each tile, in order of rows."""
+    tiles = []
+    for block in range(-(-workload.tokens // q_rows)):
+        for seq, start in token_places(workload):
+            kv_len, q_len = workload.kv_lens[seq], workload.q_lens[seq]
+            rows = [r for r in range(start, start + q_len) if r // q_rows == block]
+            if not rows:
+                continue
+            positions = [kv_len - q_len + r - start for r in rows]
+            seen = [p for p in range(kv_len) if any(visible(spec, t, p, kv_len) for t in positions)]
+            lo, hi = rows[0] - block * q_rows, rows[-1] - block * q_rows + 1
+            first, end = seen[0] // workload.page_size, seen[-1] // workload.page_size + 1
+            tiles.append((block, seq, kv_len, lo, hi, positions[0] - lo, first, end))
+    return tiles
+
+
+def tiles_made(tiles: Tiles):
+    starts = np.asarray(tiles.block_starts)
+    fields = (tiles.seq, tiles.kv_len, tiles.row_lo, tiles.row_hi, tiles.position, tiles.first_page, tiles.end_page)
+    blocks = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    return [(int(block), *(int(f[i]) for f in fields)) for i, block in enumerate(blocks)]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("q_rows", [1, 16])
+@pytest.mark.parametrize("spec", ["plain", "window", "bidirectional", "bidirectional_window"])
+def test_tiles_equal_those_made_by_hand(workload, q_rows, spec):
+    workload, spec = WORKLOADS[workload], SPECS[spec]
+    batch = make_case(workload).batch
+    tiles = make_tiles(batch, spec, tokens=workload.tokens, q_rows=q_rows, page_size=workload.page_size)
+    assert tiles_made(tiles) == tiles_by_hand(workload, spec, q_rows)
+    assert len(tiles.seq) == max_tiles(workload.tokens, workload.seqs, q_rows) + 1
+    assert int(tiles.end_page[-1]) == 0  # the entry past the last tile is never in use
+
+
+def test_rows_before_position_zero_have_no_tile():
+    batch = RaggedBatch.from_lists([[1]], kv_lens=[3], q_lens=[5])
+    tiles = make_tiles(batch, AttentionSpec(), tokens=8, q_rows=4, page_size=16)
+    assert tiles_made(tiles) == [(0, 0, 3, 2, 4, -2, 0, 1), (1, 0, 3, 0, 1, 2, 0, 1)]
+
+
+def test_a_length_beyond_the_table_is_cut():
+    batch = RaggedBatch.from_lists([[1, 2]], kv_lens=[99], q_lens=[1])
+    tiles = make_tiles(batch, AttentionSpec(), tokens=1, q_rows=1, page_size=16)
+    assert int(tiles.end_page[0]) == 2
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_ranges_of_visible_keys_agree_with_single_keys(spec):
+    spec, kv_len = SPECS[spec], 40
+    p = np.arange(64)
+    for t_lo, t_hi in [(0, 1), (0, 40), (7, 23), (39, 40)]:
+        sees = np.array([visible(spec, t, p, kv_len) for t in range(t_lo, t_hi)])
+        first, end = visible_keys(spec, jnp.int32(t_lo), jnp.int32(t_hi), kv_len)
+        assert (int(first), int(end)) == (np.flatnonzero(sees.any(0))[0], np.flatnonzero(sees.any(0))[-1] + 1)
+        for p_lo, p_hi in [(0, 1), (0, 16), (16, 32), (5, 9), (32, 48)]:
+            assert fully_visible(spec, t_lo, t_hi, kv_len, p_lo, p_hi) == sees[:, p_lo:p_hi].all()

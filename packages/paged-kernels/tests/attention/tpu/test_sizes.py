@@ -1,0 +1,80 @@
+"""Block sizes fit the chip, and what cannot fit is refused by name."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from paged_kernels import AttentionSpec
+from paged_kernels.attention.tpu.config import Config
+from paged_kernels.attention.tpu.sizes import (
+    check_fits,
+    preferred_block_sizes,
+    q_rows_for,
+    shrink_to_fit,
+    smem_bytes,
+    vmem_bytes,
+)
+from paged_kernels.chip import CHIPS
+
+
+def preferred(kv_heads, group, head_dim, page_size, dtype, decode):
+    dtype = jnp.dtype(dtype)
+    sizes = preferred_block_sizes(group=group, page_size=page_size, itemsize=dtype.itemsize, decode=decode)
+    return Config(
+        spec=AttentionSpec(),
+        tokens=2048,
+        kv_heads=kv_heads,
+        group=group,
+        head_dim=head_dim,
+        page_size=page_size,
+        pages_per_seq=8192,
+        q_rows=q_rows_for(2048, 1 if decode else None, sizes.q_rows),
+        kv_pages=sizes.kv_pages,
+        buffers=2,
+        q_dtype=dtype,
+        kv_dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.name)
+@pytest.mark.parametrize(("kv_heads", "group"), [(8, 4), (1, 8), (32, 1), (3, 3)])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("decode", [True, False])
+def test_defaults_fit_every_chip(chip, kv_heads, group, head_dim, dtype, decode):
+    config = shrink_to_fit(preferred(kv_heads, group, head_dim, 16, dtype, decode), chip)
+    check_fits(config, chip, tiles=1024)
+    assert vmem_bytes(config) <= chip.vmem_bytes * 3 // 4
+
+
+def test_defaults_shrink_only_where_they_must():
+    config = preferred(8, 4, 128, 16, "bfloat16", True)
+    assert shrink_to_fit(config, CHIPS[3]) == config
+    assert shrink_to_fit(config, CHIPS[0]).kv_pages < config.kv_pages
+
+
+@pytest.mark.parametrize(
+    ("tokens", "max_q_len", "q_rows", "expected"),
+    [(64, 1, 32, 1), (64, None, 32, 32), (64, None, 20, 32), (5, None, 128, 16), (64, 4, 128, 16), (0, None, 8, 16)],
+)
+def test_q_rows_are_what_the_kernel_can_have(tokens, max_q_len, q_rows, expected):
+    assert q_rows_for(tokens, max_q_len, q_rows) == expected
+
+
+def test_too_much_vmem_is_refused():
+    config = dataclasses.replace(preferred(8, 4, 128, 16, "bfloat16", False), kv_pages=4096)
+    with pytest.raises(NotImplementedError, match=r"kv_pages=4096 need \d+ MiB of VMEM, but a v4 core has 16; lower"):
+        check_fits(config, CHIPS[0], tiles=8)
+
+
+def test_too_much_scalar_memory_is_refused():
+    config = preferred(1, 8, 128, 16, "bfloat16", True)
+    with pytest.raises(NotImplementedError, match=r"KiB of scalar memory for its 100000 tiles"):
+        check_fits(config, CHIPS[3], tiles=100_000)
+
+
+def test_the_page_table_takes_no_scalar_memory_in_proportion_to_its_size():
+    """Fault 9: 256 sequences of 8192 pages are 8 MB of table; what the kernel holds of it is a few rows."""
+    config = preferred(8, 4, 128, 16, "bfloat16", True)
+    assert smem_bytes(config, tiles=257) == smem_bytes(dataclasses.replace(config, pages_per_seq=64), tiles=257)
