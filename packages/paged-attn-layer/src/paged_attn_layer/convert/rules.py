@@ -77,7 +77,7 @@ def plan(
             continue
         path, filling = _match(name, rules)
         if filling is None or path not in targets:
-            problems.append(f"{name} {shape or ''} has no place in the model; is config.json this checkpoint's own?")
+            problems.append(f"{name} {shape} has no place in the model; is config.json this checkpoint's own?")
             continue
         fillings[path] = filling
         problems += _misshapen(name, shape, path, filling, targets[path])

@@ -3,9 +3,9 @@
 import re
 
 from jax.sharding import Mesh, PartitionSpec
-from paged_cache import PartitionManager, kv_head_axis
 
 from paged_attn_layer.models.config import ModelConfig
+from paged_cache import PartitionManager, kv_head_axis
 
 _TABLE = (
     (r"(embed\.embedding|lm_head)", ("vocab", None)),
@@ -30,8 +30,8 @@ def partition_spec(
     >>> config = ModelConfig.from_hf(dict(
     ...     architectures=["LlamaForCausalLM"], vocab_size=512, hidden_size=64, intermediate_size=96,
     ...     num_hidden_layers=1, num_attention_heads=9, num_key_value_heads=3, head_dim=8))
-    >>> partition_spec("layers.0.mlp.down_proj.kernel", config, jax.make_mesh((1,), ("tp",)))
-    PartitionSpec('tp', None)
+    >>> tuple(partition_spec("layers.0.mlp.down_proj.kernel", config, jax.make_mesh((1,), ("tp",))))
+    ('tp', None)
     """
     sizes = {
         "vocab": config.vocab_size,

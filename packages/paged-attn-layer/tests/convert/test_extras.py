@@ -1,0 +1,20 @@
+import sys
+
+import pytest
+
+from paged_attn_layer.convert import load_tokenizer
+from paged_attn_layer.convert.extras import needs_extra
+
+
+def test_what_to_install_is_said(monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "paged_attn_layer.convert.gguf_tokenizer", raising=False)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"transformers is not installed; pip install 'paged-attn-layer\[hf\]'"
+    ):
+        load_tokenizer(tmp_path / "model.gguf")
+
+
+def test_other_errors_pass():
+    with pytest.raises(ZeroDivisionError), needs_extra("hf"):
+        1 / 0  # noqa: B018

@@ -1,0 +1,105 @@
+import gguf
+import numpy as np
+import pytest
+from tiny_checkpoints import CONFIG, finish, gguf_writer, random_weights, write_gguf
+
+from paged_attn_layer.convert.gguf_file import GGUFFile
+from paged_attn_layer.models import ModelConfig
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.gguf"
+
+
+def test_config_is_that_of_the_directory(path):
+    write_gguf(path, random_weights())
+    config = ModelConfig.from_hf(GGUFFile(path).config)
+    assert config.rms_norm_eps == pytest.approx(1e-5)
+    assert {**vars(config), "rms_norm_eps": 1e-5} == vars(ModelConfig.from_hf(CONFIG))
+
+
+def test_weights_are_in_hugging_faces_order(path):
+    given = random_weights()
+    write_gguf(path, given)
+    source = GGUFFile(path)
+    assert source.shapes == {name: weight.shape for name, weight in given.items()}
+    for name, weight in given.items():
+        np.testing.assert_array_equal(source.read(name), weight)
+
+
+def test_without_an_output_matrix_the_embedding_is_tied(path):
+    write_gguf(path, random_weights(tied=True))
+    assert GGUFFile(path).config["tie_word_embeddings"] is True
+
+
+def test_quantised_weights_are_dequantised(path):
+    weight = np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32)
+    packed = gguf.quantize(weight, gguf.GGMLQuantizationType.Q8_0)
+    writer = gguf_writer(path)
+    writer.add_tensor("token_embd.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    finish(writer)
+    read = GGUFFile(path).read("model.embed_tokens.weight")
+    assert read.dtype == np.float32
+    np.testing.assert_allclose(read, weight, atol=0.02)
+
+
+def test_a_type_that_cannot_be_read_is_a_problem(path):
+    writer = gguf_writer(path)
+    kind = gguf.GGMLQuantizationType.Q8_K
+    writer.add_tensor("token_embd.weight", np.zeros((1, 292), np.uint8), raw_dtype=kind)
+    finish(writer)
+    assert GGUFFile(path).problems == [
+        "1 weights are stored as Q8_K, such as model.embed_tokens.weight; requantise the file"
+    ]
+
+
+def test_only_files_of_the_llama_architecture_interleave_heads(path):
+    given = random_weights()
+    writer = gguf_writer(path, "qwen2")
+    for layer in range(2):
+        for part in "qk":
+            name = f"model.layers.{layer}.self_attn.{part}_proj.weight"
+            writer.add_tensor(f"blk.{layer}.attn_{part}.weight", given[name])
+    finish(writer)
+    source = GGUFFile(path)
+    assert source.config["architectures"] == ["Qwen2ForCausalLM"]
+    for name in source.shapes:
+        np.testing.assert_array_equal(source.read(name), given[name])
+
+
+def test_linear_rope_scaling(path):
+    writer = gguf_writer(path, **{"rope.scaling.type": "linear"})
+    writer.add_float32("llama.rope.scaling.factor", 4.0)
+    finish(writer)
+    rope = ModelConfig.from_hf(GGUFFile(path).config).rope
+    assert (rope.rope_type, rope.factor) == ("linear", 4.0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "message"),
+    [
+        ("gemma3", {}, "GGUF architecture 'gemma3' is not supported; supported are llama, qwen2"),
+        ("llama", {"expert_count": 8}, "expert_count=8"),
+        ("llama", {"rope.dimension_count": 2}, "rope.dimension_count=2 is not supported; it must be the head size, 4"),
+        ("llama", {"logit_scale": 2}, "settings of llama that are not supported: logit_scale"),
+        ("llama", {"attention.head_count_kv": [2, 1]}, "differ by layer are not supported: attention.head_count_kv"),
+    ],
+)
+def test_what_changes_the_result_is_never_ignored(path, architecture, settings, message):
+    finish(gguf_writer(path, architecture, **settings))
+    with pytest.raises(NotImplementedError, match=message):
+        GGUFFile(path)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 300, -64])
+def test_a_file_cut_short(path, keep):
+    write_gguf(path, random_weights())
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"is not a readable GGUF file .*; download it again"):
+        GGUFFile(path)
+
+
+def test_no_file(path):
+    with pytest.raises(ValueError, match=r"model.gguf is missing"):
+        GGUFFile(path)

@@ -1,0 +1,20 @@
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from paged_attn_layer.convert import load_tokenizer
+
+
+def test_a_directory(tmp_path):
+    backend = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?", eos_token="b").save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("a") == [0]
+    assert tokenizer.eos_token_id == 1
+
+
+def test_no_tokenizer(tmp_path):
+    with pytest.raises(ValueError, match=r"has no tokenizer: none of tokenizer.json"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match=r"model.gguf is missing"):
+        load_tokenizer(tmp_path / "model.gguf")

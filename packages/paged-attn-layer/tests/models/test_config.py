@@ -1,0 +1,89 @@
+import pytest
+from tiny_checkpoints import CONFIG
+
+from paged_attn_layer.models.config import ModelConfig
+
+
+def config(**settings):
+    return ModelConfig.from_hf({**CONFIG, **settings})
+
+
+def test_sizes_are_the_files():
+    tiny = config()
+    assert (tiny.hidden_size, tiny.head_dim, tiny.num_key_value_heads, tiny.rope.theta) == (16, 4, 2, 1000.0)
+    assert (tiny.tie_word_embeddings, tiny.qkv_bias, tiny.mlp_bias) == (False, False, False)
+    assert config(num_key_value_heads=None).num_key_value_heads == 4
+    assert config(head_dim=8).head_dim == 8
+
+
+def test_both_spellings_of_rope():
+    scaling = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32}
+    old = config(rope_scaling=scaling)
+    new = config(rope_theta=None, rope_parameters={"rope_theta": 1000.0, **scaling})
+    assert old.rope == new.rope
+    assert (old.rope.rope_type, old.rope.factor, old.rope.original_max_position) == ("llama3", 8.0, 32)
+    assert config(rope_scaling={"type": "linear", "factor": 2.0}).rope.factor == 2.0
+
+
+def test_biases_by_family():
+    assert config(attention_bias=True).o_bias
+    qwen = config(architectures=["Qwen2ForCausalLM"])
+    assert (qwen.qkv_bias, qwen.o_bias) == (True, False)
+
+
+def test_windows_by_family():
+    assert config(sliding_window=8).sliding_window(0) is None  # Llama does not read the key
+    mistral = config(architectures=["MistralForCausalLM"], sliding_window=8)
+    assert [mistral.sliding_window(layer) for layer in range(2)] == [8, 8]
+    assert config(architectures=["MistralForCausalLM"], sliding_window=None).sliding_windows == ()
+    qwen = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 8, "max_window_layers": 1}
+    assert config(**qwen).sliding_windows == ()
+    assert config(**qwen, use_sliding_window=True).sliding_windows == (None, 8)
+    kinds = ["sliding_attention", "full_attention"]
+    assert config(**qwen, use_sliding_window=True, layer_types=kinds).sliding_windows == (8, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architectures": ["MixtralForCausalLM"]}, "'MixtralForCausalLM' is not supported; supported are LlamaFor"),
+        ({"architectures": None, "model_type": "bert"}, "architecture 'bert' is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ({"rope_interleaved": True}, "rope_interleaved"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quant_method='awq'"),
+        (
+            {
+                "architectures": ["Qwen2ForCausalLM"],
+                "use_sliding_window": True,
+                "sliding_window": 8,
+                "layer_types": ["chunked_attention"] * 2,
+            },
+            "chunked_attention",
+        ),
+    ],
+)
+def test_what_changes_the_result_is_never_ignored(settings, message):
+    with pytest.raises(NotImplementedError, match=message):
+        config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden_size": None, "vocab_size": None}, "has no vocab_size, hidden_size"),
+        ({"num_key_value_heads": 3}, "num_attention_heads=4 must be a multiple of num_key_value_heads=3"),
+        ({"head_dim": 5}, "head_dim=5 must be even"),
+        ({"intermediate_size": 0}, "intermediate_size=0 must be an int of at least 1"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers='2' must be an int"),
+    ],
+)
+def test_settings_that_mean_nothing(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(**settings)
+
+
+def test_one_window_a_layer():
+    with pytest.raises(ValueError, match="sliding_windows has 1 entries"):
+        ModelConfig(**{**vars(config()), "sliding_windows": (8,)})

@@ -1,0 +1,40 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from tiny_checkpoints import CONFIG
+
+from paged_attn_layer.models import LlamaForCausalLM, ModelConfig, partition_spec
+
+
+@pytest.mark.parametrize(
+    ("path", "two", "three"),
+    [
+        ("embed.embedding", P("tp", None), P(None, None)),  # 32 words, not divisible by 3
+        ("lm_head", P("tp", None), P(None, None)),
+        ("layers.1.attention.k_proj.kernel", P(None, "tp"), P(None, None)),  # 2 KV heads
+        ("layers.1.attention.q_proj.bias", P("tp"), P(None)),
+        ("layers.1.attention.o_proj.kernel", P("tp", None), P(None, None)),
+        ("layers.1.attention.o_proj.bias", P(), P()),
+        ("layers.1.mlp.up_proj.kernel", P(None, "tp"), P(None, "tp")),  # 24 is divisible by both
+        ("layers.1.mlp.down_proj.kernel", P("tp", None), P("tp", None)),
+        ("layers.1.mlp.down_proj.bias", P(), P()),
+        ("layers.1.mlp_norm.scale", P(), P()),
+    ],
+)
+def test_specs(path, two, three):
+    config = ModelConfig.from_hf(CONFIG)
+    for devices, want in ((2, two), (3, three)):
+        assert partition_spec(path, config, Mesh(np.array(jax.devices()[:devices]), ("tp",))) == want
+
+
+def test_every_matrix_of_the_model_is_in_the_table():
+    config = ModelConfig.from_hf({**CONFIG, "attention_bias": True, "mlp_bias": True})
+    mesh = Mesh(np.array(jax.devices()[:2]), ("tp",))
+    model = nnx.eval_shape(lambda: LlamaForCausalLM(config, rngs=nnx.Rngs(0)))
+    for keys, weight in nnx.to_flat_state(nnx.state(model)):
+        spec = partition_spec(".".join(map(str, keys)), config, mesh)
+        assert len(spec) == weight.ndim or (weight.ndim == 1 and spec == P())
+        assert "tp" in spec or weight.ndim == 1
