@@ -186,6 +186,13 @@ def torch_contestants(data: Data, dtype: str) -> dict[str, Callable[[], object]]
     return {"torch SDPA, contiguous": plain, "torch SDPA, gathered pages": gathered}
 
 
+def seconds_of(call: Callable[[], object]) -> float:
+    """Time of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def median_seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median time of each call, taken in turns after one untimed call of each."""
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -195,20 +202,19 @@ def median_seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict
     for turn in range(repeats):
         progress(f"  turn {turn + 1} of {repeats}")
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(seconds_of(call))
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def machine_limits(repeats: int) -> dict[str, float]:
     """Bandwidth of reading memory (GB/s) and speed of a float32 matrix product (GFLOP/s), best of the repeats."""
+    progress("the machine's limits")
     array, square = jnp.ones(2**26, jnp.float32), jnp.ones((2048, 2048), jnp.float32)
     total, product, host = jax.jit(jnp.sum), jax.jit(jnp.matmul), np.asarray(array)
 
     def best(call):
         call()
-        return min(median_seconds({"limit": call}, 1)["limit"] for _ in range(repeats))
+        return min(seconds_of(call) for _ in range(repeats))
 
     return {
         "read, numpy sum, one thread (GB/s)": array.nbytes / best(host.sum) / 1e9,
