@@ -110,6 +110,11 @@ def test_a_missing_prompts_file_is_one_line(model_dir, capsys):
     assert capsys.readouterr().err == "paged-generate: nowhere.txt does not exist; give a file with one prompt a line\n"
 
 
+def test_a_picture_that_cannot_be_written_is_told_before_the_model_is_loaded(prompts, capsys):
+    assert main(["--model", "nowhere", "--prompts", prompts("red\n"), "--plot", "no/such/run.png"]) == 2
+    assert "no/such/run.png cannot be written: no/such is not a directory" in capsys.readouterr().err
+
+
 def test_a_missing_model_is_one_line(prompts, capsys):
     assert main(["--model", "nowhere", "--prompts", prompts("red\n")]) == 2
     assert "nowhere does not exist" in capsys.readouterr().err.splitlines()[-1]

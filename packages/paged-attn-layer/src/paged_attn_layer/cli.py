@@ -112,8 +112,7 @@ def run(args: argparse.Namespace) -> None:
         num_pages=args.num_pages,
         prefill_chunk=args.prefill_chunk,
     )
-    for module in ("tqdm", "matplotlib") if args.plot else ("tqdm",):
-        optional_module(module)  # missing ones are told before the model is loaded
+    _check_outputs(args)
     engine = _load(args, config)
     requests = [_request(engine, line, args) for line in lines]
     engine.warm_up(progress=True)
@@ -163,6 +162,15 @@ def _parse_line(path: Path, number: int, line: str) -> PromptLine:
     return PromptLine(number, entry["prompt"], arrival)
 
 
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Tell before the model is loaded what would fail after it has served."""
+    for module in ("tqdm", "matplotlib") if args.plot else ("tqdm",):
+        optional_module(module)
+    for path in (args.plot, args.json):
+        if path and not path.parent.is_dir():
+            raise FileNotFoundError(f"{path} cannot be written: {path.parent} is not a directory")
+
+
 def _load(args: argparse.Namespace, config: EngineConfig) -> Engine:
     _tell(f"loading {args.model}")
     started = time.perf_counter()
@@ -190,7 +198,7 @@ def _write_files(
             for line, completion in zip(lines, completions, strict=True)
         ]
         steps = [dataclasses.asdict(step) for step in engine.stats.steps]
-        args.json.write_text(json.dumps({"answers": answers, "steps": steps}, indent=1, ensure_ascii=False) + "\n")
+        args.json.write_text(json.dumps({"answers": answers, "steps": steps}, indent=1) + "\n")
         print(f"answers and steps: {args.json}")
 
 

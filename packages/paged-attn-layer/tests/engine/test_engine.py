@@ -195,6 +195,20 @@ def test_bad_options_are_refused(engine, model):
         Engine(model)
 
 
+def test_one_text_is_no_list_of_prompts(engine):
+    with pytest.raises(ValueError, match=re.escape("prompts='HI' is one text; it must be a list of prompts")):
+        engine.generate("HI")
+
+
+def test_fault_11_only_rows_that_sample_get_logits(engine):
+    step = engine._compute
+    shape = step._shapes.all_shapes()[-1]
+    batch = step._shapes.warm_up_batch(shape)
+    program = step._run.lower(step._weights, step._cache, np.zeros(shape.tokens, np.int32), batch).as_text()
+    assert f"tensor<{CONFIG.max_seqs}x{VOCABULARY}xf32>" in program
+    assert f"tensor<{shape.tokens}x{VOCABULARY}x" not in program
+
+
 def test_text_needs_a_tokenizer(model):
     engine = Engine(model, config=CONFIG)
     with pytest.raises(ValueError, match="needs a tokenizer"):

@@ -56,6 +56,17 @@ def test_spaces_between_words_are_kept():
     assert output.value == "1 2 3"
 
 
+def test_one_stop_string_may_be_given_alone():
+    output = OutputText(utf8, stop="lo")
+    assert [output.push(token) for token in b"hello"][-1]
+    assert output.value == "hel"
+
+
+def test_an_empty_stop_string_is_refused():
+    with pytest.raises(ValueError, match="has an empty string; each must have at least one character"):
+        OutputText(utf8, stop=["a", ""])
+
+
 class Letters:
     """A tokenizer whose tokens are letters."""
 

@@ -119,7 +119,7 @@ class Engine:
         prompt: Prompt,
         *,
         max_new_tokens: int = 64,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         stop_token_ids: Collection[int] | None = None,
         chat: bool | None = None,
     ) -> Request:
@@ -128,7 +128,7 @@ class Engine:
         Args:
             prompt: text, or token ids, which are taken as they are.
             max_new_tokens: the answer's longest length.
-            stop: the answer ends before the first of these strings.
+            stop: the answer ends before the first of these strings (or this one).
             stop_token_ids: tokens that end the answer; `None` means the model's end tokens.
             chat: whether a text is put into the tokenizer's chat template; `None` means where it has one.
 
@@ -219,7 +219,7 @@ class Engine:
         prompts: Sequence[Prompt],
         *,
         max_new_tokens: int = 64,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         stop_token_ids: Collection[int] | None = None,
         chat: bool | None = None,
         arrivals: Sequence[int] | None = None,
@@ -232,6 +232,8 @@ class Engine:
         Raises:
             ValueError: as `request`; the message says which prompt.
         """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts={prompts!r} is one text; it must be a list of prompts, such as [{prompts!r}]")
         requests = []
         for index, prompt in enumerate(prompts):
             try:

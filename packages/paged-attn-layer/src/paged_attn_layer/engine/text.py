@@ -68,9 +68,20 @@ class OutputText:
     'hel'
     """
 
-    def __init__(self, decode: Decode, stop: Sequence[str] = ()) -> None:
+    def __init__(self, decode: Decode, stop: str | Sequence[str] = ()) -> None:
+        """An empty text.
+
+        Args:
+            decode: gives the text of tokens.
+            stop: the strings that end the text, or the one.
+
+        Raises:
+            ValueError: a stop string is empty, which would end every text before it starts.
+        """
         self._decode = decode
-        self._stop = tuple(stop)
+        self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in self._stop:
+            raise ValueError(f"stop={stop!r} has an empty string; each must have at least one character")
         self._ids: list[int] = []
         self._settled = ""
         self._context = 0  # tokens from here on give the settled text's end as context
