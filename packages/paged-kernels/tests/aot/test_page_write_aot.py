@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+
 from paged_kernels import KVPages, RaggedBatch, write_kv
 
 pytestmark = pytest.mark.aot
@@ -18,7 +19,7 @@ SHAPES = [
 ]
 
 
-def arguments(head_dim, dtype, page_size, tokens, max_q_len):
+def arguments(head_dim, dtype, page_size, *, tokens=256, max_q_len=None):
     def of(shape, dtype=jnp.int32):
         return jax.ShapeDtypeStruct(shape, dtype)
 
@@ -41,16 +42,21 @@ def write(pages, k, v, batch):
     return write_kv(pages, k, v, batch, backend="tpu")
 
 
-@pytest.mark.parametrize(("tokens", "max_q_len"), [(SEQS, 1), (256, None)], ids=["decode", "mixed"])
 @pytest.mark.parametrize(("head_dim", "dtype", "page_size"), SHAPES)
-def test_compiles_for_one_chip_in_place(target, assert_in_place, head_dim, dtype, page_size, tokens, max_q_len):
-    args = arguments(head_dim, dtype, page_size, tokens, max_q_len)
+def test_compiles_for_one_chip_in_place(target, assert_in_place, head_dim, dtype, page_size):
+    args = arguments(head_dim, dtype, page_size)
+    assert_in_place(target.compile(write, *args, donate=(0,)), kv_bytes(args[0]))
+
+
+@pytest.mark.parametrize(("head_dim", "dtype", "page_size"), [(64, "bfloat16", 64), (128, "float32", 16)])
+def test_compiles_for_decode_in_place(target, assert_in_place, head_dim, dtype, page_size):
+    args = arguments(head_dim, dtype, page_size, tokens=SEQS, max_q_len=1)
     assert_in_place(target.compile(write, *args, donate=(0,)), kv_bytes(args[0]))
 
 
 @pytest.mark.parametrize(("head_dim", "dtype", "page_size"), SHAPES)
 def test_compiles_for_four_chips_in_place(target, assert_in_place, head_dim, dtype, page_size):
-    args = arguments(head_dim, dtype, page_size, tokens=256, max_q_len=None)
+    args = arguments(head_dim, dtype, page_size)
     pages, rows = KVPages.partition_spec("tp"), P(None, "tp")
     compiled = target.compile_sharded(write, *args, in_specs=(pages, rows, rows, P()), out_specs=pages, donate=(0,))
     assert_in_place(compiled, kv_bytes(args[0]) // 4)

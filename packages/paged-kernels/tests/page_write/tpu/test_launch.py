@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from jax.sharding import Mesh, PartitionSpec
 from page_write_data import TOKENS, WRITES, assert_written, make_batch, make_rows, nan_pages, ragged_writes
+
 from paged_kernels import KVPages
 from paged_kernels.page_write.tpu import kernel, launch
 from paged_kernels.page_write.tpu.launch import WriteSizes, write_kv_tpu
@@ -52,7 +53,7 @@ def test_other_page_sizes(page_size, dtype):
 def test_decode_touches_one_tile_a_sequence(page_size, dtype):
     pages, (k, v) = nan_pages(page_size, dtype), make_rows(dtype, tokens=5)
     batch = make_batch(WRITES["decode"], max_q_len=1)
-    assert WriteSizes.choose(pages, 1).group == 8
+    assert WriteSizes.choose(pages, 1).span == 8
     assert_written(write_jit(pages, k, v, batch), pages, k, v, batch)
 
 
@@ -129,26 +130,26 @@ class TestMutations:
 
 
 class TestSizes:
-    def test_groups_are_a_tile_for_decode_and_a_page_for_more(self):
+    def test_spans_are_a_tile_for_decode_and_a_page_for_more(self):
         pages = nan_pages(64, "bfloat16")
-        assert WriteSizes.choose(pages, 1).group == 8
-        assert WriteSizes.choose(pages, 12).group == 16
-        assert WriteSizes.choose(pages, None).group == 64
+        assert WriteSizes.choose(pages, 1).span == 8
+        assert WriteSizes.choose(pages, 12).span == 16
+        assert WriteSizes.choose(pages, None).span == 64
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     @pytest.mark.parametrize("max_q_len", [None, 1, 3, 9, 200])
     @pytest.mark.parametrize("page_size", [8, 24, 64, 256])
-    def test_a_window_holds_the_longest_run_wherever_it_starts(self, page_size, max_q_len, dtype):
+    def test_a_strip_holds_the_longest_run_wherever_it_starts(self, page_size, max_q_len, dtype):
         sizes = WriteSizes.choose(KVPages.zeros(2, page_size, 8, 128, jnp.dtype(dtype)), max_q_len)
-        longest = min(max_q_len or page_size, sizes.group)
-        assert sizes.window % sizes.row_tile == 0
-        assert sizes.window >= max(sizes.group, sizes.row_tile - 1 + longest)
-        assert page_size % sizes.group == 0
+        longest = min(max_q_len or page_size, sizes.span)
+        assert sizes.strip % sizes.row_tile == 0
+        assert sizes.strip >= max(sizes.span, sizes.row_tile - 1 + longest)
+        assert page_size % sizes.span == 0
 
     def test_huge_pages_are_cut_to_fit(self):
         data = jax.ShapeDtypeStruct(KVPages.data_shape(4, 1024, 32, 128), jnp.float32)
         sizes = WriteSizes.choose(KVPages(data), None)
-        assert sizes.depth * (sizes.group + sizes.window) * 32 * 256 * 4 <= launch.BUFFER_BYTES
+        assert sizes.depth * (sizes.span + sizes.strip) * 32 * 256 * 4 <= launch.BUFFER_BYTES
 
 
 class TestRefusals:

@@ -1,10 +1,11 @@
-"""Merging rows as bits: every place a run can have in a group, and every place of its rows in a window."""
+"""Merging rows as bits: every place a run can have in a span, and every place of its rows in a strip."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from page_write_data import bits
+
 from paged_kernels.page_write.tpu.merge import merge_rows
 
 
@@ -26,15 +27,15 @@ def random_bits(rng, rows, dtype):
     return rng.integers(0, 1 << 8 * size, (rows, 128)).astype(f"uint{8 * size}").view(jnp.dtype(dtype))
 
 
-@pytest.mark.parametrize(("slots", "window"), [(8, 16), (16, 16), (16, 32)])
+@pytest.mark.parametrize(("slots", "strip"), [(8, 16), (16, 16), (16, 32)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_rows_land_in_their_slots_bit_for_bit(dtype, slots, window):
+def test_rows_land_in_their_slots_bit_for_bit(dtype, slots, strip):
     rng = np.random.default_rng(0)
-    old, new = random_bits(rng, slots, dtype), random_bits(rng, window, dtype)
+    old, new = random_bits(rng, slots, dtype), random_bits(rng, strip, dtype)
     spans = [(0, slots), (0, 1), (1, 2), (slots - 1, slots), (3, slots - 2), (2, 2)]
-    places = np.array([(first, end, shift) for first, end in spans for shift in range(window)], np.int32)
+    places = np.array([(first, end, shift) for first, end in spans for shift in range(strip)], np.int32)
     got = np.asarray(merge_many(jnp.asarray(old), jnp.asarray(new), places))
     for result, (first, end, shift) in zip(got, places, strict=True):
         want = bits(old).copy()
-        want[first:end] = bits(new)[(np.arange(first, end) - shift) % window]
+        want[first:end] = bits(new)[(np.arange(first, end) - shift) % strip]
         np.testing.assert_array_equal(result, want)

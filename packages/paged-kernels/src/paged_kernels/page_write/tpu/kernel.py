@@ -1,10 +1,10 @@
-"""The kernel of the page write: for each run, a group of slots comes from HBM, takes its new rows, and goes back.
+"""The kernel of the page write: for each run, a span of slots comes from HBM, takes its new rows, and goes back.
 
     step         0      1      2      3      4      5         with depth 4 and ahead 2
     run 0     read         merge, write      done             its buffer is free for run 4
     run 1            read         merge, write      done
 
-Groups are disjoint, so no run waits for another; up to `depth` of them are under way.
+Spans are disjoint, so no run waits for another; up to `depth` of them are under way.
 """
 
 import dataclasses
@@ -24,84 +24,84 @@ from paged_kernels.page_write.tpu.runs import Runs
 class Buffers:
     """The kernel's VMEM and semaphores; run `i` has buffer `i % depth` of each kind to itself."""
 
-    groups: Any  # [depth, kv_heads, group, K‖V]
-    windows: Any  # [depth, kv_heads, window, K‖V]
-    group_read: Any  # [depth]
-    window_read: Any  # [depth]
-    group_written: Any  # [depth]
+    spans: Any  # [depth, kv_heads, span, K‖V]
+    strips: Any  # [depth, kv_heads, strip, K‖V]
+    span_read: Any  # [depth]
+    strip_read: Any  # [depth]
+    span_written: Any  # [depth]
 
 
 @dataclasses.dataclass(frozen=True)
 class RunCopies:
-    """The three copies of each run: its group of slots in, a window of the new rows in, and the group out."""
+    """The three copies of each run: its span of slots in, a strip of the new rows in, and the span out."""
 
     runs: Runs  # SMEM
-    rows: Any  # HBM [kv_heads, rows, K‖V], whole tiles, and at least one window
+    rows: Any  # HBM [kv_heads, rows, K‖V], whole tiles, and at least one strip
     pages: Any  # HBM [pages, kv_heads, page_size, K‖V]
     buffers: Buffers
     row_tile: int
 
     def start_read(self, run):
-        """Fetches the new rows, and the group unless all of it is new."""
-        self._window_read(run).start()
+        """Fetches the new rows, and the span unless all of it is new."""
+        self._strip_read(run).start()
 
         @pl.when(self._keeps_some(run))
         def _():
-            self._group_read(run).start()
+            self._span_read(run).start()
 
     def wait_read(self, run):
         """Waits for what `start_read` fetches."""
-        self._window_read(run).wait()
+        self._strip_read(run).wait()
 
         @pl.when(self._keeps_some(run))
         def _():
-            self._group_read(run).wait()
+            self._span_read(run).wait()
 
     def start_write(self, run):
-        """Sends the group back."""
-        self._group_write(run).start()
+        """Sends the span back."""
+        self._span_write(run).start()
 
     def wait_write(self, run):
-        """Waits until the group is back, and its buffer free."""
-        self._group_write(run).wait()
+        """Waits until the span is back, and its buffer free."""
+        self._span_write(run).wait()
 
     def buffer(self, run):
         """The buffer that is the run's, once run `run - depth` is written."""
-        return run % self.buffers.groups.shape[0]
+        return run % self.buffers.spans.shape[0]
 
-    def window_start(self, run):
-        """The first row of the aligned window that holds the run's rows; no window goes past the end of `rows`."""
+    def strip_start(self, run):
+        """The first row of the aligned strip that holds the run's rows; no strip goes past the end of `rows`."""
         aligned = self.runs.row[run] // self.row_tile * self.row_tile
-        last = self.rows.shape[1] - self.buffers.windows.shape[2]
+        last = self.rows.shape[1] - self.buffers.strips.shape[2]
         return pl.multiple_of(jnp.minimum(aligned, last), self.row_tile)
 
     def _keeps_some(self, run):
-        return self.runs.length[run] < self.buffers.groups.shape[2]
+        return self.runs.length[run] < self.buffers.spans.shape[2]
 
     def _place(self, run):
-        group = self.buffers.groups.shape[2]
-        slot = pl.multiple_of(self.runs.slot[run] // group * group, group)
-        return self.pages.at[self.runs.page[run], :, pl.ds(slot, group)]
+        span = self.buffers.spans.shape[2]
+        slot = pl.multiple_of(self.runs.slot[run] // span * span, span)
+        return self.pages.at[self.runs.page[run], :, pl.ds(slot, span)]
 
-    def _group_read(self, run):
+    def _span_read(self, run):
         at = self.buffer(run)
-        return pltpu.make_async_copy(self._place(run), self.buffers.groups.at[at], self.buffers.group_read.at[at])
+        return pltpu.make_async_copy(self._place(run), self.buffers.spans.at[at], self.buffers.span_read.at[at])
 
-    def _window_read(self, run):
-        at, window = self.buffer(run), self.buffers.windows.shape[2]
-        rows = self.rows.at[:, pl.ds(self.window_start(run), window)]
-        return pltpu.make_async_copy(rows, self.buffers.windows.at[at], self.buffers.window_read.at[at])
+    def _strip_read(self, run):
+        at, strip = self.buffer(run), self.buffers.strips.shape[2]
+        rows = self.rows.at[:, pl.ds(self.strip_start(run), strip)]
+        return pltpu.make_async_copy(rows, self.buffers.strips.at[at], self.buffers.strip_read.at[at])
 
-    def _group_write(self, run):
+    def _span_write(self, run):
         at = self.buffer(run)
-        return pltpu.make_async_copy(self.buffers.groups.at[at], self._place(run), self.buffers.group_written.at[at])
+        return pltpu.make_async_copy(self.buffers.spans.at[at], self._place(run), self.buffers.span_written.at[at])
 
 
 def write_runs_kernel(runs: Runs, rows, pages_in, pages, buffers: Buffers, *, row_tile: int) -> None:
     """Writes the rows of each run into its slots of `pages`, which is the same memory as `pages_in`."""
     del pages_in
     copies = RunCopies(runs, rows, pages, buffers, row_tile)
-    depth = buffers.groups.shape[0]
+    depth = buffers.spans.shape[0]
     ahead = depth // 2  # reads under way; the rest of the buffers are on their way back
     count = runs.count[0]
 
@@ -126,21 +126,21 @@ def write_runs_kernel(runs: Runs, rows, pages_in, pages, buffers: Buffers, *, ro
 
 
 def _merge(copies: RunCopies, run) -> None:
-    """Puts the run's rows among the slots of its group, one KV head at a time."""
-    _, kv_heads, group, _ = copies.buffers.groups.shape
+    """Puts the run's rows among the slots of its span, one KV head at a time."""
+    _, kv_heads, span, _ = copies.buffers.spans.shape
     buffer = copies.buffer(run)
-    window = copies.buffers.windows.shape[2]
-    first = copies.runs.slot[run] % group
-    row_in_window = copies.runs.row[run] - copies.window_start(run)
+    strip = copies.buffers.strips.shape[2]
+    first = copies.runs.slot[run] % span
+    row_in_strip = copies.runs.row[run] - copies.strip_start(run)
 
     def merge_head(head, _):
-        slots = copies.buffers.groups.at[buffer, head]
+        slots = copies.buffers.spans.at[buffer, head]
         slots[...] = merge_rows(
             slots[...],
-            copies.buffers.windows[buffer, head],
+            copies.buffers.strips[buffer, head],
             first=first,
             end=first + copies.runs.length[run],
-            shift=(first - row_in_window) % window,
+            shift=(first - row_in_strip) % strip,
         )
 
     jax.lax.fori_loop(0, kv_heads, merge_head, None)

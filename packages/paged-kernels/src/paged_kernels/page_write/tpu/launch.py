@@ -34,38 +34,38 @@ BUFFER_BYTES = 4 * 2**20
 class WriteSizes:
     """The static sizes of the kernel's buffers, in rows of one KV head."""
 
-    group: int
+    span: int
     """Slots that are read and written together: whole tiles, and a divisor of the page size."""
-    window: int
-    """New rows that are read for a run: whole row tiles, and no fewer than `group`."""
+    strip: int
+    """New rows that are read for a run: whole row tiles, and no fewer than `span`."""
     row_tile: int
-    """Rows that fill a register; windows start at a multiple of it, so that they are rolled register by register."""
+    """Rows that fill a register; strips start at a multiple of it, so that they are rolled register by register."""
     depth: int
     """Buffers."""
 
     @classmethod
-    def of_group(cls, group: int, longest: int, pages: KVPages) -> "WriteSizes":
-        """The sizes for groups of `group` slots and runs of at most `longest` rows."""
+    def of_span(cls, span: int, longest: int, pages: KVPages) -> "WriteSizes":
+        """The sizes for spans of this many slots and runs of at most `longest` rows."""
         row_tile = SLOT_TILE * 4 // pages.dtype.itemsize
         # The run may start at the last row of a tile.
-        window = max(group, _round_up(row_tile - 1 + min(longest, group), row_tile))
+        strip = max(span, _round_up(row_tile - 1 + min(longest, span), row_tile))
         row_bytes = pages.num_kv_heads * 2 * pages.head_dim * pages.dtype.itemsize
-        depth = BUFFER_BYTES // ((group + window) * row_bytes)
-        return cls(group=group, window=window, row_tile=row_tile, depth=max(2, min(MAX_DEPTH, depth)))
+        depth = BUFFER_BYTES // ((span + strip) * row_bytes)
+        return cls(span=span, strip=strip, row_tile=row_tile, depth=max(2, min(MAX_DEPTH, depth)))
 
     @classmethod
     def choose(cls, pages: KVPages, max_q_len: int | None) -> "WriteSizes":
-        """The sizes for these pages: groups just long enough for a sequence's rows, of a page at most, that fit well.
+        """The sizes for these pages: spans just long enough for a sequence's rows, of a page at most, that fit well.
 
         Raises:
             NotImplementedError: the pages have a type or a size that the kernel cannot copy.
         """
         _check_supported(pages)
         longest = min(max_q_len or pages.page_size, pages.page_size)
-        groups = [size for size in range(SLOT_TILE, pages.page_size + 1, SLOT_TILE) if pages.page_size % size == 0]
-        enough = min(size for size in groups if size >= longest)
-        choices = [cls.of_group(size, longest, pages) for size in groups if size <= enough]
-        return max((sizes for sizes in choices if sizes.depth >= 4), key=lambda sizes: sizes.group, default=choices[0])
+        spans = [size for size in range(SLOT_TILE, pages.page_size + 1, SLOT_TILE) if pages.page_size % size == 0]
+        enough = min(size for size in spans if size >= longest)
+        choices = [cls.of_span(size, longest, pages) for size in spans if size <= enough]
+        return max((sizes for sizes in choices if sizes.depth >= 4), key=lambda sizes: sizes.span, default=choices[0])
 
 
 def write_kv_tpu(
@@ -95,7 +95,7 @@ def write_kv_tpu(
     if tokens == 0:
         return pages
     page_ids, slots = row_slots(pages, batch, tokens)
-    runs = plan_runs(page_ids, slots, group=sizes.group, size=max_runs(tokens, batch.seqs, sizes.group))
+    runs = plan_runs(page_ids, slots, span=sizes.span, size=max_runs(tokens, batch.seqs, sizes.span))
     rows = _kernel_rows(k, v, pages, sizes)
     data = pl.pallas_call(
         functools.partial(write_runs_kernel, row_tile=sizes.row_tile),
@@ -108,7 +108,7 @@ def write_kv_tpu(
         out_specs=pl.BlockSpec(memory_space=pltpu.HBM),
         scratch_shapes=[_buffers(pages, sizes)],
         input_output_aliases={len(jax.tree.leaves(runs)) + 1: 0},
-        # The plan holds no page but 1..num_pages-1, and no window leaves the rows.
+        # The plan holds no page but 1..num_pages-1, and no strip leaves the rows.
         compiler_params=pltpu.CompilerParams(disable_bounds_checks=True),
         interpret=INTERPRET if interpret is True else interpret,
         name="write_kv",
@@ -122,11 +122,11 @@ def _buffers(pages: KVPages, sizes: WriteSizes) -> Buffers:
 
     semaphores = pltpu.SemaphoreType.DMA((sizes.depth,))
     return Buffers(
-        groups=vmem(sizes.group),
-        windows=vmem(sizes.window),
-        group_read=semaphores,
-        window_read=semaphores,
-        group_written=semaphores,
+        spans=vmem(sizes.span),
+        strips=vmem(sizes.strip),
+        span_read=semaphores,
+        strip_read=semaphores,
+        span_written=semaphores,
     )
 
 
@@ -136,10 +136,10 @@ def _kernel_rows(
     pages: KVPages,
     sizes: WriteSizes,
 ) -> Float[Array, "kv_heads rows two_head_dim"]:
-    """The rows as pages hold them, head by head, padded to whole tiles and to at least one window."""
+    """The rows as pages hold them, head by head, padded to whole tiles and to at least one strip."""
     kv = jnp.concatenate([k, v], axis=-1).astype(pages.dtype)
     tokens = kv.shape[0]
-    padding = max(_round_up(tokens, sizes.row_tile), sizes.window) - tokens
+    padding = max(_round_up(tokens, sizes.row_tile), sizes.strip) - tokens
     return jnp.pad(jnp.swapaxes(kv, 0, 1), ((0, 0), (0, padding), (0, 0)))
 
 

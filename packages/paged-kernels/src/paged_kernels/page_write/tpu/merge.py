@@ -16,12 +16,12 @@ Words = Int32[Array, "words lanes"]
 
 
 def merge_rows(
-    old: Float[Array, "slots lanes"], window: Float[Array, "window lanes"], *, first: Scalar, end: Scalar, shift: Scalar
+    old: Float[Array, "slots lanes"], strip: Float[Array, "strip lanes"], *, first: Scalar, end: Scalar, shift: Scalar
 ) -> Float[Array, "slots lanes"]:
-    """`old`, but in slots `first <= s < end` row `(s - shift) mod window` of `window`, which has no fewer rows."""
+    """`old`, but in slots `first <= s < end` row `(s - shift) mod strip` of `strip`, which has no fewer rows."""
     packing = 4 // old.dtype.itemsize
     old_words = pltpu.bitcast(old, jnp.int32)
-    new_words = _shift_rows(pltpu.bitcast(window, jnp.int32), shift, packing)[: old_words.shape[0]]
+    new_words = _shift_rows(pltpu.bitcast(strip, jnp.int32), shift, packing)[: old_words.shape[0]]
     mask = _row_mask(old_words.shape, first, end, packing)
     return pltpu.bitcast((old_words & ~mask) | (new_words & mask), old.dtype)
 
