@@ -116,7 +116,9 @@ def write_kv_tpu(
     return KVPages(data)
 
 
-def _buffers(pages: KVPages, sizes: WriteSizes) -> Buffers:
+def _buffers(pages: KVPages, sizes: WriteSizes) -> Any:
+    """The `Buffers` to allocate."""
+
     def vmem(rows: int) -> Any:
         return pltpu.VMEM((sizes.depth, pages.num_kv_heads, rows, 2 * pages.head_dim), pages.dtype)
 
