@@ -66,4 +66,4 @@ def test_ranges_of_visible_keys_agree_with_single_keys(spec):
         first, end = visible_keys(spec, jnp.int32(t_lo), jnp.int32(t_hi), kv_len)
         assert (int(first), int(end)) == (np.flatnonzero(sees.any(0))[0], np.flatnonzero(sees.any(0))[-1] + 1)
         for p_lo, p_hi in [(0, 1), (0, 16), (16, 32), (5, 9), (32, 48)]:
-            assert fully_visible(spec, t_lo, t_hi, kv_len, p_lo, p_hi) == sees[:, p_lo:p_hi].all()
+            assert fully_visible(spec, (t_lo, t_hi), (p_lo, p_hi), kv_len) == sees[:, p_lo:p_hi].all()

@@ -72,8 +72,9 @@ class Config:
 
     @property
     def shares_lanes(self) -> bool:
-        """Whether K and V lie in one register (head_dim 64), so that neither is ever cut out: q is padded with zeros
-        over V's lanes, and of `p (K‖V)` the right half is the output.
+        """Whether K and V lie in one register (head_dim 64), so that neither is ever cut out.
+
+        Then q is padded with zeros over V's lanes, and of `p (K‖V)` the right half is the output.
         """
         return self.kv_lanes == LANES
 

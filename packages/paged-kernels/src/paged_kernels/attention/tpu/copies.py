@@ -83,9 +83,7 @@ class PageStream:
         return first, ahead
 
     def start(self, at: Cursor) -> Cursor:
-        """Start the copies of block `at`, if there is one, and of the page ids of the block after it, whose cursor
-        is returned.
-        """
+        """Start the copies of block `at`, and of the next block's page ids, where there are such; the next's cursor."""
         after = self.advance(at)
 
         @pl.when(at.tile < self._num_tiles())

@@ -42,7 +42,9 @@ class Scratch:
         )
 
 
-def attention_kernel(tiles: Tiles, table, q, pages, out, lse, scratch: Scratch, *, config: Config) -> None:
+def attention_kernel(  # noqa: PLR0917 -- pallas_call passes references by position
+    tiles: Tiles, table, q, pages, out, lse, scratch: Scratch, *, config: Config
+) -> None:
     """Attend every block of query rows and write its output and log-sum-exp; rows of no tile get 0 and -inf.
 
     Args:
@@ -111,14 +113,8 @@ class Step:
         c, tiles, tile = self.config, self.tiles, at.tile
         position, kv_len = tiles.position[tile], tiles.kv_len[tile]
         first_key = at.page * c.page_size
-        all_visible = fully_visible(
-            c.spec,
-            position + tiles.row_lo[tile],
-            position + tiles.row_hi[tile],
-            kv_len,
-            first_key,
-            first_key + c.block_tokens,
-        )
+        queries = (position + tiles.row_lo[tile], position + tiles.row_hi[tile])
+        all_visible = fully_visible(c.spec, queries, (first_key, first_key + c.block_tokens), kv_len)
 
         @pl.when(all_visible)
         def _():
@@ -165,7 +161,7 @@ class Step:
             q = s.rows.q[q_slot, head]
             kv = s.pages.kv[kv_slot, head].astype(c.compute_dtype)
             k, v = (kv, kv) if c.shares_lanes else (kv[:, : c.head_dim], kv[:, c.head_dim :])
-            self._store(head, softmax.attend(self._load(head), q, k, v, mask, logits))
+            self._store(head, softmax.attend(self._load(head), q, k, v, mask=mask, logits=logits))
 
         self._for_heads(attend_head)
 

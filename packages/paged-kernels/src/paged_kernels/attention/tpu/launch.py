@@ -47,15 +47,15 @@ def paged_attention_tpu(
     """
     _check_supported(q, pages)
     chip = chip_in_scope()
-    config = make_config(q, pages, batch, spec, block_sizes, chip)
+    config = make_config(q, pages, batch, spec, block_sizes=block_sizes, chip=chip)
     check_fits(config, chip, max_tiles(config.tokens, batch.seqs, config.q_rows) + 1)
     if config.tokens == 0:
         return q, jnp.zeros(q.shape[:2], jnp.float32)
     with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
-        return _call_kernel(q, pages, batch, config, chip, INTERPRET if interpret is True else interpret)
+        return _call_kernel(q, pages, batch, config, chip=chip, interpret=INTERPRET if interpret is True else interpret)
 
 
-def _call_kernel(q, pages: KVPages, batch: RaggedBatch, config: Config, chip: Chip, interpret):
+def _call_kernel(q, pages: KVPages, batch: RaggedBatch, config: Config, *, chip: Chip, interpret):
     c = config
     tiles = make_tiles(batch, c.spec, tokens=c.tokens, q_rows=c.q_rows, page_size=c.page_size)
     out, lse = pl.pallas_call(
@@ -78,7 +78,7 @@ def _call_kernel(q, pages: KVPages, batch: RaggedBatch, config: Config, chip: Ch
 
 
 def make_config(
-    q: Array, pages: KVPages, batch: RaggedBatch, spec: AttentionSpec, block_sizes: BlockSizes | None, chip: Chip
+    q: Array, pages: KVPages, batch: RaggedBatch, spec: AttentionSpec, *, block_sizes: BlockSizes | None, chip: Chip
 ) -> Config:
     """The kernel's static facts for these arguments."""
     tokens, q_heads, head_dim = q.shape

@@ -100,8 +100,9 @@ def visible_keys(spec: AttentionSpec, t_lo, t_hi, kv_len):
     return first, end
 
 
-def fully_visible(spec: AttentionSpec, t_lo, t_hi, kv_len, p_lo, p_hi):
-    """Whether queries at positions `t_lo` up to `t_hi` all see all keys at `p_lo` up to `p_hi` (both exclusive)."""
+def fully_visible(spec: AttentionSpec, queries: tuple, keys: tuple, kv_len):
+    """Whether all queries of a range of positions see all keys of another; both as (first, one past the last)."""
+    (t_lo, t_hi), (p_lo, p_hi) = queries, keys
     sees = p_hi <= kv_len
     if spec.causal:
         sees &= p_hi <= t_lo + 1

@@ -49,6 +49,7 @@ def attend(
     q: Float[Array, "rows k_lanes"],
     k: Float[Array, "keys k_lanes"],
     v: Float[Array, "keys lanes"],
+    *,
     mask: Bool[Array, "rows keys"] | None,
     logits: Logits,
 ) -> State:
