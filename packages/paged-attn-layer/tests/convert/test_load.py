@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from eformer.escale import PartitionAxis, PartitionManager
 from flax import nnx
 from jax.sharding import AxisType, Mesh
 from tiny_checkpoints import random_weights, write_directory, write_gguf
@@ -47,9 +48,18 @@ def test_one_tensor_at_a_time(tmp_path, monkeypatch):
     assert log == ["read", "put"] * len(random_weights())
 
 
-def test_split_over_a_mesh_on_the_way(tmp_path):
+@pytest.mark.parametrize(
+    ("axis", "manager"),
+    [
+        ("tp", None),
+        ("tp", PartitionManager(PartitionAxis())),
+        ("model", PartitionManager(PartitionAxis(head_axis="model"))),
+    ],
+)
+def test_split_over_a_mesh_on_the_way(tmp_path, axis, manager):
     write_directory(tmp_path, random_weights())
-    model = load_model(tmp_path, mesh=Mesh(np.array(jax.devices()[:2]), ("tp",)))
+    model = load_model(tmp_path, mesh=Mesh(np.array(jax.devices()[:2]), (axis,)), partition_manager=manager)
+    hash(nnx.graphdef(model.layers[0]))  # jax.jit takes it as a static argument
     kernel = model.layers[0].mlp.down_proj.kernel[...]
     assert [shard.data.shape for shard in kernel.addressable_shards] == [(12, 16), (12, 16)]
 

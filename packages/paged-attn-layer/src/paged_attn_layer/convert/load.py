@@ -6,6 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from eformer.escale import PartitionManager
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.typing import DTypeLike
@@ -18,7 +19,6 @@ from paged_attn_layer.models.config import ModelConfig
 from paged_attn_layer.models.llama import LlamaForCausalLM
 from paged_attn_layer.models.sharding import partition_spec
 from paged_attn_layer.registry import AttentionMetadata
-from paged_cache import PartitionManager
 
 
 def load_model(
@@ -60,7 +60,7 @@ def load_model(
         tied=config.tie_word_embeddings,
     )
     for name, weight in targets.items():
-        sharding = mesh and NamedSharding(mesh, partition_spec(name, config, mesh, partition_manager))
+        sharding = _sharding(name, config, mesh, partition_manager)
         weight.set_value(_place(source, fillings[name], dtype, sharding))
     return nnx.merge(graph, state)
 
@@ -88,6 +88,15 @@ def open_checkpoint(path: str | os.PathLike[str]) -> WeightSource:
 def _abstract_model(config: ModelConfig, metadata: AttentionMetadata | None, dtype: DTypeLike) -> LlamaForCausalLM:
     """The model with shapes in place of weights: nothing is computed."""
     return nnx.eval_shape(lambda: LlamaForCausalLM(config, metadata=metadata, param_dtype=dtype, rngs=nnx.Rngs(0)))
+
+
+def _sharding(
+    path: str, config: ModelConfig, mesh: Mesh | None, partition_manager: PartitionManager | None
+) -> Sharding | None:
+    if mesh is None:
+        return None
+    # eformer annotates its modes, which are strings, as int.
+    return NamedSharding(mesh, partition_spec(path, config, mesh, partition_manager))  # pyright: ignore[reportArgumentType]
 
 
 def _place(source: WeightSource, filling: Filling, dtype: DTypeLike, sharding: Sharding | None) -> Array:
