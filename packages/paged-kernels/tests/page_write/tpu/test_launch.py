@@ -74,6 +74,14 @@ def test_no_rows_leave_the_pages_alone():
     assert write_kv_tpu(pages, k[:0], v[:0], batch, interpret=True) is pages
 
 
+def test_with_64_bit_types_enabled():
+    pages, batch = nan_pages(16, "float32"), make_batch(WRITES["chunks"])
+    with jax.enable_x64(True):
+        k, v = make_rows("float64")
+        got = jax.jit(functools.partial(write_kv_tpu, interpret=True))(pages, k, v, batch)
+    assert_written(got, pages, k, v, batch)
+
+
 def test_split_over_heads(two_buffers):
     pages, (k, v), batch = nan_pages(16, "float32"), make_rows("float32"), make_batch(WRITES["mixed"])
     by_head, rows = KVPages.partition_spec("tp"), PartitionSpec(None, "tp")

@@ -14,7 +14,7 @@ from paged_kernels.batch import RaggedBatch
 from paged_kernels.layout import KVPages
 from paged_kernels.page_write.slots import row_slots
 from paged_kernels.page_write.tpu.kernel import Buffers, write_runs_kernel
-from paged_kernels.page_write.tpu.runs import max_runs, plan_runs
+from paged_kernels.page_write.tpu.runs import Runs, max_runs, plan_runs
 
 INTERPRET = pltpu.InterpretParams(dma_execution_mode="on_wait", out_of_bounds_reads="raise", uninitialized_memory="nan")
 """The interpreter at its strictest: copies as late as the hardware allows, and nothing read by luck."""
@@ -94,10 +94,15 @@ def write_kv_tpu(
     tokens = k.shape[0]
     if tokens == 0:
         return pages
-    page_ids, slots = row_slots(pages, batch, tokens)
-    runs = plan_runs(page_ids, slots, span=sizes.span, size=max_runs(tokens, batch.seqs, sizes.span))
     rows = _kernel_rows(k, v, pages, sizes)
-    data = pl.pallas_call(
+    with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
+        page_ids, slots = row_slots(pages, batch, tokens)
+        runs = plan_runs(page_ids, slots, span=sizes.span, size=max_runs(tokens, batch.seqs, sizes.span))
+        return KVPages(_call_kernel(runs, rows, pages, sizes, INTERPRET if interpret is True else interpret))
+
+
+def _call_kernel(runs: Runs, rows: Array, pages: KVPages, sizes: WriteSizes, interpret: Any) -> Array:
+    return pl.pallas_call(
         functools.partial(write_runs_kernel, row_tile=sizes.row_tile),
         out_shape=jax.ShapeDtypeStruct(pages.data.shape, pages.dtype),
         in_specs=[
@@ -110,10 +115,9 @@ def write_kv_tpu(
         input_output_aliases={len(jax.tree.leaves(runs)) + 1: 0},
         # The plan holds no page but 1..num_pages-1, and no strip leaves the rows.
         compiler_params=pltpu.CompilerParams(disable_bounds_checks=True),
-        interpret=INTERPRET if interpret is True else interpret,
+        interpret=interpret,
         name="write_kv",
     )(runs, rows, pages.data)
-    return KVPages(data)
 
 
 def _buffers(pages: KVPages, sizes: WriteSizes) -> Any:
