@@ -97,7 +97,7 @@ def _device_kind_in_scope() -> str:
     mesh_device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     if mesh_device is not None:
         return mesh_device.device_kind
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue] (set as jax is imported)
     if device is None or isinstance(device, str):
         device = jax.devices(device)[0]
     return device.device_kind

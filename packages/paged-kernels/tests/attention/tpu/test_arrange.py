@@ -20,7 +20,7 @@ CONFIG = Config(
     pages_per_seq=200,
     q_rows=16,
     kv_pages=4,
-    buffers=2,
+    buffers=3,
     q_dtype=jnp.dtype("float32"),
     kv_dtype=jnp.dtype("bfloat16"),
 )

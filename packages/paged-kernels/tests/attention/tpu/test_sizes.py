@@ -31,7 +31,7 @@ def preferred(kv_heads, group, head_dim, page_size, dtype, decode):
         pages_per_seq=8192,
         q_rows=q_rows_for(2048, 1 if decode else None, sizes.q_rows),
         kv_pages=sizes.kv_pages,
-        buffers=2,
+        buffers=3,
         q_dtype=dtype,
         kv_dtype=dtype,
     )

@@ -1,6 +1,7 @@
 """The static facts that one compilation of the kernel depends on, and the shapes that follow from them."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,9 @@ LANES = 128
 """Width of a vector register, in elements of 32 bits; also the page ids that one row of the table's copy holds."""
 SUBLANES = 8
 """Height of a vector register."""
+
+Memory = Any
+"""A reference in the kernel; before the call, what to allocate for it. (Pallas has no one type for both.)"""
 
 
 def cdiv(a: int, b: int) -> int:

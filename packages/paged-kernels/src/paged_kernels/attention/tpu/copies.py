@@ -18,8 +18,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from paged_kernels.attention.tpu.config import LANES, Config
+from paged_kernels.attention.tpu.config import LANES, Config, Memory
 from paged_kernels.attention.tpu.schedule import Tiles, visible_keys
+
+PAGES_AT_ONCE = 8
+"""Copies of a full block that are started side by side."""
 
 
 @jax.tree_util.register_dataclass
@@ -40,10 +43,10 @@ class Cursor:
 class PageBuffers:
     """Memory of the page copies."""
 
-    kv: jax.Ref  # [buffers, kv_heads, block_tokens, kv_lanes]
-    kv_arrived: jax.Ref  # semaphores [buffers]
-    ids: jax.Ref  # SMEM [2, table_chunks, 1, 128]
-    ids_arrived: jax.Ref  # semaphores [2]
+    kv: Memory  # [buffers, kv_heads, block_tokens, kv_lanes]
+    kv_arrived: Memory  # semaphores [buffers]
+    ids: Memory  # SMEM [2, table_chunks, 1, 128]
+    ids_arrived: Memory  # semaphores [2]
 
     @classmethod
     def shapes(cls, c: Config) -> "PageBuffers":
@@ -66,8 +69,8 @@ class PageStream:
 
     config: Config
     tiles: Tiles
-    table: jax.Ref  # HBM [seqs, table_rows, 1, 128]
-    pages: jax.Ref  # HBM [pages, kv_heads, page_size, kv_lanes]
+    table: Memory  # HBM [seqs, table_rows, 1, 128]
+    pages: Memory  # HBM [pages, kv_heads, page_size, kv_lanes]
     buffers: PageBuffers
 
     def begin(self) -> tuple[Cursor, Cursor]:
@@ -89,16 +92,25 @@ class PageStream:
         @pl.when(at.tile < self._num_tiles())
         def _():
             self._ids_copy(at).wait()
-            jax.lax.fori_loop(
-                0, self._count(at), lambda i, _: self._page_copy(at, i, self._page_id(at, i)).start(), None
-            )
+            self._for_pages(at, lambda i, _: self._page_copy(at, i, self._page_id(at, i)).start())
             self._start_ids(after)
 
         return after
 
     def wait(self, at: Cursor) -> None:
         """Wait until block `at` is in its slot, and zero the slots of its pages that are not to be read."""
-        jax.lax.fori_loop(0, self._count(at), lambda i, _: self._page_copy(at, i, 0).wait(), None)
+        full = self._count(at) == self.config.kv_pages
+
+        @pl.when(full)
+        def _():  # a semaphore counts bytes, so one wait serves all copies of the block
+            slot = self.slot(at)
+            buffer = self.buffers.kv.at[slot]
+            pltpu.make_async_copy(buffer, buffer, self.buffers.kv_arrived.at[slot]).wait()
+
+        @pl.when(jnp.logical_not(full))
+        def _():
+            jax.lax.fori_loop(0, self._count(at), lambda i, _: self._page_copy(at, i, 0).wait(), None)
+
         self._clean(at)
 
     def slot(self, at: Cursor) -> jax.Array:
@@ -129,6 +141,18 @@ class PageStream:
         source = self.table.at[self.tiles.seq[at.tile], rows]
         return pltpu.make_async_copy(source, self.buffers.ids.at[slot], self.buffers.ids_arrived.at[slot])
 
+    def _for_pages(self, at: Cursor, body) -> None:
+        """Run `body` for each page of the block; in a full block several at a time, to overlap their address sums."""
+        full = self._count(at) == self.config.kv_pages
+
+        @pl.when(full)
+        def _():
+            jax.lax.fori_loop(0, self.config.kv_pages, body, None, unroll=min(self.config.kv_pages, PAGES_AT_ONCE))
+
+        @pl.when(jnp.logical_not(full))
+        def _():
+            jax.lax.fori_loop(0, self._count(at), body, None)
+
     def _page_id(self, at: Cursor, i):
         entry = at.page % LANES + i
         return self.buffers.ids[at.step % 2, entry // LANES, 0, entry % LANES]
@@ -147,7 +171,7 @@ class PageStream:
     def _clean(self, at: Cursor) -> None:
         tiles, size = self.tiles, self.config.page_size
         kv_len, position = tiles.kv_len[at.tile], tiles.position[at.tile]
-        first_key, _ = visible_keys(self.config.spec, position + tiles.row_lo[at.tile], position, kv_len)
+        first_key = visible_keys(self.config.spec, position + tiles.row_lo[at.tile], position, kv_len)[0]
         last_page = kv_len // size  # where the sequence ends inside a page, that page
         ends_inside = (kv_len % size != 0) & (last_page >= at.page) & (last_page < at.page + self._count(at))
 
@@ -174,11 +198,11 @@ class PageStream:
 class RowBuffers:
     """Memory of the copies of query, output and log-sum-exp rows; two slots each."""
 
-    q: jax.Ref  # [2, kv_heads, rows, lanes]
-    out: jax.Ref  # [2, kv_heads, rows, lanes]
-    lse: jax.Ref  # [2, lse_rows / 128, 128]
-    arrived: jax.Ref  # semaphores [2], of q
-    left: jax.Ref  # semaphores [2, 2], of out and lse
+    q: Memory  # [2, kv_heads, rows, lanes]
+    out: Memory  # [2, kv_heads, rows, lanes]
+    lse: Memory  # [2, lse_rows / 128, 128]
+    arrived: Memory  # semaphores [2], of q
+    left: Memory  # semaphores [2, 2], of out and lse
 
     @classmethod
     def shapes(cls, c: Config) -> "RowBuffers":
@@ -198,9 +222,9 @@ class RowStream:
     """Blocks of query rows on their way in, of output rows on their way out; block `b` uses slot `b % 2`."""
 
     config: Config
-    q: jax.Ref  # HBM [q_blocks, kv_heads, rows, lanes]
-    out: jax.Ref  # HBM [q_blocks, kv_heads, rows, lanes]
-    lse: jax.Ref  # HBM [q_blocks, lse_rows / 128, 128]
+    q: Memory  # HBM [q_blocks, kv_heads, rows, lanes]
+    out: Memory  # HBM [q_blocks, kv_heads, rows, lanes]
+    lse: Memory  # HBM [q_blocks, lse_rows / 128, 128]
     buffers: RowBuffers
 
     def start_q(self, block) -> None:

@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from paged_kernels.attention.tpu import softmax
-from paged_kernels.attention.tpu.config import LANES, SUBLANES, Config
+from paged_kernels.attention.tpu.config import LANES, SUBLANES, Config, Memory
 from paged_kernels.attention.tpu.copies import Cursor, PageBuffers, PageStream, RowBuffers, RowStream
 from paged_kernels.attention.tpu.schedule import Tiles, fully_visible, visible
 
@@ -24,10 +24,10 @@ class Scratch:
 
     pages: PageBuffers
     rows: RowBuffers
-    m: jax.Ref  # [kv_heads, rows, 128]
-    l: jax.Ref  # [kv_heads, rows, 128]  # noqa: E741
-    acc: jax.Ref  # [kv_heads, rows, lanes]
-    lse: jax.Ref  # [lse_rows, 128]
+    m: Memory  # [kv_heads, rows, 128]
+    l: Memory  # [kv_heads, rows, 128]  # noqa: E741
+    acc: Memory  # [kv_heads, rows, lanes]
+    lse: Memory  # [lse_rows, 128]
 
     @classmethod
     def shapes(cls, c: Config) -> "Scratch":

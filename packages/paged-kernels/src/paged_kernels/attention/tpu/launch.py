@@ -69,7 +69,7 @@ def _call_kernel(q, pages: KVPages, batch: RaggedBatch, config: Config, *, chip:
             jax.ShapeDtypeStruct((c.q_blocks, c.kv_heads, c.rows, c.lanes), q.dtype),
             jax.ShapeDtypeStruct((c.q_blocks, c.lse_rows // LANES, LANES), jnp.float32),
         ),
-        scratch_shapes=(Scratch.shapes(c),),
+        scratch_shapes=(Scratch.shapes(c),),  # pyright: ignore[reportArgumentType] -- any pytree will do
         compiler_params=pltpu.CompilerParams(disable_bounds_checks=True, vmem_limit_bytes=chip.vmem_bytes),
         interpret=interpret,
         name="paged_attention",
@@ -96,7 +96,7 @@ def make_config(
         pages_per_seq=batch.pages_per_seq,
         q_rows=q_rows_for(tokens, batch.max_q_len, sizes.q_rows),
         kv_pages=min(sizes.kv_pages, batch.pages_per_seq),
-        buffers=2,
+        buffers=3,
         q_dtype=q.dtype,
         kv_dtype=pages.dtype,
     )
