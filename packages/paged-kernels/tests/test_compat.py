@@ -29,7 +29,7 @@ def test_decode(spec):
 
 @pytest.mark.parametrize("pages_per_compute_block", [1, 2, 3, 8])
 @pytest.mark.parametrize("pages_per_seq", [5, 7])
-def test_any_block_and_any_width_of_the_table(pages_per_compute_block, pages_per_seq):
+def test_fault_10_any_block_and_any_width_of_the_table(pages_per_compute_block, pages_per_seq):
     """Fault 10: the seed's tables had to be a multiple of 8 pages wide."""
     case = make_case(decode(37, 16, tokens=2, seqs=2, pages_per_seq=pages_per_seq))
     arrays = (case.q, case.pages.k, case.pages.v, case.batch.kv_lens, case.batch.page_table)
@@ -62,7 +62,7 @@ def test_prefill_of_nothing_gives_zeros():
     assert not out.any()
 
 
-def test_prefill_accumulates_in_float32():
+def test_fault_9_prefill_accumulates_in_float32():
     """Fault 9: the seed accumulated in `q.dtype`; 2,000 equal weights would stop adding up at 256 in bfloat16."""
     length = 2000
     case = make_case(
