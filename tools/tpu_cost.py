@@ -8,7 +8,7 @@ of the two, a unit (a page of context, a row that is written), is the steady sta
 out. The figures are a compiler's estimate, never checked against a chip: good for ratios and regressions only.
 
 The estimate enters only loops whose bounds it knows, so the plan that bounds them, computed from real lengths, is
-stored into scalar memory as constants when the kernel starts. The DMAs are counted as well: when they are not those that
+stored into scalar memory as constants when the kernel starts. The DMAs are counted as well: when they are not what
 the workload needs, there is no figure.
 """
 
@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 PAGE_SIZE = 16
 
 
@@ -67,7 +67,12 @@ def main() -> None:
     """Print one line of figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workload", choices=WORKLOADS, help="kernel, (query heads,) KV heads, head size; pages of 16")
-    parser.add_argument("--chip", choices=TOPOLOGIES, default="v6e", help="v4 has no such model")
+    parser.add_argument(
+        "--chip",
+        choices=TOPOLOGIES,
+        default="v6e",
+        help="the compiler has no such model for v4, and it fails for tpu7x",
+    )
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)  # compile this size: the process within
     args = parser.parse_args()
     if args.size is not None:
