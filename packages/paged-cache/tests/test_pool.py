@@ -62,6 +62,57 @@ def test_a_page_that_is_not_owned_is_refused_and_nothing_is_half_done(call, page
     assert pool.num_free == 2
 
 
+def test_fault_16_a_free_page_keeps_its_content_until_it_is_handed_out():
+    pool = PagePool(4)
+    held = pool.allocate(3)
+    pool.keep(held[0], b"a")
+    pool.release(held)
+    assert pool.num_free == 3
+    assert pool.find(b"a") == held[0]
+    pool.share([held[0]])  # out of the middle of the queue
+    assert (pool.num_free, pool.ref_count(held[0])) == (2, 1)
+    assert held[0] not in pool.allocate(2)
+    pool.release(held[:1])
+    assert pool.allocate(1) == held[:1]
+    assert pool.find(b"a") is None, "its content is evicted"
+
+
+def test_fault_16_the_least_recently_used_content_is_evicted_first():
+    pool = PagePool(5)
+    old, new, empty, used_again = pool.allocate(4)
+    for page, key in ((old, b"old"), (new, b"new"), (used_again, b"used again")):
+        pool.keep(page, key)
+    pool.release([used_again, old, new, empty])
+    pool.share([used_again])
+    pool.release([used_again])
+    assert pool.allocate(4) == [empty, old, new, used_again], "pages without content go out before any other"
+
+
+def test_the_first_page_with_a_key_stays_the_one_that_is_found():
+    pool = PagePool(4)
+    first, second = pool.allocate(2)
+    pool.keep(first, b"a")
+    pool.keep(second, b"a")
+    pool.keep(first, b"a")
+    assert pool.find(b"a") == first
+    pool.release([second])
+    with pytest.raises(ValueError, match=f"page {second} has 0 owners and cannot be shared"):
+        pool.share([second])
+
+
+def test_content_is_kept_once_and_by_an_owner():
+    pool = PagePool(4)
+    (page,) = pool.allocate(1)
+    pool.keep(page, b"a")
+    with pytest.raises(ValueError, match=f"page {page} is kept under another key; .* must not be written again"):
+        pool.keep(page, b"b")
+    pool.release([page])
+    with pytest.raises(ValueError, match=f"page {page} has 0 owners and cannot be kept"):
+        pool.keep(page, b"a")
+    with pytest.raises(ValueError, match=r"page 0 must lie in 1\.\.3"):
+        pool.keep(0, b"a")
+
+
 def test_double_release_is_refused():
     pool = PagePool(5)
     held = pool.allocate(2)

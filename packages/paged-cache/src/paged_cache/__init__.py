@@ -6,6 +6,7 @@ from paged_cache.cache import PagedAttentionCache
 from paged_cache.config import CacheConfig, PagedAttentionCacheMetaData
 from paged_cache.metadata import PagedAttentionMetadata
 from paged_cache.pool import OutOfPages, PagePool
+from paged_cache.prefix import Prefix
 from paged_cache.sharding import MeshAxis, PartitionManager, axis_size, kv_head_axis, sharded_call
 from paged_cache.view import PagedAttentionCacheView
 
@@ -20,6 +21,7 @@ __all__ = [
     "PagedAttentionCacheView",
     "PagedAttentionMetadata",
     "PartitionManager",
+    "Prefix",
     "ScheduledSequence",
     "StepBatch",
     "StepShape",
