@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import jax
@@ -12,6 +13,7 @@ from paged_attn_layer.engine.config import EngineConfig
 from paged_attn_layer.engine.engine import Engine
 from paged_attn_layer.models.config import ModelConfig
 from paged_attn_layer.models.llama import LlamaForCausalLM
+from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, PagePool, Prefix, ScheduledSequence
 
 VOCABULARY = 61
 CONFIG = EngineConfig(max_seqs=3, max_sequence_length=48, page_size=4, prefill_chunk=8)
@@ -155,6 +157,55 @@ def test_an_interrupted_call_leaves_nothing_behind(engine):
         engine.serve([engine.request([i], max_new_tokens=4) for i in range(5)], arrivals=range(5), on_step=interrupt)
     assert not engine.has_work
     assert engine.pages_used == 0
+
+
+def test_fault_16_the_text_is_the_same_with_and_without_prefix_reuse(model, engine, asked):
+    """In a cache for all requests, and in one so small that they are preempted."""
+    start = asked[1][:10]
+    alike = [start + prompt[:length] for prompt, length in zip(asked, (1, 20, 3, 6, 6, 2), strict=True)]
+    configs = [dataclasses.replace(CONFIG, prefix_reuse=False), dataclasses.replace(CONFIG, num_pages=1 + 12)]
+    plain, small = (Engine(model, config=config) for config in configs)
+    before = len(engine.stats.steps)
+    answers = []
+    for each in (plain, engine, small):
+        completions = each.generate(alike + alike[:3], max_new_tokens=10, stop_token_ids=(), arrivals=range(0, 36, 4))
+        answers.append([completion.token_ids for completion in completions])
+    assert answers[0] == answers[1] == answers[2]
+    assert small.stats.preemptions > 0 < small.stats.reused_tokens
+    assert plain.stats.reused_tokens == 0
+    assert sum(step.prefill_tokens for step in engine.stats.steps[before:]) < plain.stats.prefill_tokens / 2
+
+
+def test_the_same_prompt_again_computes_only_the_rest(engine):
+    (prompt,) = prompts(19)
+    before = len(engine.stats.steps)
+    requests = [engine.request(prompt, max_new_tokens=6, cache_salt=salt) for salt in ("a", "a", "b")]
+    first, again, salted = (engine.serve([request])[0].token_ids for request in requests)
+    assert first == again == salted
+    computed = [(step.prefill_tokens, step.reused_tokens) for step in engine.stats.steps[before:]]
+    assert [rows for rows in computed if any(rows)] == [(11, 0), (8, 0), (3, 16), (11, 0), (8, 0)]
+
+
+def test_reused_pages_give_the_same_logits(model):
+    shapes, tokens = BatchShapes(tokens=(24,), seqs=1, pages_per_seq=5), prompts(19)[0]
+    config = CacheConfig.create(None, 1, 2, 20, 4, 2, 4, num_pages=9, dtype=jnp.float32)
+    cache, pool = PagedAttentionCache.init_cache(None, None, config, None), PagePool(9)
+    run = nnx.jit(lambda model, *arrays: model(*arrays))
+    logits = []
+    for reused in (0, 4):
+        prefix = Prefix(pool, 4)
+        found = prefix.find(tokens)
+        assert len(found) == reused
+        pool.share(found)
+        pages = found + pool.allocate(5 - reused)
+        new = tokens[4 * reused :]
+        step = shapes.build([ScheduledSequence(pages, 19, len(new))], num_pages=9, page_size=4)
+        token_ids = np.pad(np.array(new, np.int32), (0, 24 - len(new)))
+        last, cache = run(model, token_ids, step.positions, cache, step.batch, step.last_rows)
+        logits.append(last)
+        prefix.keep(pages, tokens, start=4 * reused, end=19)
+        pool.release(reversed(pages))
+    np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
 
 
 def test_steps_are_recorded(model):

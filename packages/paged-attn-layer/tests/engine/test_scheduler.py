@@ -9,22 +9,25 @@ from hypothesis import strategies as st
 from paged_attn_layer.engine.request import Request, RequestState
 from paged_attn_layer.engine.scheduler import Scheduler
 from paged_attn_layer.engine.text import OutputText
-from paged_cache import PagePool
+from paged_cache import PagePool, Prefix
 
 
-def make(*, num_pages=40, page_size=4, max_seqs=3, max_sequence_length=64, token_budget=16):
+def make(*, num_pages=40, page_size=4, max_seqs=3, max_sequence_length=64, token_budget=16, prefix_reuse=True):
     return Scheduler(
         PagePool(num_pages),
         page_size=page_size,
         max_seqs=max_seqs,
         max_sequence_length=max_sequence_length,
         token_budget=token_budget,
+        prefix_reuse=prefix_reuse,
     )
 
 
-def ask(length, max_new_tokens=4, *, first=1, stop_token_ids=(), text=None):
+def ask(length, max_new_tokens=4, *, first=1, stop_token_ids=(), text=None, salt=None):
     prompt = [(first + i) % 50 for i in range(length)]
-    return Request(prompt_ids=prompt, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, text=text)
+    return Request(
+        prompt_ids=prompt, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, text=text, cache_salt=salt
+    )
 
 
 def letters(ids):
@@ -33,14 +36,18 @@ def letters(ids):
 
 def check_invariants(scheduler, step):
     owned = [page for request in scheduler.running for page in request.page_ids]
-    assert len(owned) == len(set(owned)), "a page has two owners"
     assert 0 not in owned, "the null page was handed out"
-    assert len(owned) == scheduler.pool.num_used, "pages leaked"
+    assert len(set(owned)) == scheduler.pool.num_used, "pages leaked"
+    for page in owned:
+        assert owned.count(page) == scheduler.pool.ref_count(page), "owners were counted wrong"
+        assert scheduler.prefix_reuse or owned.count(page) == 1
     assert all(not request.page_ids for request in scheduler.waiting)
     assert len(scheduler.running) <= scheduler.max_seqs
     assert 1 <= step.num_tokens <= scheduler.token_budget
     assert step.decode_tokens + step.prefill_tokens == step.num_tokens
     for part in step.work:
+        written = part.request.page_ids[part.start // scheduler.page_size :]
+        assert [scheduler.pool.ref_count(page) for page in written] == [1] * len(written), "a shared page is written"
         assert part.start + part.rows <= len(part.request.page_ids) * scheduler.page_size
         assert part.samples == (part.start + part.rows == part.request.num_tokens)
 
@@ -53,13 +60,16 @@ REQUESTS = st.lists(
         st.integers(1, 12),  # new tokens
         st.integers(0, 25),  # step of arrival
         st.sets(st.integers(0, 49), max_size=4),  # stop tokens
+        st.integers(1, 2),  # first token: requests with the same one share a prefix
+        st.sampled_from([None, "tenant"]),
     ),
     min_size=1,
     max_size=8,
 )
 
 
-@settings(max_examples=250, deadline=None)
+@pytest.mark.parametrize("prefix_reuse", [True, False])
+@settings(max_examples=200, deadline=None)
 @given(
     asked=REQUESTS,
     page_size=st.integers(1, 8),
@@ -67,17 +77,20 @@ REQUESTS = st.lists(
     max_seqs=st.integers(1, 5),
     spare_rows=st.integers(1, 20),
 )
-def test_every_request_gets_its_text_whatever_the_batching(asked, page_size, spare_pages, max_seqs, spare_rows):
-    longest = max(prompt + new for prompt, new, _, _ in asked)
+def test_every_request_gets_its_text_whatever_the_batching(
+    prefix_reuse, asked, page_size, spare_pages, max_seqs, spare_rows
+):
+    longest = max(prompt + new for prompt, new, *_ in asked)
     scheduler = make(
         num_pages=1 + -(-longest // page_size) + spare_pages,  # just enough for the longest, or a little more
         page_size=page_size,
         max_seqs=max_seqs,
         max_sequence_length=longest,
         token_budget=max_seqs + spare_rows,
+        prefix_reuse=prefix_reuse,
     )
-    requests = [ask(p, n, first=i, stop_token_ids=stop) for i, (p, n, _, stop) in enumerate(asked)]
-    coming = sorted(zip([a for _, _, a, _ in asked], requests, strict=True), key=lambda pair: pair[0])
+    requests = [ask(p, n, first=first, stop_token_ids=stop, salt=salt) for p, n, _, stop, first, salt in asked]
+    coming = sorted(zip([arrival for _, _, arrival, *_ in asked], requests, strict=True), key=lambda pair: pair[0])
     arrived = [request for _, request in coming]
     model = FakeModel(page_size)
     for now in itertools.count():
@@ -92,6 +105,7 @@ def test_every_request_gets_its_text_whatever_the_batching(asked, page_size, spa
         check_invariants(scheduler, step)
         queue = [*scheduler.running, *scheduler.waiting]
         assert queue == [request for request in arrived if request in queue], "not in order of arrival"
+        assert prefix_reuse or not step.reused_tokens
         served = {part.request for part in step.work}
         left_out = [request for request in scheduler.running if request in decoding and request not in served]
         out_of_pages = scheduler.pool.num_free == 0 and left_out == scheduler.running[-1:]
@@ -215,6 +229,121 @@ def test_fault_16_an_idle_scheduler_has_no_work_and_takes_nothing():
     assert not scheduler.has_work
     assert scheduler.schedule().work == ()
     assert scheduler.pool.num_used == 0
+
+
+def test_fault_16_owners_are_counted_prefixes_reused_pages_evicted_and_waited_for():
+    scheduler, model = make(num_pages=1 + 7, max_seqs=2), FakeModel(4)
+    first, same, other = ask(18, 5), ask(18, 5), ask(14, 2, first=9)
+    scheduler.add(first)
+    for _ in range(2):
+        run_step(scheduler, model)
+    scheduler.add(same)
+    scheduler.add(other)
+    step = run_step(scheduler, model)
+    assert step.reused_tokens == 16
+    assert same.page_ids[:4] == first.page_ids[:4]
+    assert [scheduler.pool.ref_count(page) for page in same.page_ids] == [2, 2, 2, 2, 1], "owners are counted"
+    assert list(scheduler.waiting) == [other], "it waits for pages"
+    finished = drain(scheduler, model, look=lambda step: check_invariants(scheduler, step))
+    assert finished == [first, same, other]
+    assert [request.num_preemptions for request in finished] == [0, 0, 0]
+    for request in finished:
+        assert request.output_ids == answer(request.prompt_ids, request.max_new_tokens)
+    again = ask(18, 1)
+    assert len(Prefix(scheduler.pool, 4).find(again.prompt_ids)) == 3, "the end of the prefix was evicted"
+
+
+# --- requests that start alike ---
+
+
+def run_step(scheduler, model):
+    step = scheduler.schedule()
+    check_invariants(scheduler, step)
+    scheduler.advance(step, model(step))
+    return step
+
+
+def served(scheduler, model, request):
+    """Serve one request alone; the rows that its prompt took, and the tokens that it found."""
+    steps = []
+    scheduler.add(request)
+    drain(scheduler, model, look=steps.append)
+    assert request.output_ids == answer(request.prompt_ids, request.max_new_tokens)
+    return sum(step.prefill_tokens for step in steps), sum(step.reused_tokens for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("length", "found"), [(1, 0), (3, 0), (4, 0), (5, 4), (7, 4), (8, 4), (9, 8), (20, 16), (40, 36)]
+)
+def test_the_same_prompt_again_computes_only_the_rest(length, found):
+    scheduler, model = make(), FakeModel(4)
+    assert served(scheduler, model, ask(length)) == (length, 0)
+    assert served(scheduler, model, ask(length)) == (length - found, found)
+
+
+def test_without_prefix_reuse_everything_is_computed():
+    scheduler, model = make(prefix_reuse=False), FakeModel(4)
+    for _ in range(2):
+        assert served(scheduler, model, ask(20)) == (20, 0)
+
+
+def test_only_requests_with_the_same_salt_share_pages():
+    scheduler, model = make(), FakeModel(4)
+    for salt in (None, "a", "b"):
+        assert served(scheduler, model, ask(9, salt=salt)) == (9, 0)
+    for salt in (None, "a", "b"):
+        assert served(scheduler, model, ask(9, salt=salt)) == (1, 8)
+
+
+def test_the_next_turn_of_a_talk_finds_the_answer_too():
+    scheduler, model = make(), FakeModel(4)
+    turn = ask(6, 7)
+    served(scheduler, model, turn)
+    prompt = [*turn.token_ids, 3, 3, 3]  # 13 tokens, of which the last was never computed, and 3 more
+    assert served(scheduler, model, Request(prompt_ids=prompt, max_new_tokens=2)) == (4, 12)
+
+
+def test_pages_are_found_only_after_the_step_that_computed_them():
+    scheduler, model = make(token_budget=9), FakeModel(4)
+    request = ask(20)
+    scheduler.add(request)
+    found = []
+    for _ in range(3):
+        step = scheduler.schedule()  # 9 rows, 9 rows, 2 rows
+        found.append(len(Prefix(scheduler.pool, 4).find([*request.token_ids, 1])))
+        scheduler.advance(step, model(step))
+    assert found == [0, 2, 4]
+    assert len(Prefix(scheduler.pool, 4).find(request.token_ids)) == 5
+
+
+def test_requests_that_come_together_compute_the_same_pages_each():
+    scheduler, model = make(token_budget=20), FakeModel(4)
+    scheduler.add(ask(9, 2))
+    scheduler.add(ask(9, 2))
+    assert (run_step(scheduler, model).num_tokens, scheduler.pool.num_used) == (18, 6)
+    assert len(drain(scheduler, model)) == 2
+
+
+def test_a_preempted_request_computes_again_only_what_was_evicted():
+    scheduler = make(num_pages=1 + 6, max_seqs=2)
+    old, young = ask(8, 12), ask(8, 12, first=9)
+    scheduler.add(old)
+    scheduler.add(young)
+    found = []
+    drain(scheduler, FakeModel(4), look=lambda step: found.append(step.reused_tokens))
+    assert young.num_preemptions == 1
+    assert sum(found) == 4, "one of its pages had not been needed"
+    assert young.output_ids == answer(young.prompt_ids, 12)
+
+
+def test_pages_that_only_a_match_holds_are_not_counted_free_twice():
+    scheduler, model = make(num_pages=1 + 5, max_seqs=2), FakeModel(4)
+    served(scheduler, model, ask(16, 1))  # leaves four pages that can be found
+    scheduler.add(ask(17, 2))  # finds four, needs one more
+    scheduler.add(ask(3, 1, first=30))
+    step = run_step(scheduler, model)
+    assert [part.rows for part in step.work] == [1]
+    assert (scheduler.pool.num_free, len(scheduler.waiting)) == (0, 1)
 
 
 # --- the rest ---

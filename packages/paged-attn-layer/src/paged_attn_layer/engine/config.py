@@ -22,6 +22,8 @@ class EngineConfig:
     many as fit."""
     prefill_chunk: int = 128
     """Prompt tokens that a step has room for beside `max_seqs` decodes."""
+    prefix_reuse: bool = True
+    """Whether requests share pages that hold the same prefix."""
 
     def __post_init__(self) -> None:
         least = {"max_seqs": 1, "max_sequence_length": 2, "page_size": 1, "num_pages": 2, "prefill_chunk": 1}

@@ -65,6 +65,7 @@ class Engine:
             max_seqs=self.config.max_seqs,
             max_sequence_length=self.config.max_sequence_length,
             token_budget=self.config.token_budget,
+            prefix_reuse=self.config.prefix_reuse,
         )
         shapes = BatchShapes(self.config.token_buckets, self.config.max_seqs, cache_config.pages_per_seq)
         self._compute = CompiledStep(model, shapes, cache_config, mesh)
@@ -122,6 +123,7 @@ class Engine:
         stop: str | Sequence[str] = (),
         stop_token_ids: Collection[int] | None = None,
         chat: bool | None = None,
+        cache_salt: str | None = None,
     ) -> Request:
         """A request that this engine can serve, not queued yet.
 
@@ -131,6 +133,7 @@ class Engine:
             stop: the answer ends before the first of these strings (or this one).
             stop_token_ids: tokens that end the answer; `None` means the model's end tokens.
             chat: whether a text is put into the tokenizer's chat template; `None` means where it has one.
+            cache_salt: only requests with the same one share pages.
 
         Raises:
             ValueError: the prompt is empty, holds an id outside the vocabulary, or with its answer is longer than
@@ -146,6 +149,7 @@ class Engine:
             max_new_tokens=max_new_tokens,
             stop_token_ids=self._end_tokens() if stop_token_ids is None else frozenset(stop_token_ids),
             text=text,
+            cache_salt=cache_salt,
         )
         self._scheduler.check(request)
         return request
@@ -178,6 +182,7 @@ class Engine:
             StepRecord(
                 mode=step.mode,
                 prefill_tokens=step.prefill_tokens,
+                reused_tokens=step.reused_tokens,
                 decode_tokens=step.decode_tokens,
                 new_tokens=step.new_tokens,
                 running=len(step.work),

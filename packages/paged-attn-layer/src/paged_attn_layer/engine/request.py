@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from paged_attn_layer.engine.text import OutputText
+from paged_cache import Prefix
 
 FinishReason = Literal["stop", "length", "aborted"]
 """Why an answer ended: a stop token or stop string, `max_new_tokens`, or `Scheduler.finish` from outside."""
@@ -22,7 +23,7 @@ class RequestState(enum.Enum):
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Request:
-    """A prompt to continue. The first four fields are what is asked; the scheduler owns the rest.
+    """A prompt to continue. The first five fields are what is asked; the scheduler owns the rest.
 
         token_ids    | prompt_ids ... | output_ids ... |
                      | computed (K and V in pages) | not computed |
@@ -41,8 +42,12 @@ class Request:
     text: OutputText | None = None
     """The answer as text, which ends it at a stop string; `None` where there is no tokenizer."""
 
+    cache_salt: str | None = None
+    """Only requests with the same salt share pages; give each tenant one of its own."""
+
     token_ids: list[int] = dataclasses.field(init=False)
     page_ids: list[int] = dataclasses.field(init=False, default_factory=list)
+    prefix: Prefix | None = dataclasses.field(init=False, default=None)
     num_computed: int = dataclasses.field(init=False, default=0)
     num_preemptions: int = dataclasses.field(init=False, default=0)
     state: RequestState = dataclasses.field(init=False, default=RequestState.NEW)

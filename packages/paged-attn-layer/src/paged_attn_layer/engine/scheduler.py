@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from paged_attn_layer.engine.request import FinishReason, Request, RequestState
-from paged_cache import PagePool, ScheduledSequence
+from paged_cache import PagePool, Prefix, ScheduledSequence
 
 Mode = Literal["prefill", "decode", "mixed"]
 """What a step computes: prompt tokens, the newest tokens of answers, or both."""
@@ -41,6 +41,8 @@ class Step:
     work: tuple[ScheduledRequest, ...]
     num_preempted: int = 0
     """Requests that lost their pages to older ones for this step."""
+    reused_tokens: int = 0
+    """Tokens that the requests admitted for this step found computed in pages."""
 
     @property
     def num_tokens(self) -> int:
@@ -75,21 +77,31 @@ class Scheduler:
 
     Each step takes the running requests, oldest first. A decoding one computes one token; its row is set aside
     before any prompt's. The others compute as much of their prompt as rows and pages are left for, several in one
-    step. Then waiting requests are admitted while their known tokens fit the pages that nobody has claimed.
+    step. Then waiting requests are admitted while their known tokens fit the pages that nobody has claimed. A request
+    starts with the pages that already hold its prefix, and after each step others can find the pages that it filled.
 
     Pages are taken as tokens need them. A request that cannot get a page for even one token takes them from the
-    youngest running request: that one is preempted, goes back to the front of the queue, and is computed again later.
-    The youngest itself waits a step, and keeps what it has.
+    youngest running request: that one is preempted, goes back to the front of the queue, and later computes again what
+    it no longer finds. The youngest itself waits a step, and keeps what it has.
 
     Why every request finishes. (1) `running + waiting` is always in order of arrival: requests are admitted from the
     front of the queue, and the last one admitted goes back to the front. (2) The oldest running request gets at least
     one row in every step: there are more rows than slots, and when it lacks a page it may take those of all
-    others, and `check` has made sure that all pages are enough for it. So it finishes after finitely many steps, and
-    the next becomes the oldest. (3) With nothing running, every page is free, and the front of the queue is admitted.
+    others. Then every page is free or its own, the shared ones included, and `check` has made sure that all pages are
+    enough for it. So it finishes after finitely many steps, and the next becomes the oldest. (3) With nothing running,
+    every page is free, and the front of the queue is admitted: what it finds and what it lacks are free pages, and
+    together no more than `check` allowed.
     """
 
     def __init__(
-        self, pool: PagePool, *, page_size: int, max_seqs: int, max_sequence_length: int, token_budget: int
+        self,
+        pool: PagePool,
+        *,
+        page_size: int,
+        max_seqs: int,
+        max_sequence_length: int,
+        token_budget: int,
+        prefix_reuse: bool = True,
     ) -> None:
         """Schedule over the pages of `pool`, all of them free.
 
@@ -99,6 +111,7 @@ class Scheduler:
             max_seqs: requests that run at once.
             max_sequence_length: tokens of the longest request, its answer included.
             token_budget: rows of one step.
+            prefix_reuse: whether requests share pages that hold the same prefix.
 
         Raises:
             ValueError: the budget leaves no row for prompts beside `max_seqs` decodes.
@@ -113,6 +126,7 @@ class Scheduler:
         self.max_seqs = max_seqs
         self.max_sequence_length = max_sequence_length
         self.token_budget = token_budget
+        self.prefix_reuse = prefix_reuse
         self.num_pages = pool.num_free
         self.waiting: collections.deque[Request] = collections.deque()
         self.running: list[Request] = []
@@ -150,6 +164,8 @@ class Scheduler:
         if request.state is not RequestState.NEW:
             raise ValueError(f"the request was added before (it is {request.state.name}); make a new one")
         self.check(request)
+        if self.prefix_reuse:
+            request.prefix = Prefix(self.pool, self.page_size, request.cache_salt)
         request.state = RequestState.WAITING
         self.waiting.append(request)
 
@@ -160,14 +176,14 @@ class Scheduler:
         oldest_first = self.running.copy()
         for request in oldest_first:
             if request.state is RequestState.RUNNING:  # not preempted for an older one a moment ago
+                rows_left += request.is_decoding  # the row that was set aside for it
                 rows_left -= self._schedule_rows(request, rows_left, work)
         num_preempted = len(oldest_first) - len(self.running)
-        while rows_left and self._can_admit():
-            request = self.waiting.popleft()
-            request.state = RequestState.RUNNING
-            self.running.append(request)
+        reused_tokens = 0
+        while rows_left and (request := self._admit()):
+            reused_tokens += request.num_computed
             rows_left -= self._schedule_rows(request, rows_left, work)
-        return Step(tuple(work), num_preempted)
+        return Step(tuple(work), num_preempted, reused_tokens)
 
     def advance(self, step: Step, next_tokens: Sequence[int]) -> list[Request]:
         """Take the results of a step; returns the requests that it finished, their slots and pages free again.
@@ -179,6 +195,7 @@ class Scheduler:
         finished = []
         for part, token in zip(step.work, next_tokens, strict=True):
             part.request.num_computed += part.rows
+            self._keep_pages(part.request, part.start)
             reason = part.request.append(token) if part.samples else None
             if reason is not None:
                 self.finish(part.request, reason)
@@ -199,14 +216,11 @@ class Scheduler:
 
     def _schedule_rows(self, request: Request, rows_left: int, work: list[ScheduledRequest]) -> int:
         """Schedule what can be of a running request; returns the rows that this took of `rows_left`."""
-        is_decode = request.is_decoding
-        wanted = 1 if is_decode else min(request.num_uncomputed, rows_left)
-        rows = self._take_pages(request, wanted)
+        rows = self._take_pages(request, min(request.num_uncomputed, rows_left))
         if rows:
-            start = request.num_computed
             samples = rows == request.num_uncomputed
-            work.append(ScheduledRequest(request, start, rows, is_decode, samples))
-        return 0 if is_decode else rows  # a decode's row was set aside before
+            work.append(ScheduledRequest(request, request.num_computed, rows, request.is_decoding, samples))
+        return rows
 
     def _take_pages(self, request: Request, wanted: int) -> int:
         """Give a request pages for `wanted` more tokens, or for as many as can be; returns how many."""
@@ -223,12 +237,27 @@ class Scheduler:
         """Tokens that the request's own pages and the free ones have room for."""
         return (len(request.page_ids) + self.pool.num_free) * self.page_size - request.num_computed
 
-    def _can_admit(self) -> bool:
-        """Whether a slot is free, and unclaimed pages for all known tokens of the next request."""
+    def _admit(self) -> Request | None:
+        """Give the next waiting request a slot and its prefix, if all its known tokens fit the unclaimed pages."""
         if not self.waiting or len(self.running) == self.max_seqs:
-            return False
+            return None
+        request = self.waiting[0]
+        prefix = request.prefix.find(request.token_ids) if request.prefix else []
         claimed = sum(self._pages_for(request.num_tokens) - len(request.page_ids) for request in self.running)
-        return self._pages_for(self.waiting[0].num_tokens) <= self.pool.num_free - claimed
+        shared = sum(self.pool.ref_count(page) > 0 for page in prefix)  # these alone are not taken from the free ones
+        if self._pages_for(request.num_tokens) - shared > self.pool.num_free - claimed:
+            return None
+        self.pool.share(prefix)
+        request.page_ids = prefix
+        request.num_computed = len(prefix) * self.page_size
+        request.state = RequestState.RUNNING
+        self.running.append(self.waiting.popleft())
+        return request
+
+    def _keep_pages(self, request: Request, start: int) -> None:
+        """Let others find the pages that a request has filled from token `start` on."""
+        if request.prefix:
+            request.prefix.keep(request.page_ids, request.token_ids, start=start, end=request.num_computed)
 
     def _preempt(self, request: Request) -> None:
         """Take back the youngest running request's pages, and queue it as the next to be admitted."""
@@ -240,7 +269,7 @@ class Scheduler:
         self.waiting.appendleft(request)
 
     def _release_pages(self, request: Request) -> None:
-        self.pool.release(request.page_ids)
+        self.pool.release(reversed(request.page_ids))  # the last page is the first to be evicted
         request.page_ids = []
 
     def _pages_for(self, tokens: int) -> int:

@@ -13,6 +13,8 @@ class StepRecord:
     mode: Mode
     prefill_tokens: int
     """Prompt tokens computed (and tokens computed again after a preemption)."""
+    reused_tokens: int
+    """Tokens found computed in pages by the requests that were admitted."""
     decode_tokens: int
     """Newest tokens of answers computed."""
     new_tokens: int
@@ -54,6 +56,11 @@ class EngineStats:
     def prefill_tokens(self) -> int:
         """Prompt tokens computed."""
         return sum(step.prefill_tokens for step in self.steps)
+
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens that were not computed, since pages held them: of prompts, and of what was preempted."""
+        return sum(step.reused_tokens for step in self.steps)
 
     @property
     def decode_tokens(self) -> int:
