@@ -57,9 +57,9 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def tpu_aot(session: nox.Session) -> None:
-    """Compile the TPU kernels for every TPU generation with the real compiler; needs no TPU."""
-    install_layers(session, "paged-kernels", "libtpu", *TEST_TOOLS)
-    run_pytest(session, "-m", "aot", "packages/paged-kernels/tests")
+    """Compile kernels, operator and model with the real TPU compiler; needs no TPU."""
+    install_layers(session, LAYERS[-1], "libtpu", *TEST_TOOLS)
+    run_pytest(session, "-m", "aot", *(f"packages/{name}/tests/aot" for name in ("paged-kernels", "paged-attn-layer")))
 
 
 @nox.session
