@@ -336,6 +336,20 @@ def test_a_preempted_request_computes_again_only_what_was_evicted():
     assert young.output_ids == answer(young.prompt_ids, 12)
 
 
+def test_a_request_admitted_with_one_token_left_takes_a_row_of_the_budget():
+    scheduler, model = make(max_seqs=2, token_budget=3), FakeModel(4)
+    request = ask(8, 4)
+    scheduler.add(request)
+    while request.num_tokens < 9:
+        run_step(scheduler, model)
+    scheduler._preempt(request)  # as for an older one, with both pages still to be found
+    scheduler.add(ask(6, 1, first=30))
+    step = run_step(scheduler, model)  # checks the budget
+    assert [(part.rows, part.is_decode) for part in step.work] == [(1, True), (2, False)]
+    drain(scheduler, model)
+    assert request.output_ids == answer(request.prompt_ids, 4)
+
+
 def test_pages_that_only_a_match_holds_are_not_counted_free_twice():
     scheduler, model = make(num_pages=1 + 5, max_seqs=2), FakeModel(4)
     served(scheduler, model, ask(16, 1))  # leaves four pages that can be found
