@@ -94,6 +94,7 @@ def test_answers_summary_picture_and_json(model_dir, prompts, tmp_path, capsys):
             'line 1 must be like {"prompt": "text", "arrival": 0}, with nothing else; it has prompts',
         ),
         ('{"prompt": 3}\n', "line 1 must be like"),
+        ('{"prompt": "red", "arrival": true}\n', "line 1 has arrival=True; it must be a step number"),
         ('red\n\n{"prompt": "red", "arrival": -1}\n', "line 3 has arrival=-1; it must be a step number, at least 0"),
         ("red\n" + "red " * 30 + "\n", "line 2: prompt of 30 tokens + max_new_tokens=5 = 35 must be at most"),
     ],
@@ -108,6 +109,51 @@ def test_bad_prompts_are_one_line_and_exit_code_2(model_dir, prompts, capsys, te
 def test_a_missing_prompts_file_is_one_line(model_dir, capsys):
     assert main(["--model", str(model_dir), "--prompts", "nowhere.txt"]) == 2
     assert capsys.readouterr().err == "paged-generate: nowhere.txt does not exist; give a file with one prompt a line\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "the following arguments are required: --model, --prompts"),
+        (["--model", "m", "--prompts", "p", "--page-size", "big"], "argument --page-size: invalid int value: 'big'"),
+        (["--model", "m", "--prompts", "p", "--beams", "4"], "unrecognized arguments: --beams 4"),
+    ],
+)
+def test_wrong_options_are_one_line_and_exit_code_2(capsys, options, says):
+    with pytest.raises(SystemExit, match="2"):
+        main(options)
+    assert capsys.readouterr().err == f"paged-generate: {says}; see paged-generate --help\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError("no room"), 2, "this machine cannot run it (no room); try fewer --num-pages"),
+    ],
+)
+def test_what_happens_while_it_runs_is_one_line_too(monkeypatch, prompts, capsys, error, code, says):
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr("paged_attn_layer.cli.Engine.load", load)
+    assert main(["--model", "m", "--prompts", prompts("red\n")]) == code
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"paged-generate: {says}")
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "says"),
+    [
+        ("--plot", "run.xyz", "run.xyz must end in one of ."),
+        ("--plot", "run", "run must end in one of ."),
+        ("--plot", "", "it is a directory; name a file in it"),
+        ("--json", "", "it is a directory; name a file in it"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_first(prompts, tmp_path, capsys, option, name, says):
+    assert main(["--model", "nowhere", "--prompts", prompts("red\n"), option, str(tmp_path / name)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
 
 
 def test_a_picture_that_cannot_be_written_is_told_before_the_model_is_loaded(prompts, capsys):

@@ -104,6 +104,7 @@ def test_not_one_usable_page_is_an_error_that_says_needed_and_available(budget):
     [
         ({"num_pages": 1}, "num_pages=1 must be at least 2: page 0 is the null page"),
         ({"num_pages": 0}, "num_pages=0 must be at least 1"),
+        ({"num_pages": 2**31}, "num_pages=2147483648 must be at most 2147483647: page ids and lengths are int32"),
         ({"num_pages": 8, "byte_budget": 10}, "num_pages=8 and byte_budget=10 both set the size"),
         ({"num_pages": 8, "page_size": 0}, "page_size=0 must be at least 1"),
         ({"num_pages": 8, "num_hidden_layers": -1}, "num_hidden_layers=-1 must be"),

@@ -7,6 +7,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
+
+import jax
 
 from paged_attn_layer.engine.completion import Completion
 from paged_attn_layer.engine.config import EngineConfig
@@ -43,21 +46,35 @@ class PromptLine:
     """The step before which it is not there yet."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the options; the usage would bury it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code: 0, or 2 after one line that says what was wrong with the input."""
+    """Run the command; its exit code: 0, 2 after a message that says what was wrong with the input, 130 on Ctrl-C."""
     args = build_parser().parse_args(argv)
     try:
         run(args)
     except (ValueError, NotImplementedError, OSError, ModuleNotFoundError) as error:
-        print(f"paged-generate: {error}", file=sys.stderr)
+        _tell(str(error))
         return 2
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        reason = str(error) or "out of memory"
+        _tell(f"this machine cannot run it ({reason}); try fewer --num-pages, --max-seqs or --prefill-chunk")
+        return 2
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return 130
     return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     sizes = EngineConfig()
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="paged-generate",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -157,18 +174,23 @@ def _parse_line(path: Path, number: int, line: str) -> PromptLine:
             + (f"; it has {', '.join(unknown)}" if unknown else "")
         )
     arrival = entry.get("arrival", 0)
-    if not isinstance(arrival, int) or arrival < 0:
+    if not isinstance(arrival, int) or isinstance(arrival, bool) or arrival < 0:
         raise ValueError(f"{path} line {number} has arrival={arrival!r}; it must be a step number, at least 0")
     return PromptLine(number, entry["prompt"], arrival)
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Tell before the model is loaded what would fail after it has served."""
-    for module in ("tqdm", "matplotlib") if args.plot else ("tqdm",):
-        optional_module(module)
+    optional_module("tqdm")
     for path in (args.plot, args.json):
         if path and not path.parent.is_dir():
             raise FileNotFoundError(f"{path} cannot be written: {path.parent} is not a directory")
+        if path and path.is_dir():
+            raise IsADirectoryError(f"{path} cannot be written: it is a directory; name a file in it")
+    if args.plot:
+        endings = optional_module("matplotlib.figure").Figure().canvas.get_supported_filetypes()
+        if args.plot.suffix.removeprefix(".") not in endings:
+            raise ValueError(f"--plot {args.plot} must end in one of .{', .'.join(endings)}")
 
 
 def _load(args: argparse.Namespace, config: EngineConfig) -> Engine:

@@ -64,3 +64,7 @@ def test_all_problems_are_in_one_error():
 def test_a_weight_in_an_unreadable_shard_is_one_problem():
     error = problems_of({**SHAPES, "model.norm.weight": None}, ["b.safetensors is missing"])
     assert error.problems == ("b.safetensors is missing",)
+
+
+def test_where_nothing_can_be_read_the_files_problems_are_all_there_is_to_say():
+    assert problems_of({}, ["model.safetensors is corrupt"]).problems == ("model.safetensors is corrupt",)

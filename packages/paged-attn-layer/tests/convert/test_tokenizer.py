@@ -18,3 +18,10 @@ def test_no_tokenizer(tmp_path):
         load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match=r"model.gguf is missing"):
         load_tokenizer(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("broken", ["{", '{"version": "1.0"}', "[]"])
+def test_a_broken_tokenizer(tmp_path, broken):
+    (tmp_path / "tokenizer.json").write_text(broken)
+    with pytest.raises(ValueError, match=r"has a tokenizer that cannot be read \(.+\); download it again"):
+        load_tokenizer(tmp_path)

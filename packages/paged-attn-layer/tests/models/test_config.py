@@ -87,3 +87,20 @@ def test_settings_that_mean_nothing(settings, message):
 def test_one_window_a_layer():
     with pytest.raises(ValueError, match="sliding_windows has 1 entries"):
         ModelConfig(**{**vars(config()), "sliding_windows": (8,)})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architectures": "LlamaForCausalLM"}, r"architectures='LlamaForCausalLM' must be a list"),
+        ({"hidden_size": "16"}, "hidden_size='16' must be an int of at least 1"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0 must be an int of at least 1"),
+        ({"num_hidden_layers": True}, "num_hidden_layers=True must be an int"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps='small' must be a number"),
+        ({"rope_scaling": [2]}, r"rope_scaling=\[2\] must be an object of settings"),
+        ({"quantization_config": "awq"}, "quantization_config='awq' must be an object of settings"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(**settings)

@@ -20,6 +20,9 @@ too, and inside a container the limit may be lower than what the host has."""
 MIN_PAGES = 2
 """The null page and one that can be used."""
 
+MAX_SIZE = 2**31 - 1
+"""The largest page id or length."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CacheConfig:
@@ -166,6 +169,8 @@ def _check_sizes(sizes: dict[str, int]) -> None:
             raise ValueError(f"{name}={size!r} must be a whole number")
         if size < 1:
             raise ValueError(f"{name}={size} must be at least 1")
+        if size > MAX_SIZE:
+            raise ValueError(f"{name}={size} must be at most {MAX_SIZE}: page ids and lengths are int32")
 
 
 def _fitting_pages(

@@ -70,6 +70,8 @@ def plan(
         ConversionError: a file is unreadable, or a weight is left over, missing or of another shape. Lists them all.
     """
     ignored = (*IGNORED, r"lm_head\.weight") if tied else IGNORED
+    if source.problems and not source.shapes:  # no weight could be read: nothing to add for each of the model's
+        raise ConversionError(source.where, source.problems)
     problems = list(source.problems)
     fillings: dict[str, Filling] = {}
     for name, shape in source.shapes.items():

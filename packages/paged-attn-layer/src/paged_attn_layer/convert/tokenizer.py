@@ -30,4 +30,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
     with needs_extra("hf"):
         # transformers takes seconds to import, and here imports torch too where that is installed.
         from transformers import AutoTokenizer  # noqa: PLC0415
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{path} has a tokenizer that cannot be read ({reason}); download it again") from error

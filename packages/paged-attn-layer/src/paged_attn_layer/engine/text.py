@@ -38,7 +38,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, chat: bool | None) -> list[
     if not prompt.strip():
         raise ValueError("the prompt is empty; it must have some text")
     if chat and not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template; use chat=False")
+        raise ValueError("the tokenizer has no chat template; use chat=False (--no-chat)")
     if chat is False or not tokenizer.chat_template:
         return tokenizer.encode(prompt)
     turns = [{"role": "user", "content": prompt}]

@@ -1,6 +1,7 @@
 """The facts about a model that decide its arrays and its result, read from a Hugging Face config."""
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "Qwen2ForCausalLM": {"num_key_value_heads": 32, "use_sliding_window": False, "max_window_layers": 28},
 }
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_KINDS = (
+    ((*_REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings"), int, "an int of at least 1"),
+    (("rms_norm_eps", "rope_theta"), numbers.Real, "a number, not 0"),
+    (("rope_scaling", "rope_parameters", "quantization_config"), Mapping, "an object of settings"),
+)
+"""What a config's settings must be, where it has them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +94,7 @@ class ModelConfig:
         missing = [name for name in _REQUIRED if settings.get(name) is None]
         if missing:
             raise ValueError(f"the config has no {', '.join(missing)}; a config.json of {architecture} states them")
+        _check_kinds(settings)
         _refuse_unsupported(settings)
         heads = settings["num_attention_heads"]
         bias = architecture == "LlamaForCausalLM" and bool(settings["attention_bias"])
@@ -107,11 +115,22 @@ class ModelConfig:
 
 def _architecture(config: Mapping[str, Any]) -> str:
     names = config.get("architectures") or [config.get("model_type", "none given")]
+    if not isinstance(names, list):
+        raise ValueError(f"architectures={names!r} must be a list, such as ['LlamaForCausalLM']")
     if names[0] not in SUPPORTED_ARCHITECTURES:
         raise NotImplementedError(
             f"architecture {names[0]!r} is not supported; supported are {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     return names[0]
+
+
+def _check_kinds(settings: Mapping[str, Any]) -> None:
+    """Refuse what cannot be computed with; a setting that is `null` counts as left out."""
+    for names, kinds, wanted in _KINDS:
+        for name in names:
+            value = settings.get(name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or value == 0):
+                raise ValueError(f"{name}={value!r} must be {wanted}")
 
 
 def _refuse_unsupported(settings: Mapping[str, Any]) -> None:
