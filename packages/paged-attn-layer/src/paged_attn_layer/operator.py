@@ -5,7 +5,7 @@ import dataclasses
 from paged_attn_layer.dispatch import CacheMetadata, check_new_tokens, check_queries, to_ragged, to_rows
 from paged_attn_layer.mesh import resolve_mesh
 from paged_attn_layer.registry import AttentionImpl, AttentionOutput, AttentionRegistry, Heads
-from paged_attn_layer.sharded import check_values_if_known, place, view_on_mesh, write_and_attend
+from paged_attn_layer.sharded import place, view_on_mesh, write_and_attend
 from paged_cache import PagedAttentionCacheView
 from paged_kernels import Backend
 
@@ -73,7 +73,7 @@ class PagedAttn(AttentionImpl):
         view = view_on_mesh(cache_view, resolve_mesh(metadata.mesh, cache_view.mesh), metadata.partition_manager)
         q_rows = to_rows(q if metadata.runtime_dtype is None else q.astype(metadata.runtime_dtype), cache_metadata)
         k_rows, v_rows = (None if x is None else to_rows(x, cache_metadata) for x in (k, v))
-        check_values_if_known(view, batch, q_rows.shape[-3])
+        view.check_batch(batch, q_rows.shape[-3])
         placed = place(q_rows, k_rows, v_rows, view, batch)
         out, pages = write_and_attend(*placed, spec=metadata.spec(), backend=backend)
         # The caller's own split, not this call's: a view keeps its tree structure through scans and compiled steps.

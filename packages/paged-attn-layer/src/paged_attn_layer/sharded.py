@@ -6,14 +6,13 @@ from typing import cast
 
 import jax
 from eformer.escale import PartitionManager
-from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from paged_attn_layer.mesh import AnyMesh
 from paged_cache import PagedAttentionCacheView, kv_head_axis, sharded_call
 from paged_cache import PartitionManager as LayerTwoManager
-from paged_kernels import AttentionSpec, Backend, KVPages, RaggedBatch, check_batch, paged_attention
+from paged_kernels import AttentionSpec, Backend, KVPages, RaggedBatch, paged_attention
 
 Rows = Float[Array, "*groups tokens heads head_dim"]
 
@@ -33,20 +32,6 @@ def view_on_mesh(
     manager = cast(LayerTwoManager | None, partition_manager)  # eformer types its modes more narrowly than str
     head_axis = kv_head_axis(concrete, view.pages.num_kv_heads, manager)
     return dataclasses.replace(view, mesh=concrete, head_axis=head_axis)
-
-
-def check_values_if_known(view: PagedAttentionCacheView, batch: RaggedBatch, tokens: int) -> None:
-    """Refuse lengths and page ids that do not fit, in eager calls: what follows is compiled, and sees no values.
-
-    Raises:
-        ValueError: names the field and the sequence, what it is, and what it must be.
-    """
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(batch)):
-        return
-    pages = view.pages
-    for group in range(view.groups):
-        own = batch if view.data_axis is None else jax.tree.map(lambda leaf, g=group: leaf[g], batch)
-        check_batch(own, num_pages=pages.num_pages // view.groups, page_size=pages.page_size, tokens=tokens)
 
 
 def place(

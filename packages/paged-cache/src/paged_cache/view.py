@@ -86,7 +86,7 @@ class PagedAttentionCacheView:
                 checked where they are concrete, that is in eager code.
         """
         self._check_rows(key, value)
-        self._check_values_if_known(batch, key.shape[-3])
+        self.check_batch(batch, key.shape[-3])
         return dataclasses.replace(self, pages=self._write_pages(key, value, batch, backend))
 
     def write_prefill_to_cache(
@@ -127,6 +127,22 @@ class PagedAttentionCacheView:
         _check_row_count(key, part.decodes_position, "decode")
         return self.write(key, value, part.to_ragged_batch())
 
+    def check_batch(self, batch: RaggedBatch, tokens: int) -> None:
+        """Refuse page ids and lengths that do not fit the pages or the `tokens` rows; traced values are let pass.
+
+        For the host, before a call is compiled: what is compiled sees no values. Checks each of a stacked batch.
+
+        Raises:
+            ValueError: names the field and the sequence, what it is, and what it must be.
+        """
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(batch)):
+            return
+        batches = [batch] if self.data_axis is None else _unstack(batch, self.groups)
+        for each in batches:
+            check_batch(
+                each, num_pages=self.pages.num_pages // self.groups, page_size=self.pages.page_size, tokens=tokens
+            )
+
     def _write_pages(self, key: Array, value: Array, batch: RaggedBatch, backend: Backend | None) -> KVPages:
         if self.mesh is None:
             return write_kv(self.pages, key, value, batch, backend=backend)
@@ -148,15 +164,6 @@ class PagedAttentionCacheView:
             if rows.shape != want:
                 shape = ", ".join(["tokens" if i == len(lead) else str(n) for i, n in enumerate(want)])
                 raise ValueError(f"{name} {rows.shape} must be {names} = [{shape}], both of the same number of tokens")
-
-    def _check_values_if_known(self, batch: RaggedBatch, tokens: int) -> None:
-        """Refuse page ids and lengths that do not fit; under `shard_map` layer 1 sees traced values only."""
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(batch)):
-            return
-        num_pages, page_size = self.pages.num_pages // self.groups, self.pages.page_size
-        batches = [batch] if self.data_axis is None else _unstack(batch, self.groups)
-        for each in batches:
-            check_batch(each, num_pages=num_pages, page_size=page_size, tokens=tokens)
 
 
 def _drop_axis(name: str, rows: Array, axis: int) -> Array:
