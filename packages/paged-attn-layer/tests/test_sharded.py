@@ -48,8 +48,11 @@ def check(output, step):
     assert_array_equal(output.cache_view.pages.data, step.pages(with_new=True).data)
 
 
-@RUNS
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ("count", "run"),
+    [(1, forward), (2, forward), (4, forward), (8, forward), (8, run_eagerly)],
+    ids=["1", "2", "4", "8", "8-eager"],
+)
 def test_heads_split_over_any_number_of_devices_give_the_same(count, run):
     view = view_on(STEP, mesh_of(count))
     output = run(PagedAttn(), *STEP.rows(TOKENS), view, STEP.batch)
@@ -69,9 +72,23 @@ CONTEXTS = {"none": lambda mesh: contextlib.nullcontext(), "set_mesh": jax.set_m
 
 
 @OLDER
-@RUNS
-@pytest.mark.parametrize("context", ["set_mesh", "with"])
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    ("context", "axis_type", "run"),
+    [
+        ("set_mesh", AxisType.Auto, forward),
+        ("set_mesh", AxisType.Explicit, forward),
+        ("set_mesh", AxisType.Explicit, run_eagerly),
+        ("with", AxisType.Auto, run_eagerly),
+        ("with", AxisType.Explicit, forward),
+    ],
+    ids=[
+        "set_mesh-auto-jit",
+        "set_mesh-explicit-jit",
+        "set_mesh-explicit-eager",
+        "with-auto-eager",
+        "with-explicit-jit",
+    ],
+)
 def test_fault_12_pages_of_one_device_work_on_the_context_s_mesh(context, run, axis_type):
     mesh = jax.make_mesh((4,), ("tp",), axis_types=(axis_type,))
     q, k, v = STEP.rows(TOKENS)
@@ -83,8 +100,11 @@ def test_fault_12_pages_of_one_device_work_on_the_context_s_mesh(context, run, a
 
 
 @OLDER
-@RUNS
-@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize(
+    ("context", "run"),
+    [("none", run_eagerly), ("set_mesh", forward), ("set_mesh", run_eagerly), ("with", forward)],
+    ids=["none-eager", "set_mesh-jit", "set_mesh-eager", "with-jit"],
+)
 def test_fault_12_prefill_and_decode_take_the_mesh_by_the_same_rule(context, run):
     mesh, view = mesh_of(2), view_on(STEP, mesh_of(2))
     with CONTEXTS[context](mesh):
