@@ -106,3 +106,9 @@ def test_refuses_pages_that_differ_and_lengths_beyond_the_table():
         pallas_paged_attention(q, k, v, lengths.at[1].set(81), table)
     with pytest.raises(ValueError, match=r"kv_lens\[0\]=81 needs 6 pages of 16"):
         pallas_prefill_attention(q, k, v, jnp.int32(81), table[0])
+
+
+def test_refuses_a_length_that_is_no_integer():
+    case = make_case(WORKLOADS["decode"])
+    with pytest.raises(ValueError, match="length has dtype float32; it must be an integer"):
+        pallas_prefill_attention(case.q, case.pages.k, case.pages.v, jnp.float32(20.7), case.batch.page_table[0])

@@ -80,11 +80,14 @@ def pallas_prefill_attention(
     chunk but the last must be full. Rows past the prompt's end give zeros, and so does a `length` of 0.
 
     Raises:
-        ValueError: as `paged_attention`.
+        ValueError: `length` is no integer, or as `paged_attention`.
         NotImplementedError: as `paged_attention`.
     """
     chunk = q.shape[0]
-    length = jnp.asarray(length, jnp.int32)
+    length = jnp.asarray(length)
+    if not jnp.issubdtype(length.dtype, jnp.integer):
+        raise ValueError(f"length has dtype {length.dtype}; it must be an integer, the number of tokens")
+    length = length.astype(jnp.int32)
     rows = jnp.where(length > 0, (length - 1) % chunk + 1, 0)
     batch = RaggedBatch(
         page_table=page_indices[None],

@@ -40,9 +40,10 @@ class AttentionSpec:
         window = self.sliding_window
         if window is None:
             return
-        if not isinstance(window, numbers.Integral) or isinstance(window, bool) or window < 1:
+        if not isinstance(window, numbers.Integral) or isinstance(window, bool) or not 1 <= window < 2**31:
             raise ValueError(
-                f"sliding_window={window!r} must be an int of at least 1 (the query's own key), or None for no window"
+                f"sliding_window={window!r} must be an int of at least 1 (the query's own key) and below 2**31 "
+                "(positions are int32), or None for no window"
             )
 
     def resolved_scale(self, head_dim: int) -> float:

@@ -148,6 +148,21 @@ def test_traced_page_ids_out_of_range_read_nothing_outside():
         assert_rows_close(out[2:], expected[2:], "float32")
 
 
+@pytest.mark.parametrize("backend", ["xla", "tpu_interpret"])
+def test_gradients_are_refused_where_there_are_none(backend):
+    case = make_case(WORKLOADS["decode"])
+    with pytest.raises(NotImplementedError, match=f"backend='{backend}' has no gradient; use backend='reference'"):
+        jax.grad(lambda q: attend(q, case.pages, case.batch, SPECS["plain"], backend=backend).sum())(case.q)
+
+
+def test_xla_refuses_float64():
+    with jax.enable_x64(True):
+        case = make_case(WORKLOADS["decode"], dtype="float64")
+        message = "q has dtype float64; the xla backend computes in float32: .* use backend='reference'"
+        with pytest.raises(NotImplementedError, match=message):
+            paged_attention(case.q, case.pages, case.batch, SPECS["plain"], backend="xla")
+
+
 def test_pages_split_by_heads_and_pages_place_by_the_one_spec():
     mesh = jax.make_mesh((2, 4), ("dp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     pages = KVPages.zeros(4, 16, 8, 64)

@@ -64,12 +64,14 @@ def paged_attention(
         spec: scale, masks and cap.
         backend: `None` picks by platform.
         block_sizes: how a backend cuts the work; never changes the result beyond rounding. `None` picks by chip.
-        return_lse: also return `log sum_p exp(s(t, p))`, float32 `[tokens, q_heads]`; -inf where no key is visible.
-            Two outputs over different keys merge by it: weigh each by `exp(lse)`.
+        return_lse: also return `log sum_p exp(s(t, p))`, `[tokens, q_heads]`, -inf where no key is visible; float32, or
+            float64 from `reference` where that is enabled. Outputs over different keys merge by it: weigh each by
+            `exp(lse)`.
 
     Raises:
         ValueError: an argument does not fit the others, or the backend cannot run here.
-        NotImplementedError: the backend does not have what the arguments ask for; says what does.
+        NotImplementedError: the backend does not have what the arguments ask for, or a gradient is taken through one
+            that has none; says what does.
     """
     check_attention_inputs(q, pages, batch)
     out, lse = _attend(q, pages, batch, spec, backend=resolve_backend(backend), block_sizes=block_sizes)
@@ -88,6 +90,15 @@ def _attend(
 ) -> tuple[Output, LogSumExp]:
     if backend == "reference":
         return paged_attention_reference(q, pages, batch, spec)
-    if backend == "xla":
-        return paged_attention_xla(q, pages, batch, spec, block_sizes)
-    return paged_attention_tpu(q, pages, batch, spec, block_sizes, interpret=backend == "tpu_interpret")
+
+    @jax.custom_jvp
+    def attend(q, pages, batch):
+        if backend == "xla":
+            return paged_attention_xla(q, pages, batch, spec, block_sizes)
+        return paged_attention_tpu(q, pages, batch, spec, block_sizes, interpret=backend == "tpu_interpret")
+
+    @attend.defjvp
+    def refuse(primals, tangents):
+        raise NotImplementedError(f"backend={backend!r} has no gradient; use backend='reference'")
+
+    return attend(q, pages, batch)

@@ -7,14 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # its verdict on races is not public
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
-from kernel_data import SPECS, WORKLOADS, Workload, assert_lse_close, assert_rows_close, attend_densely, make_case
+from kernel_data import (
+    SPECS,
+    WORKLOADS,
+    Workload,
+    assert_lse_close,
+    assert_rows_close,
+    attend_densely,
+    decode,
+    make_case,
+)
 
 from paged_kernels import AttentionSpec, BlockSizes, KVPages, RaggedBatch, paged_attention
-from paged_kernels.attention.tpu.launch import INTERPRET, paged_attention_tpu
+from paged_kernels.attention.tpu.launch import paged_attention_tpu
+from paged_kernels.mosaic import INTERPRET
 
 SMALL = BlockSizes(q_rows=16, kv_pages=2)
+EAGER = dataclasses.replace(INTERPRET, dma_execution_mode="eager")
 kernel = jax.jit(paged_attention_tpu, static_argnames=("spec", "block_sizes", "interpret"))
 
 
@@ -81,16 +91,30 @@ def test_queries_and_pages_of_different_types(q_dtype, kv_dtype):
 
 
 @pytest.mark.parametrize("workload", ["decode", "mixed"])
-def test_no_races(workload):
-    """Every copy has arrived before it is read, and nothing is overwritten while it is in use (fault 7)."""
+def test_fault_7_no_copy_is_read_early_or_overwritten(workload):
+    """Fault 7: the seed's K, V and both their buffers shared a semaphore, so a wait could be for another's copy."""
     check(
         WORKLOADS[workload],
         SPECS["plain"],
         "float32",
-        BlockSizes(q_rows=16, kv_pages=2),
+        SMALL,
         dataclasses.replace(INTERPRET, detect_races=True),
     )
     assert not interpret_pallas_call.races.races_found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_infinities_stay_with_their_sequence(dtype):
+    """Blocks that are not full follow one that is, in each of the buffers: what it left there is not multiplied."""
+    case = make_case(decode(64, 20, 5, 64, 40, 3, q_heads=2, kv_heads=1), dtype=dtype)
+    first = case.batch.page_table[0, :4]
+    pages = KVPages(case.pages.data.at[first].set(jnp.inf))
+    out, _ = kernel(case.q, pages, case.batch, SPECS["plain"], SMALL, interpret=True)
+    assert_rows_close(out[1:], attend_densely(case, SPECS["plain"])[0][1:], dtype)
+
+
+def test_copies_may_arrive_at_once():
+    check(WORKLOADS["mixed"], SPECS["plain"], "float32", interpret=EAGER)
 
 
 def test_runs_where_64_bit_types_are_on():
@@ -153,10 +177,3 @@ def test_blocks_too_large_are_refused_before_compiling():
     wide = dataclasses.replace(batch, page_table=jnp.ones((1, 10**6), jnp.int32))
     with pytest.raises(NotImplementedError, match="MiB of VMEM"):
         paged_attention(q, pages, wide, AttentionSpec(), backend="tpu_interpret", block_sizes=sizes)
-
-
-def test_the_interpreter_is_at_its_strictest():
-    assert isinstance(INTERPRET, pltpu.InterpretParams)
-    assert INTERPRET.dma_execution_mode == "on_wait"
-    assert INTERPRET.out_of_bounds_reads == "raise"
-    assert INTERPRET.uninitialized_memory == "nan"

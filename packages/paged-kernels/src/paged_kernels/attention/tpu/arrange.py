@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from paged_kernels.attention.tpu.config import LANES, Config, cdiv
+from paged_kernels.attention.tpu.config import Config
+from paged_kernels.mosaic import LANES, cdiv
 
 
 def arrange_q(

@@ -6,25 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from paged_kernels.mosaic import LANES, SUBLANES, cdiv, round_up
 from paged_kernels.spec import AttentionSpec
-
-LANES = 128
-"""Width of a vector register, in elements of 32 bits; also the page ids that one row of the table's copy holds."""
-SUBLANES = 8
-"""Height of a vector register."""
 
 Memory = Any
 """A reference in the kernel; before the call, what to allocate for it. (Pallas has no one type for both.)"""
-
-
-def cdiv(a: int, b: int) -> int:
-    """`a / b`, rounded up."""
-    return -(-a // b)
-
-
-def round_up(a: int, multiple: int) -> int:
-    """The least multiple of `multiple` that is at least `a`."""
-    return cdiv(a, multiple) * multiple
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

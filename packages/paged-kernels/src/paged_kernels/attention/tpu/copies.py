@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from paged_kernels.attention.tpu.config import LANES, Config, Memory
+from paged_kernels.attention.tpu.config import Config, Memory
 from paged_kernels.attention.tpu.schedule import Tiles, visible_keys
+from paged_kernels.mosaic import LANES
 
 PAGES_AT_ONCE = 8
 """Copies of a full block that are started side by side."""
@@ -45,6 +46,7 @@ class PageBuffers:
 
     kv: Memory  # [buffers, kv_heads, block_tokens, kv_lanes]
     kv_arrived: Memory  # semaphores [buffers]
+    held: Memory  # SMEM [buffers], pages of each slot that need not be zero
     ids: Memory  # SMEM [2, table_chunks, 1, 128]
     ids_arrived: Memory  # semaphores [2]
 
@@ -54,6 +56,7 @@ class PageBuffers:
         return cls(
             kv=pltpu.VMEM((c.buffers, c.kv_heads, c.block_tokens, c.kv_lanes), c.kv_dtype),
             kv_arrived=pltpu.SemaphoreType.DMA((c.buffers,)),
+            held=pltpu.SMEM((c.buffers,), jnp.int32),
             ids=pltpu.SMEM((2, c.table_chunks, 1, LANES), jnp.int32),
             ids_arrived=pltpu.SemaphoreType.DMA((2,)),
         )
@@ -63,8 +66,8 @@ class PageBuffers:
 class PageStream:
     """Blocks of pages on their way from HBM into VMEM.
 
-    Every row of a slot is finite at all times: zero, or the key and value of some token. A row that is not fetched
-    may thus be multiplied by a weight of zero.
+    A row of the block that is no token of its sequence is zero, so it may be multiplied by a weight of zero: whatever
+    another sequence's values are, infinities and NaN too, they stay with that sequence.
     """
 
     config: Config
@@ -79,7 +82,7 @@ class PageStream:
         first = Cursor(step=zero, tile=zero, page=self.tiles.first_page[0])
         self._start_ids(first)
         for slot in range(self.config.buffers):
-            self.buffers.kv[slot] = jnp.zeros_like(self.buffers.kv[slot])
+            self.buffers.held[slot] = jnp.int32(self.config.kv_pages)  # nobody knows what
         ahead = first
         for _ in range(self.config.buffers - 1):
             ahead = self.start(ahead)
@@ -98,7 +101,7 @@ class PageStream:
         return after
 
     def wait(self, at: Cursor) -> None:
-        """Wait until block `at` is in its slot, and zero the slots of its pages that are not to be read."""
+        """Wait until block `at` is in its slot, and zero what is no token of its sequence."""
         full = self._count(at) == self.config.kv_pages
 
         @pl.when(full)
@@ -111,6 +114,7 @@ class PageStream:
         def _():
             jax.lax.fori_loop(0, self._count(at), lambda i, _: self._page_copy(at, i, 0).wait(), None)
 
+        self._zero_other_pages(at)
         self._clean(at)
 
     def slot(self, at: Cursor) -> jax.Array:
@@ -167,6 +171,17 @@ class PageStream:
     def _rows(self, i):
         size = self.config.page_size
         return pl.ds(pl.multiple_of(i * size, size), size)
+
+    def _zero_other_pages(self, at: Cursor) -> None:
+        """Zero the pages that an earlier block left in the slot and this block does not fetch."""
+        slot, count = self.slot(at), self._count(at)
+
+        def zero_page(i, _):
+            page = self.buffers.kv.at[slot, :, self._rows(i)]
+            page[...] = jnp.zeros(page.shape, page.dtype)
+
+        jax.lax.fori_loop(count, self.buffers.held[slot], zero_page, None)
+        self.buffers.held[slot] = count
 
     def _clean(self, at: Cursor) -> None:
         tiles, size = self.tiles, self.config.page_size

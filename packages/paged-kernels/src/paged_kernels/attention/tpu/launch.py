@@ -9,7 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from paged_kernels.attention.tpu import arrange
-from paged_kernels.attention.tpu.config import LANES, Config
+from paged_kernels.attention.tpu.config import Config
 from paged_kernels.attention.tpu.kernel import Scratch, attention_kernel
 from paged_kernels.attention.tpu.schedule import make_tiles, max_tiles
 from paged_kernels.attention.tpu.sizes import check_fits, preferred_block_sizes, q_rows_for, shrink_to_fit
@@ -17,10 +17,8 @@ from paged_kernels.batch import RaggedBatch
 from paged_kernels.block_sizes import BlockSizes
 from paged_kernels.chip import Chip, chip_in_scope
 from paged_kernels.layout import KVPages
+from paged_kernels.mosaic import KERNEL_DTYPES, LANES, SUBLANES, Interpret, interpreter
 from paged_kernels.spec import AttentionSpec
-
-INTERPRET = pltpu.InterpretParams(dma_execution_mode="on_wait", out_of_bounds_reads="raise", uninitialized_memory="nan")
-"""The interpreter at its strictest: copies as late as the hardware allows, and nothing read by luck."""
 
 
 def paged_attention_tpu(
@@ -30,7 +28,7 @@ def paged_attention_tpu(
     spec: AttentionSpec,
     block_sizes: BlockSizes | None,
     *,
-    interpret: bool | pltpu.InterpretParams,
+    interpret: Interpret,
 ) -> tuple[Float[Array, "tokens q_heads head_dim"], Float[Array, "tokens q_heads"]]:
     """The output in `q.dtype` and the log-sum-exp of each row's logits (natural log, float32, -inf for no token).
 
@@ -49,13 +47,11 @@ def paged_attention_tpu(
     chip = chip_in_scope()
     config = make_config(q, pages, batch, spec, block_sizes=block_sizes, chip=chip)
     check_fits(config, chip, max_tiles(config.tokens, batch.seqs, config.q_rows) + 1)
-    if config.tokens == 0:
-        return q, jnp.zeros(q.shape[:2], jnp.float32)
     with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
-        return _call_kernel(q, pages, batch, config, chip=chip, interpret=INTERPRET if interpret is True else interpret)
+        return _call_kernel(q, pages, batch, config, chip=chip, interpret=interpreter(interpret))
 
 
-def _call_kernel(q, pages: KVPages, batch: RaggedBatch, config: Config, *, chip: Chip, interpret):
+def _call_kernel(q, pages: KVPages, batch: RaggedBatch, config: Config, *, chip: Chip, interpret: Interpret):
     c = config
     tiles = make_tiles(batch, c.spec, tokens=c.tokens, q_rows=c.q_rows, page_size=c.page_size)
     out, lse = pl.pallas_call(
@@ -105,7 +101,7 @@ def make_config(
 
 def _check_supported(q: Array, pages: KVPages) -> None:
     for name, dtype in (("q", q.dtype), ("pages", pages.dtype)):
-        if dtype.name not in ("float32", "bfloat16"):
+        if dtype.name not in KERNEL_DTYPES:
             raise NotImplementedError(
                 f"{name} has dtype {dtype.name}; the TPU kernel has float32 and bfloat16: cast it, or use backend='xla'"
             )
@@ -114,7 +110,7 @@ def _check_supported(q: Array, pages: KVPages) -> None:
             f"head_dim={pages.head_dim} must be 64 or a multiple of 128 (the width of a register) for the TPU kernel; "
             "pad the heads, or use backend='xla'"
         )
-    sublanes = 32 // pages.dtype.itemsize
+    sublanes = SUBLANES * 4 // pages.dtype.itemsize
     if pages.page_size % sublanes:
         raise NotImplementedError(
             f"page_size={pages.page_size} must be a multiple of {sublanes} (the height of a register of "

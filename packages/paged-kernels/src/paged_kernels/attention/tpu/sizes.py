@@ -2,9 +2,10 @@
 
 import dataclasses
 
-from paged_kernels.attention.tpu.config import LANES, Config, cdiv, round_up
+from paged_kernels.attention.tpu.config import Config
 from paged_kernels.block_sizes import BlockSizes
 from paged_kernels.chip import Chip
+from paged_kernels.mosaic import LANES, cdiv, round_up
 
 DECODE_KEYS = {2: 2048, 4: 512}
 """Keys in a block for decode, by bytes an element: large, so that the latency of a block's copies is a small part of

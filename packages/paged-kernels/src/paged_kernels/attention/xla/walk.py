@@ -28,7 +28,11 @@ def paged_attention_xla(
 
     Sequences with a single row are walked in tiles of one row, the others in tiles of `block_sizes.q_rows`.
     Trip counts are data: one compilation serves all lengths, and each call costs what its lengths cost.
+
+    Raises:
+        NotImplementedError: q or the pages are float64.
     """
+    _check_supported(q, pages)
     tokens = q.shape[0]
     blocks = block_sizes or default_block_sizes(pages)
     most_rows = max(1, min(blocks.q_rows, tokens, batch.max_q_len or tokens))
@@ -46,6 +50,14 @@ def default_block_sizes(pages: KVPages) -> BlockSizes:
     key_bytes = 2 * 4 * pages.num_kv_heads * pages.head_dim
     keys = min(DEFAULT_KEYS, MOST_BLOCK_BYTES // key_bytes)
     return BlockSizes(q_rows=DEFAULT_Q_ROWS, kv_pages=max(1, keys // pages.page_size))
+
+
+def _check_supported(q: Array, pages: KVPages) -> None:
+    for name, dtype in (("q", q.dtype), ("pages", pages.dtype)):
+        if dtype == jnp.float64:
+            raise NotImplementedError(
+                f"{name} has dtype float64; the xla backend computes in float32: cast it, or use backend='reference'"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,14 +12,11 @@ from jaxtyping import Array, Float
 
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.layout import KVPages
+from paged_kernels.mosaic import KERNEL_DTYPES, Interpret, interpreter, round_up
 from paged_kernels.page_write.slots import row_slots
 from paged_kernels.page_write.tpu.kernel import Buffers, write_runs_kernel
 from paged_kernels.page_write.tpu.runs import Runs, max_runs, plan_runs
 
-INTERPRET = pltpu.InterpretParams(dma_execution_mode="on_wait", out_of_bounds_reads="raise", uninitialized_memory="nan")
-"""The interpreter at its strictest: copies as late as the hardware allows, and nothing read by luck."""
-
-DTYPES = ("float32", "bfloat16")
 SLOT_TILE = 8
 """Rows of a tile in HBM, of either type (XLA's T(8,128)); a copy starts and ends at a multiple of it."""
 HEAD_TILE = 64
@@ -48,7 +45,7 @@ class WriteSizes:
         """The sizes for spans of this many slots and runs of at most `longest` rows."""
         row_tile = SLOT_TILE * 4 // pages.dtype.itemsize
         # The run may start at the last row of a tile.
-        strip = max(span, _round_up(row_tile - 1 + min(longest, span), row_tile))
+        strip = max(span, round_up(row_tile - 1 + min(longest, span), row_tile))
         row_bytes = pages.num_kv_heads * 2 * pages.head_dim * pages.dtype.itemsize
         depth = BUFFER_BYTES // ((span + strip) * row_bytes)
         return cls(span=span, strip=strip, row_tile=row_tile, depth=max(2, min(MAX_DEPTH, depth)))
@@ -74,7 +71,7 @@ def write_kv_tpu(
     v: Float[Array, "tokens kv_heads head_dim"],
     batch: RaggedBatch,
     *,
-    interpret: bool | pltpu.InterpretParams,
+    interpret: Interpret,
 ) -> KVPages:
     """Pages with each row's `K‖V` in its slot, in place if `pages` is donated; rows that go nowhere are dropped.
 
@@ -92,16 +89,14 @@ def write_kv_tpu(
     """
     sizes = WriteSizes.choose(pages, batch.max_q_len)
     tokens = k.shape[0]
-    if tokens == 0:
-        return pages
     rows = _kernel_rows(k, v, pages, sizes)
     with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
         page_ids, slots = row_slots(pages, batch, tokens)
         runs = plan_runs(page_ids, slots, span=sizes.span, size=max_runs(tokens, batch.seqs, sizes.span))
-        return KVPages(_call_kernel(runs, rows, pages, sizes, INTERPRET if interpret is True else interpret))
+        return KVPages(_call_kernel(runs, rows, pages, sizes, interpreter(interpret)))
 
 
-def _call_kernel(runs: Runs, rows: Array, pages: KVPages, sizes: WriteSizes, interpret: Any) -> Array:
+def _call_kernel(runs: Runs, rows: Array, pages: KVPages, sizes: WriteSizes, interpret: Interpret) -> Array:
     return pl.pallas_call(
         functools.partial(write_runs_kernel, row_tile=sizes.row_tile),
         out_shape=jax.ShapeDtypeStruct(pages.data.shape, pages.dtype),
@@ -145,14 +140,14 @@ def _kernel_rows(
     """The rows as pages hold them, head by head, padded to whole tiles and to at least one strip."""
     kv = jnp.concatenate([k, v], axis=-1).astype(pages.dtype)
     tokens = kv.shape[0]
-    padding = max(_round_up(tokens, sizes.row_tile), sizes.strip) - tokens
+    padding = max(round_up(tokens, sizes.row_tile), sizes.strip) - tokens
     return jnp.pad(jnp.swapaxes(kv, 0, 1), ((0, 0), (0, padding), (0, 0)))
 
 
 def _check_supported(pages: KVPages) -> None:
-    if pages.dtype.name not in DTYPES:
+    if pages.dtype.name not in KERNEL_DTYPES:
         raise NotImplementedError(
-            f"pages of {pages.dtype.name} cannot be written by the TPU kernel; use {' or '.join(DTYPES)}, "
+            f"pages of {pages.dtype.name} cannot be written by the TPU kernel; use {' or '.join(KERNEL_DTYPES)}, "
             "or backend='xla'"
         )
     if pages.head_dim % HEAD_TILE:
@@ -165,7 +160,3 @@ def _check_supported(pages: KVPages) -> None:
             f"page_size={pages.page_size} must be a multiple of {SLOT_TILE} (rows of a tile) for the TPU kernel; "
             "use 16, or backend='xla'"
         )
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -1,0 +1,30 @@
+"""What the TPU kernels share: the size of a register, the types that they take, and how they are interpreted."""
+
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+"""Width of a vector register, in elements of 32 bits."""
+SUBLANES = 8
+"""Height of a vector register, in elements of 32 bits; of bfloat16 it holds twice as many rows."""
+KERNEL_DTYPES = ("float32", "bfloat16")
+"""The types that the kernels take."""
+INTERPRET = pltpu.InterpretParams(dma_execution_mode="on_wait", out_of_bounds_reads="raise", uninitialized_memory="nan")
+"""The interpreter at its strictest: copies as late as the hardware allows, and nothing read by luck."""
+
+Interpret = bool | pltpu.InterpretParams
+"""`False` to compile, `True` to interpret by `INTERPRET`, or the interpreter's own parameters."""
+
+
+def interpreter(interpret: Interpret) -> Interpret:
+    """What `pallas_call` is to be told."""
+    return INTERPRET if interpret is True else interpret
+
+
+def cdiv(a: int, b: int) -> int:
+    """`a / b`, rounded up."""
+    return -(-a // b)
+
+
+def round_up(a: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is at least `a`."""
+    return cdiv(a, multiple) * multiple
