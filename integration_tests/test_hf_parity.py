@@ -103,5 +103,5 @@ def count_ties(hf_logits, prompt: list[int], answer: list[int]) -> int:
     for token, logits in zip(answer, hf_logits(prompt + answer[:-1])[len(prompt) - 1 :], strict=True):
         gap = logits.max() - logits[token]
         assert gap < TIE, f"chose {token}, {gap} below the best, {logits.argmax()}"
-        ties += token != logits.argmax()
+        ties += int(token != logits.argmax())
     return ties
