@@ -3,7 +3,7 @@ import pytest
 from dense import Step
 
 from paged_attn_layer import PagedAttn
-from paged_cache import PagedAttentionMetadata
+from paged_cache import PagedAttentionCache, PagedAttentionMetadata
 
 STEP = Step(kv_lens=(5, 9), q_lens=(5, 1))
 POSITIONS = jnp.arange(8, dtype=jnp.int32)
@@ -31,10 +31,17 @@ def test_the_queries_of_a_batch_have_three_axes():
         PagedAttn()(jnp.zeros((1, 6, 4, 16)), None, None, STEP.view(), STEP.batch)
 
 
-def test_keys_of_other_rows_than_the_queries_are_refused():
+def test_keys_and_values_that_do_not_fit_queries_or_pages_are_refused():
     q, k, v = STEP.rows()
-    with pytest.raises(ValueError, match=r"k \(5, 2, 16\) must have the rows of q \(6, 4, 16\): \(6,\)"):
+    with pytest.raises(ValueError, match=r"k \(5, 2, 16\) must be \(6, 2, 16\): the rows of q, and heads and head_dim"):
         PagedAttn()(q, k[:5], v[:5], STEP.view(), STEP.batch)
+    with pytest.raises(ValueError, match=r"v \(6, 1, 16\) must be \(6, 2, 16\)"):
+        PagedAttn()(q, k, v[:, :1], STEP.view(), STEP.batch)
+
+
+def test_what_is_no_view_is_refused():
+    with pytest.raises(ValueError, match=r"cache_view is a PagedAttentionCache; it must be one layer's .* cache.views"):
+        PagedAttn()(STEP.rows()[0], None, None, PagedAttentionCache((STEP.view(),)), STEP.batch)
 
 
 def test_what_is_no_metadata_is_refused():

@@ -45,8 +45,8 @@ def check_queries(q: Array, cache_metadata: CacheMetadata, view: PagedAttentionC
         raise ValueError(f"q {q.shape} must have a multiple of {kv_heads} heads and head_dim {head_dim}, as the pages")
 
 
-def check_new_tokens(k: Array | None, v: Array | None, q: Array) -> None:
-    """Refuse keys without values, values without keys, and either for other rows than the queries'.
+def check_new_tokens(k: Array | None, v: Array | None, q: Array, view: PagedAttentionCacheView) -> None:
+    """Refuse keys without values, values without keys, and either where they do not fit the queries or the pages.
 
     Raises:
         ValueError: names what does not fit, what it is, and what it must be.
@@ -54,9 +54,10 @@ def check_new_tokens(k: Array | None, v: Array | None, q: Array) -> None:
     if (k is None) != (v is None):
         missing, given = ("k", "v") if k is None else ("v", "k")
         raise ValueError(f"{missing} is None but {given} is not; give both to write them, or neither to read only")
+    want = (*q.shape[:-2], view.pages.num_kv_heads, view.pages.head_dim)
     for name, rows in (("k", k), ("v", v)):
-        if rows is not None and rows.shape[:-2] != q.shape[:-2]:
-            raise ValueError(f"{name} {rows.shape} must have the rows of q {q.shape}: {q.shape[:-2]}")
+        if rows is not None and rows.shape != want:
+            raise ValueError(f"{name} {rows.shape} must be {want}: the rows of q, and heads and head_dim of the pages")
 
 
 def _mode_and_lead(cache_metadata: CacheMetadata, view: PagedAttentionCacheView) -> tuple[str, tuple[int | str, ...]]:

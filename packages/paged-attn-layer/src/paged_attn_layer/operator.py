@@ -69,7 +69,7 @@ class PagedAttn(AttentionImpl):
         backend = metadata.backend or backend
         batch = to_ragged(cache_metadata)
         check_queries(q, cache_metadata, cache_view)
-        check_new_tokens(k, v, q)
+        check_new_tokens(k, v, q, cache_view)
         view = view_on_mesh(cache_view, resolve_mesh(metadata.mesh, cache_view.mesh), metadata.partition_manager)
         q_rows = to_rows(q if metadata.runtime_dtype is None else q.astype(metadata.runtime_dtype), cache_metadata)
         k_rows, v_rows = (None if x is None else to_rows(x, cache_metadata) for x in (k, v))

@@ -195,8 +195,13 @@ class AttentionImpl(abc.ABC):
 
         Raises:
             NotImplementedError: `return_attention_weights`: the weights of a paged cache are never materialised.
-            ValueError: the platform has no `forward_*`.
+            ValueError: `cache_view` is none, or the platform has no `forward_*`.
         """
+        if not isinstance(cache_view, PagedAttentionCacheView):
+            raise ValueError(
+                f"cache_view is a {type(cache_view).__name__}; it must be one layer's PagedAttentionCacheView, such as "
+                "cache.views[0]"
+            )
         if return_attention_weights:
             raise NotImplementedError(
                 "return_attention_weights=True is not supported: the weights over a paged cache are never materialised"
