@@ -148,6 +148,24 @@ def test_traced_page_ids_out_of_range_read_nothing_outside():
         assert_rows_close(out[2:], expected[2:], "float32")
 
 
+@pytest.mark.parametrize("backend", ["reference", "tpu_interpret"])
+def test_rows_before_position_zero_give_zeros(backend):
+    """Traced lengths may be shorter than the rows are many; without causality such a row would else see every key."""
+    case = make_case(WORKLOADS["decode"])
+    batch = dataclasses.replace(
+        case.batch,
+        kv_lens=case.batch.kv_lens.at[0].set(2),
+        cu_q_lens=case.batch.cu_q_lens.at[1:].set(5),
+        num_seqs=jnp.int32(1),
+        max_q_len=None,
+    )
+    out, lse = attend(case.q, case.pages, batch, SPECS["bidirectional"], backend=backend, return_lse=True)
+    assert not out[:3].any()
+    assert np.isneginf(lse[:3]).all()
+    assert np.abs(out[3:5]).min(axis=-1).all()
+    assert not out[5:].any()
+
+
 @pytest.mark.parametrize("backend", ["xla", "tpu_interpret"])
 def test_gradients_are_refused_where_there_are_none(backend):
     case = make_case(WORKLOADS["decode"])

@@ -1,12 +1,12 @@
 """The schedule against a plain Python walk over rows, blocks and keys."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernel_data import SPECS, WORKLOADS, make_case, token_places
 
 from paged_kernels import AttentionSpec, RaggedBatch
-from paged_kernels.attention.tpu.schedule import Tiles, fully_visible, make_tiles, max_tiles, visible, visible_keys
+from paged_kernels.attention.mask import visible
+from paged_kernels.attention.tpu.schedule import Tiles, make_tiles, max_tiles
 
 
 def tiles_by_hand(workload, spec, q_rows):
@@ -55,15 +55,3 @@ def test_a_length_beyond_the_table_is_cut():
     batch = RaggedBatch.from_lists([[1, 2]], kv_lens=[99], q_lens=[1])
     tiles = make_tiles(batch, AttentionSpec(), tokens=1, q_rows=1, page_size=16)
     assert int(tiles.end_page[0]) == 2
-
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_ranges_of_visible_keys_agree_with_single_keys(spec):
-    spec, kv_len = SPECS[spec], 40
-    p = np.arange(64)
-    for t_lo, t_hi in [(0, 1), (0, 40), (7, 23), (39, 40)]:
-        sees = np.array([visible(spec, t, p, kv_len) for t in range(t_lo, t_hi)])
-        first, end = visible_keys(spec, jnp.int32(t_lo), jnp.int32(t_hi), kv_len)
-        assert (int(first), int(end)) == (np.flatnonzero(sees.any(0))[0], np.flatnonzero(sees.any(0))[-1] + 1)
-        for p_lo, p_hi in [(0, 1), (0, 16), (16, 32), (5, 9), (32, 48)]:
-            assert fully_visible(spec, (t_lo, t_hi), (p_lo, p_hi), kv_len) == sees[:, p_lo:p_hi].all()

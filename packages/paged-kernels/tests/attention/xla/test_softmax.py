@@ -1,11 +1,10 @@
-"""The online softmax and the mask, as arrays."""
+"""The online softmax, as arrays."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paged_kernels import AttentionSpec
-from paged_kernels.attention.xla.softmax import SoftmaxState, logits, visible_keys
+from paged_kernels.attention.xla.softmax import SoftmaxState, logits
 
 
 def data(keys=12, head_dim=8):
@@ -45,24 +44,6 @@ def test_large_logits_do_not_overflow():
     out, lse = SoftmaxState.empty(1, 1, 1).see(s, jnp.array([[[1.0], [2.0]]])).finish()
     np.testing.assert_allclose(out[0, 0, 0], 1 + 1 / (1 + np.e), rtol=1e-3)
     np.testing.assert_allclose(lse, 1e4 + np.log(1 + np.exp(-1)), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ({}, ["111...", "1111..", "11111."]),
-        ({"causal": False}, ["11111.", "11111.", "11111."]),
-        ({"sliding_window": 2}, [".11...", "..11..", "...11."]),
-        ({"sliding_window": 2, "causal": False}, [".1111.", "..111.", "...11."]),
-    ],
-)
-def test_visible_keys(spec, expected):
-    visible = visible_keys(jnp.arange(2, 5), jnp.arange(6), jnp.int32(5), AttentionSpec(**spec))
-    assert ["".join(".1"[int(x)] for x in row) for row in visible] == expected
-
-
-def test_a_row_that_is_no_token_sees_nothing():
-    assert not visible_keys(jnp.array([-1]), jnp.arange(4), jnp.int32(4), AttentionSpec(causal=False)).any()
 
 
 def test_logits_are_capped():

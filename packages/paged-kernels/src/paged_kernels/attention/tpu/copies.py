@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from paged_kernels.attention.mask import key_range
 from paged_kernels.attention.tpu.config import Config, Memory
-from paged_kernels.attention.tpu.schedule import Tiles, visible_keys
+from paged_kernels.attention.tpu.schedule import Tiles
 from paged_kernels.mosaic import LANES
 
 PAGES_AT_ONCE = 8
@@ -186,7 +187,7 @@ class PageStream:
     def _clean(self, at: Cursor) -> None:
         tiles, size = self.tiles, self.config.page_size
         kv_len, position = tiles.kv_len[at.tile], tiles.position[at.tile]
-        first_key = visible_keys(self.config.spec, position + tiles.row_lo[at.tile], position, kv_len)[0]
+        first_key = key_range(self.config.spec, position + tiles.row_lo[at.tile], position, kv_len)[0]
         last_page = kv_len // size  # where the sequence ends inside a page, that page
         ends_inside = (kv_len % size != 0) & (last_page >= at.page) & (last_page < at.page + self._count(at))
 

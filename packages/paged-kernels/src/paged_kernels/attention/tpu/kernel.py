@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from paged_kernels.attention.mask import fully_visible, visible
 from paged_kernels.attention.tpu import softmax
 from paged_kernels.attention.tpu.config import Config, Memory
 from paged_kernels.attention.tpu.copies import Cursor, PageBuffers, PageStream, RowBuffers, RowStream
-from paged_kernels.attention.tpu.schedule import Tiles, fully_visible, visible
+from paged_kernels.attention.tpu.schedule import Tiles
 from paged_kernels.mosaic import LANES, SUBLANES
 
 FEW_ROWS = 64

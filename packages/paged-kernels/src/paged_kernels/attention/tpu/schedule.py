@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int32
 
+from paged_kernels.attention.mask import key_range
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.spec import AttentionSpec
 
@@ -72,7 +73,7 @@ def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: 
     row_hi = jnp.minimum(end[seq] - block * q_rows, q_rows)
     kv_len = kv_lens[seq]
     position = kv_len - end[seq] + block * q_rows
-    first_key, end_key = visible_keys(spec, position + row_lo, position + row_hi, kv_len)
+    first_key, end_key = key_range(spec, position + row_lo, position + row_hi, kv_len)
 
     q_blocks = -(-tokens // q_rows)
     block = jnp.where(valid, block, q_blocks)
@@ -91,31 +92,3 @@ def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: 
         first_page=used(first_key // page_size),
         end_page=used(-(-end_key // page_size)),
     )
-
-
-def visible_keys(spec: AttentionSpec, t_lo, t_hi, kv_len):
-    """The range of positions that hold every key visible to queries at positions `t_lo` up to `t_hi` (exclusive)."""
-    first = 0 * t_lo if spec.sliding_window is None else jnp.maximum(t_lo - spec.sliding_window + 1, 0)
-    end = jnp.minimum(kv_len, t_hi) if spec.causal else kv_len
-    return first, end
-
-
-def fully_visible(spec: AttentionSpec, queries: tuple, keys: tuple, kv_len):
-    """Whether all queries of a range of positions see all keys of another; both as (first, one past the last)."""
-    (t_lo, t_hi), (p_lo, p_hi) = queries, keys
-    sees = p_hi <= kv_len
-    if spec.causal:
-        sees &= p_hi <= t_lo + 1
-    if spec.sliding_window is not None:
-        sees &= t_hi - 1 - p_lo < spec.sliding_window
-    return sees
-
-
-def visible(spec: AttentionSpec, t, p, kv_len):
-    """Whether a query at position `t` sees the key at position `p`, elementwise."""
-    sees = p < kv_len
-    if spec.causal:
-        sees &= p <= t
-    if spec.sliding_window is not None:
-        sees &= t - p < spec.sliding_window
-    return sees

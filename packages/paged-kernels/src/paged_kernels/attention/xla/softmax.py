@@ -1,12 +1,10 @@
-"""Softmax over keys that arrive in blocks, and the mask that says which keys a row sees."""
+"""Softmax over keys that arrive in blocks."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
-
-from paged_kernels.spec import AttentionSpec
+from jaxtyping import Array, Float
 
 
 @jax.tree_util.register_dataclass
@@ -50,19 +48,6 @@ class SoftmaxState:
         """Each row's output and log-sum-exp; zeros and -inf where no key was seen."""
         total = jnp.where(self.total > 0, self.total, 1)
         return self.values / total[..., None], self.top + jnp.log(total)
-
-
-def visible_keys(
-    t: Int32[Array, " rows"], p: Int32[Array, " keys"], kv_end: Int32[Array, ""], spec: AttentionSpec
-) -> Bool[Array, "rows keys"]:
-    """Whether the row at position `t` sees the key at position `p`; nothing at or after `kv_end` is seen."""
-    t, p = t[:, None], p[None, :]
-    visible = (t >= 0) & (p < kv_end)
-    if spec.causal:
-        visible &= p <= t
-    if spec.sliding_window is not None:
-        visible &= t - p < spec.sliding_window
-    return visible
 
 
 def logits(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int32
 
+from paged_kernels.attention.mask import key_range
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.spec import AttentionSpec
 
@@ -71,7 +72,7 @@ def list_tiles(
     num_rows = jnp.minimum(q_rows, q_lens[seq] - rows_before)
     position = batch.kv_lens[seq] - q_lens[seq] + rows_before
     kv_len = jnp.minimum(batch.kv_lens[seq], batch.pages_per_seq * page_size)
-    first_key, kv_end = _key_range(position, num_rows, kv_len, spec)
+    first_key, kv_end = key_range(spec, position, position + num_rows, kv_len)
     tiles = Tiles(
         seq=seq,
         first_row=batch.cu_q_lens[seq] + rows_before,
@@ -81,11 +82,3 @@ def list_tiles(
         kv_end=kv_end,
     )
     return tiles, ends[-1]
-
-
-def _key_range(position, num_rows, kv_len, spec: AttentionSpec):
-    """`(first, end)` of the keys that rows at `position` and after see: `t - window < p <= t`."""
-    end = jnp.minimum(kv_len, position + num_rows) if spec.causal else kv_len
-    if spec.sliding_window is None:
-        return jnp.zeros_like(end), end
-    return jnp.maximum(0, position - spec.sliding_window + 1), end

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from paged_kernels.attention.xla.softmax import SoftmaxState, logits, visible_keys
+from paged_kernels.attention.mask import visible
+from paged_kernels.attention.xla.softmax import SoftmaxState, logits
 from paged_kernels.attention.xla.tiles import Tiles, list_tiles
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.block_sizes import BlockSizes
@@ -97,17 +98,17 @@ class Walk:
         """Output and log-sum-exp of the tile's rows, float32."""
         page_size, head_dim = self.pages.page_size, self.pages.head_dim
         q = self.take_rows(tile)
-        t = tile.position + jnp.arange(self.q_rows, dtype=jnp.int32)
+        t = tile.position + jnp.arange(self.q_rows, dtype=jnp.int32)[:, None]
 
         def see_block(block, state):
             first_page = tile.first_page + block * self.kv_pages
             p = first_page * page_size + jnp.arange(self.kv_pages * page_size, dtype=jnp.int32)
-            visible = visible_keys(t, p, tile.kv_end, self.spec)  # [rows, keys]
+            sees = (t >= 0) & visible(self.spec, t, p, tile.kv_end)  # [rows, keys]
             kv = self.fetch(tile, first_page)
             s = logits(q, kv[..., :head_dim], self.spec.soft_cap)
-            s = jnp.where(jnp.repeat(visible, self.group, axis=0), s, -jnp.inf)
+            s = jnp.where(jnp.repeat(sees, self.group, axis=0), s, -jnp.inf)
             # A slot that nobody may read can hold NaN, which a weight of zero does not silence.
-            v = jnp.where(visible.any(axis=0)[:, None], kv[..., head_dim:], 0)
+            v = jnp.where(sees.any(axis=0)[:, None], kv[..., head_dim:], 0)
             return state.see(s, v)
 
         empty = SoftmaxState.empty(*q.shape)
