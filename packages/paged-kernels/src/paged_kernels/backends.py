@@ -1,6 +1,7 @@
 """Which implementation runs: `reference` and `xla` anywhere, `tpu` where there is one."""
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import jax
 
@@ -41,3 +42,14 @@ def resolve_backend(backend: Backend | None) -> Backend:
             "use backend='xla', backend='tpu_interpret' to interpret the kernel, or None to let the platform decide"
         )
     return backend
+
+
+def without_gradient(fn: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
+    """`fn`, except that a gradient through it is refused by the backend's name, not by an error from inside jax."""
+    refusing = jax.custom_jvp(fn)
+
+    @refusing.defjvp
+    def refuse(primals, tangents):
+        raise NotImplementedError(f"backend={backend!r} has no gradient; use backend='reference'")
+
+    return refusing

@@ -18,6 +18,7 @@ from kernel_data import (
     attend,
     attend_densely,
     make_case,
+    write,
 )
 
 from paged_kernels import AttentionSpec, KVPages, paged_attention
@@ -171,6 +172,13 @@ def test_gradients_are_refused_where_there_are_none(backend):
     case = make_case(WORKLOADS["decode"])
     with pytest.raises(NotImplementedError, match=f"backend='{backend}' has no gradient; use backend='reference'"):
         jax.grad(lambda q: attend(q, case.pages, case.batch, SPECS["plain"], backend=backend).sum())(case.q)
+
+
+def test_gradients_of_the_interpreted_write_are_refused():
+    case = make_case(WORKLOADS["decode"])
+    k = case.new_rows(case.keys)
+    with pytest.raises(NotImplementedError, match="backend='tpu_interpret' has no gradient"):
+        jax.grad(lambda k: write(case.pages, k, k, case.batch, backend="tpu_interpret").data.sum())(k)
 
 
 def test_xla_refuses_float64():

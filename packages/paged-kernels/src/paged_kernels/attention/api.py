@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from paged_kernels.attention.reference import paged_attention_reference
 from paged_kernels.attention.tpu.launch import paged_attention_tpu
 from paged_kernels.attention.xla import paged_attention_xla
-from paged_kernels.backends import Backend, resolve_backend
+from paged_kernels.backends import Backend, resolve_backend, without_gradient
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.block_sizes import BlockSizes
 from paged_kernels.layout import KVPages
@@ -91,14 +91,9 @@ def _attend(
     if backend == "reference":
         return paged_attention_reference(q, pages, batch, spec)
 
-    @jax.custom_jvp
     def attend(q, pages, batch):
         if backend == "xla":
             return paged_attention_xla(q, pages, batch, spec, block_sizes)
         return paged_attention_tpu(q, pages, batch, spec, block_sizes, interpret=backend == "tpu_interpret")
 
-    @attend.defjvp
-    def refuse(primals, tangents):
-        raise NotImplementedError(f"backend={backend!r} has no gradient; use backend='reference'")
-
-    return attend(q, pages, batch)
+    return without_gradient(attend, backend)(q, pages, batch)

@@ -1,8 +1,10 @@
 """The one call that writes pages."""
 
+import functools
+
 from jaxtyping import Array, Float
 
-from paged_kernels.backends import Backend, resolve_backend
+from paged_kernels.backends import Backend, resolve_backend, without_gradient
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.layout import KVPages
 from paged_kernels.page_write.tpu import write_kv_tpu
@@ -26,10 +28,12 @@ def write_kv(
 
     Raises:
         ValueError: an argument does not fit the others, or the backend cannot run here.
-        NotImplementedError: the backend does not have what the arguments ask for; says what does.
+        NotImplementedError: the backend does not have what the arguments ask for, or a gradient is taken through one
+            that has none; says what does.
     """
     check_write_inputs(k, v, pages, batch)
     chosen = resolve_backend(backend)
     if chosen in ("reference", "xla"):
         return write_kv_xla(pages, k, v, batch)
-    return write_kv_tpu(pages, k, v, batch, interpret=chosen == "tpu_interpret")
+    write = functools.partial(write_kv_tpu, interpret=chosen == "tpu_interpret")
+    return without_gradient(write, chosen)(pages, k, v, batch)
