@@ -28,6 +28,7 @@ _SPLITS = {
 that each name stands for (GPT-2, SmolLM, Llama 3, Qwen 2)."""
 
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+"""Special tokens by transformers' names for them, and by those in the file's keys."""
 _CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
 
 
@@ -42,15 +43,7 @@ def gguf_tokenizer(path: pathlib.Path) -> PreTrainedTokenizerFast:
     tokens = read_field(reader, "tokenizer.ggml.tokens")
     if not tokens:
         raise ValueError(f"{path} has no tokenizer.ggml.tokens; load the tokenizer from the model's directory")
-    named = {
-        name: _token_at(reader, tokens, key)
-        for name, key in (
-            ("bos_token", "bos"),
-            ("eos_token", "eos"),
-            ("unk_token", "unknown"),
-            ("pad_token", "padding"),
-        )
-    }
+    named = {name: _token_at(reader, tokens, key) for name, key in _NAMED.items()}
     tokenizer = _byte_level_bpe(reader, tokens)
     if read_field(reader, "tokenizer.ggml.add_bos_token") and named["bos_token"]:
         bos = named["bos_token"]
