@@ -19,7 +19,8 @@ from paged_kernels.attention.mask import fully_visible, key_range, visible
     ],
 )
 def test_each_row_sees_its_keys(spec, expected):
-    sees = visible(AttentionSpec(**spec), jnp.arange(2, 5)[:, None], jnp.arange(6), 5)
+    t, p = jnp.mgrid[2:5, 0:6]
+    sees = visible(AttentionSpec(**spec), t, p, 5)
     assert ["".join(".1"[int(x)] for x in row) for row in sees] == expected
 
 
