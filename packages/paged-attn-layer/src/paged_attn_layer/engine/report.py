@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ PAGES_COLOUR = "#5b8c5a"
 
 
 def summary(prompts: Sequence[str], completions: Sequence[Completion], stats: EngineStats) -> str:
-    """Each prompt's answer, shortened to the terminal's width, and the figures of the run.
+    """Each prompt, shortened, with its whole answer, wrapped to the terminal's width, and the figures of the run.
 
     Args:
         prompts: the prompts as they were given.
@@ -71,13 +72,14 @@ def _draw_tokens(axes: Any, number: range, stats: EngineStats) -> None:
 def _answers(prompts: Sequence[str], completions: Sequence[Completion]) -> list[str]:
     width = max(60, shutil.get_terminal_size((120, 24)).columns)
     prompt_width = (width - 20) // 3
-    answer_width = width - 20 - prompt_width
+    margin = prompt_width + 19  # the three columns before the answer, and what parts them
     lines = [f"{'#':>3}  {'tokens':>10}  {'prompt':<{prompt_width}}  answer"]
     for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), 1):
         sizes = f"{completion.prompt_tokens:>4} + {len(completion.token_ids):>3}"
         ended = "" if completion.finish_reason == "stop" else " …"
-        answer = _shorten(completion.text + ended, answer_width)
-        lines.append(f"{number:>3}  {sizes:>10}  {_shorten(prompt, prompt_width):<{prompt_width}}  {answer}")
+        first, *rest = textwrap.wrap(completion.text + ended, width - margin) or [""]
+        lines.append(f"{number:>3}  {sizes:>10}  {_shorten(prompt, prompt_width):<{prompt_width}}  {first}".rstrip())
+        lines += [" " * margin + line for line in rest]
     return lines
 
 
