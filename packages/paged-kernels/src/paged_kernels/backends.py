@@ -13,16 +13,18 @@ uninitialised memory set to NaN, for tests and debugging."""
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 
-def current_platform() -> str:
-    """The platform that a computation traced here is for: the mesh's in scope, else the default device's."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kind = getattr(getattr(mesh, "abstract_device", None), "device_kind", None)
-    if kind is not None:
-        return "tpu" if kind.startswith("TPU") else kind
+def device_in_scope() -> Any:  # jax.Device, or a mesh's AbstractDevice: both have a platform and a device_kind
+    """The device that a computation traced here is for: the mesh's in scope, else the default one."""
+    mesh_device = jax.sharding.get_abstract_mesh().abstract_device
+    if mesh_device is not None:
+        return mesh_device
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue] (set as jax is imported)
-    if device is None:
-        return jax.default_backend()
-    return device if isinstance(device, str) else device.platform
+    return jax.devices(device)[0] if device is None or isinstance(device, str) else device
+
+
+def current_platform() -> str:
+    """The platform of the device in scope."""
+    return device_in_scope().platform
 
 
 def resolve_backend(backend: Backend | None) -> Backend:

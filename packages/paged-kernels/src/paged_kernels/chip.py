@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import jax
+from paged_kernels.backends import device_in_scope
 
 MIB = 1024 * 1024
 
@@ -89,15 +89,5 @@ def chip_in_scope() -> Chip:
     Raises:
         NotImplementedError: it is a TPU of an unknown generation.
     """
-    kind = _device_kind_in_scope()
+    kind = device_in_scope().device_kind
     return Chip.from_device_kind(kind) if kind.startswith("TPU") else SMALLEST
-
-
-def _device_kind_in_scope() -> str:
-    mesh_device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    if mesh_device is not None:
-        return mesh_device.device_kind
-    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue] (set as jax is imported)
-    if device is None or isinstance(device, str):
-        device = jax.devices(device)[0]
-    return device.device_kind
