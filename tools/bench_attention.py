@@ -81,8 +81,9 @@ def make_data(work: Workload, dtype: str) -> Data:
         [work.q_len] * work.seqs,
         max_q_len=1 if work.is_decode else None,
     )
-    shape = (len(order) + 1, KV_HEADS, PAGE_SIZE, 2 * HEAD_DIM)
-    pages = KVPages(jnp.asarray(rng.standard_normal(shape, np.float32), dtype))
+    shapes = KVPages.shapes(len(order) + 1, PAGE_SIZE, KV_HEADS, HEAD_DIM, dtype)
+    rows = rng.standard_normal(shapes.data.shape, np.float32)
+    pages = dataclasses.replace(shapes, data=jnp.asarray(rows, dtype))
     q = jnp.asarray(rng.standard_normal((work.seqs * work.q_len, Q_HEADS, HEAD_DIM), np.float32), dtype)
     k, v = jax.jit(gather)(pages, batch)
     return Data(q, pages, batch, k, v)
@@ -90,8 +91,8 @@ def make_data(work: Workload, dtype: str) -> Data:
 
 def gather(pages: KVPages, batch: RaggedBatch) -> tuple[jax.Array, jax.Array]:
     """Each sequence's keys and values in plain order."""
-    kv = pages.take(batch.page_table).swapaxes(2, 3).reshape(batch.seqs, -1, KV_HEADS, 2 * HEAD_DIM)
-    return kv[..., :HEAD_DIM], kv[..., HEAD_DIM:]
+    k, v = pages.row.unpack(*pages.take(batch.page_table))
+    return tuple(x.swapaxes(2, 3).reshape(batch.seqs, -1, KV_HEADS, HEAD_DIM) for x in (k, v))
 
 
 def grouped(q: jax.Array, seqs: int) -> jax.Array:

@@ -165,14 +165,14 @@ def store_plan_as_constants(workload: Workload) -> None:
 
 def decode_call(workload: Workload, pages_of_context: int) -> tuple[Any, tuple[Any, ...]]:
     """One query over this many pages."""
-    from paged_kernels import AttentionSpec, RaggedBatch  # noqa: PLC0415
+    from paged_kernels import AttentionSpec, HeadParams, RaggedBatch  # noqa: PLC0415
     from paged_kernels.attention.tpu.launch import paged_attention_tpu  # noqa: PLC0415
 
     ids = list(range(1, pages_of_context + 1))
     batch = RaggedBatch.from_lists([ids], [pages_of_context * PAGE_SIZE], [1], max_q_len=1)
 
     def attend(pages: Any, q: Any) -> Any:
-        return paged_attention_tpu(q, pages, batch, AttentionSpec(), None, interpret=False)
+        return paged_attention_tpu(q, pages, batch, AttentionSpec(), HeadParams(), block_sizes=None, interpret=False)
 
     return attend, (_pages(workload), _array(1, workload.q_heads, workload.head_dim))
 
@@ -201,7 +201,7 @@ def _array(*shape: int) -> Any:
 def _pages(workload: Workload) -> Any:
     from paged_kernels import KVPages  # noqa: PLC0415
 
-    return KVPages(_array(*KVPages.data_shape(1024, PAGE_SIZE, workload.kv_heads, workload.head_dim)))
+    return KVPages.shapes(1024, PAGE_SIZE, workload.kv_heads, workload.head_dim)
 
 
 if __name__ == "__main__":

@@ -163,8 +163,9 @@ class TestDataParallel:
 
     @pytest.fixture
     def view(self):
-        data = jnp.concatenate([step.pages(with_new=False).data for step in self.steps])
-        pages = jax.device_put(KVPages(data), NamedSharding(self.mesh, KVPages.partition_spec("tp", "dp")))
+        parts = [step.pages(with_new=False) for step in self.steps]
+        pages = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        pages = jax.device_put(pages, NamedSharding(self.mesh, KVPages.partition_spec("tp", "dp")))
         return PagedAttentionCacheView(pages, mesh=self.mesh, head_axis="tp", data_axis="dp")
 
     @pytest.fixture

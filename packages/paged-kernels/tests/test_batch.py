@@ -1,9 +1,12 @@
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernel_data import WORKLOADS, make_case
 
-from paged_kernels import RaggedBatch, token_rows
+from paged_kernels import RaggedBatch, pack_tree_masks, token_rows
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
@@ -50,3 +53,30 @@ def test_max_q_len_is_static():
 def test_refuses_a_max_q_len_that_means_nothing(value):
     with pytest.raises(ValueError, match=f"max_q_len={value!r} must be an int of at least 1, or None"):
         RaggedBatch.from_lists([[1]], kv_lens=[1], q_lens=[1], max_q_len=value)
+
+
+def test_first_positions_are_those_of_the_newest_tokens_unless_given():
+    batch = RaggedBatch.from_lists([[1], [2]], kv_lens=[5, 9], q_lens=[2, 1])
+    assert batch.first_positions.tolist() == [3, 8]
+    part = dataclasses.replace(batch, q_starts=jnp.array([7, -1], jnp.int32))
+    rows = token_rows(part, 4)
+    assert rows.position.tolist() == [7, 8, -1, -1]
+    assert rows.is_token.tolist() == [True, True, True, False]
+
+
+def test_tree_masks_span_words():
+    q_lens = [40, 3]
+    sees = np.random.default_rng(0).integers(0, 2, (40, 40))
+    words = pack_tree_masks([sees, None], q_lens, tokens=50)
+    assert words.shape == (50, 2)
+    bits = (words[:, :, None].view(np.uint32) >> np.arange(32, dtype=np.uint32)) & 1
+    np.testing.assert_array_equal(bits.reshape(50, 64)[:40, :40], sees)
+    np.testing.assert_array_equal(bits.reshape(50, 64)[40:43, :3], np.tri(3))
+    assert words[43:].sum() == 0
+
+
+def test_tree_masks_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"masks\[1\] \(2, 2\) must be \[3, 3\], a row and a column a new token"):
+        pack_tree_masks([None, np.ones((2, 2))], [2, 3], tokens=8)
+    with pytest.raises(ValueError, match="q_lens sum to 5, more than the 4 tokens"):
+        pack_tree_masks([None, None], [2, 3], tokens=4)

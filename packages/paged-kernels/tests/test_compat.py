@@ -100,7 +100,7 @@ def test_refuses_a_block_of_no_pages():
 def test_refuses_pages_that_differ_and_lengths_beyond_the_table():
     case = make_case(WORKLOADS["decode"])
     q, k, v, lengths, table = case.q, case.pages.k, case.pages.v, case.batch.kv_lens, case.batch.page_table
-    with pytest.raises(ValueError, match="must have the same shape"):
+    with pytest.raises(ValueError, match="must have the same first three axes"):
         pallas_paged_attention(q, k, v[:1], lengths, table)
     with pytest.raises(ValueError, match=r"kv_lens\[1\]=81 needs 6 pages of 16"):
         pallas_paged_attention(q, k, v, lengths.at[1].set(81), table)

@@ -34,25 +34,48 @@ def test_one_page_is_contiguous_and_counted(kv):
     assert pages.data[0].nbytes == KVPages.bytes_per_page(8, 3, 16, "float32")
 
 
+def test_scales_are_counted_too():
+    pages = KVPages.zeros(2, 16, 4, 128, "int8")
+    assert KVPages.bytes_per_page(16, 4, 128, "int8") == pages.data[0].nbytes + pages.scales[0].nbytes == 4 * 16 * 260
+
+
 def test_take_reads_pages_and_never_outside(kv):
     pages = KVPages.from_kv(*kv)
-    taken = jax.jit(KVPages.take)(pages, jnp.array([[2, 1 << 30], [-(1 << 30), 0]]))
+    taken, scales = jax.jit(KVPages.take)(pages, jnp.array([[2, 1 << 30], [-(1 << 30), 0]]))
+    assert scales is None
     np.testing.assert_array_equal(taken, pages.data[jnp.array([[2, 4], [0, 0]])])
 
 
 def test_put_rows_changes_those_slots_alone(kv):
     pages = KVPages.from_kv(*kv)
     rows = jnp.arange(5 * 3 * 32, dtype=jnp.float32).reshape(5, 3, 32)
+    k, v = rows[..., :16], rows[..., 16:]
     ids = jnp.array([2, 0, 4, 5, -1])  # a page, the null page, a page, and two that are no page
-    put = jax.jit(KVPages.put_rows)(pages, ids, jnp.array([1, 1, 7, 1, 1]), rows)
-    expected = np.array(pages.data)
-    expected[2, :, 1], expected[4, :, 7] = rows[0], rows[2]
-    np.testing.assert_array_equal(put.data, expected)
+    put = jax.jit(KVPages.put_rows)(pages, ids, jnp.array([1, 1, 7, 1, 1]), k, v)
+    expected = np.array(pages.k), np.array(pages.v)
+    for whole, new in zip(expected, (k, v), strict=True):
+        whole[:, 2, 1], whole[:, 4, 7] = new[0], new[2]
+    np.testing.assert_array_equal(put.k, expected[0])
+    np.testing.assert_array_equal(put.v, expected[1])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4", "float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("latent", [False, True])
+def test_put_rows_equals_from_kv_where_rows_have_scales(kv, dtype, latent):
+    k, v = kv[0], None if latent else kv[1]
+    whole = KVPages.from_kv(k, v, dtype)
+    pages = KVPages.zeros(5, 8, 3, 16, dtype, latent=latent)
+    ids, slots = jnp.repeat(jnp.arange(1, 5), 8), jnp.tile(jnp.arange(8), 4)
+    rows = [None if x is None else x[:, 1:].reshape(3, 32, 16).swapaxes(0, 1) for x in (k, v)]
+    put = jax.jit(KVPages.put_rows)(pages, ids, slots, *rows)
+    for have, want in zip(jax.tree.leaves(put), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(have[1:], want[1:])
+        assert not np.asarray(have[0], np.float32).any()
 
 
 def test_put_rows_rounds_to_the_type_of_the_pages():
     pages = KVPages.zeros(2, 8, 1, 2, jnp.bfloat16)
-    put = pages.put_rows(jnp.array([1]), jnp.array([0]), jnp.full((1, 1, 4), 1.001))
+    put = pages.put_rows(jnp.array([1]), jnp.array([0]), jnp.full((1, 1, 2), 1.001), jnp.full((1, 1, 2), 1.0))
     assert put.dtype == jnp.bfloat16
     assert put.k[0, 1, 0, 0] == 1
 
@@ -60,8 +83,9 @@ def test_put_rows_rounds_to_the_type_of_the_pages():
 def test_partition_spec_serves_the_whole_pytree(kv):
     mesh = jax.make_mesh((2, 4), ("dp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     sharding = jax.sharding.NamedSharding(mesh, KVPages.partition_spec("tp", "dp"))
-    pages = jax.device_put(KVPages.zeros(4, 16, 8, 64), sharding)
+    pages = jax.device_put(KVPages.zeros(4, 16, 8, 64, "int8"), sharding)
     assert pages.data.addressable_shards[0].data.shape == (2, 2, 16, 128)
+    assert pages.scales.addressable_shards[0].data.shape == (2, 2, 32)
 
 
 def test_is_a_pytree_of_one_array_that_can_be_replaced(kv):
@@ -77,12 +101,6 @@ def test_refuses_sizes_below_one(name):
         KVPages.zeros(**sizes)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4", "float8_e4m3fn", "float8_e5m2"])
-def test_refuses_quantised_types_for_now(dtype):
-    with pytest.raises(NotImplementedError, match=f"dtype={dtype} needs scales, .*; use bfloat16"):
-        KVPages.zeros(2, 8, 1, 4, dtype)
-
-
 @pytest.mark.parametrize("dtype", ["int32", "bool", "complex64"])
 def test_refuses_types_that_are_no_floats(dtype):
     with pytest.raises(ValueError, match=f"dtype={dtype} must be one of float32, bfloat16"):
@@ -91,9 +109,9 @@ def test_refuses_types_that_are_no_floats(dtype):
 
 def test_from_kv_refuses_pages_that_differ(kv):
     k, v = kv
-    with pytest.raises(ValueError, match=r"\(3, 5, 8, 16\) and v_pages \(3, 5, 8, 8\) must have the same shape"):
-        KVPages.from_kv(k, v[..., :8])
-    with pytest.raises(ValueError, match=r"must have the same shape \[kv_heads, pages, page_size, head_dim\]"):
+    with pytest.raises(ValueError, match=r"\(3, 5, 8, 16\) and v_pages \(3, 5, 4, 16\) must have the same first three"):
+        KVPages.from_kv(k, v[:, :, :4])
+    with pytest.raises(ValueError, match=r"k_pages \(5, 8, 16\) must be \[kv_heads, pages, page_size, head_dim\]"):
         KVPages.from_kv(k[0], v[0])
     with pytest.raises(ValueError, match=r"k_pages \(float32\) and v_pages \(bfloat16\) must have the same dtype"):
         KVPages.from_kv(k, v.astype(jnp.bfloat16))

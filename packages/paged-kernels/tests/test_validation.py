@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from kernel_data import SPECS, WORKLOADS, make_case, write
 
-from paged_kernels import KVPages, RaggedBatch, check_batch, paged_attention, write_kv
+from paged_kernels import HeadParams, KVPages, RaggedBatch, RowLayout, check_batch, paged_attention, write_kv
 
 SPEC = SPECS["plain"]
 
@@ -45,7 +45,7 @@ def test_queries_that_do_not_fit(case, attend, change, message):
     [
         (lambda k, v: (k[0], v), r"k \(2, 64\) must be \[tokens, kv_heads, head_dim\]"),
         (lambda k, v: (k, v.astype(jnp.int8)), "v has dtype int8; it must be one of"),
-        (lambda k, v: (k, v[1:]), r"k \(40, 2, 64\) and v \(39, 2, 64\) must have the same shape"),
+        (lambda k, v: (k, v[1:]), r"k \(40, 2, 64\) and v \(39, 2, 64\) must have the same number of rows"),
         (lambda k, v: (k, v.astype(jnp.bfloat16)), r"k \(float32\) and v \(bfloat16\) must have the same dtype"),
         (lambda k, v: (k[:, :1], v[:, :1]), r"\(kv_heads, head_dim\) \(1, 64\), but the pages have \(2, 64\)"),
     ],
@@ -59,19 +59,60 @@ def test_keys_and_values_that_do_not_fit(case, new, call, change, message):
 
 
 @pytest.mark.parametrize(
-    ("data", "error", "message"),
+    ("change", "message"),
     [
-        (np.zeros((4, 2, 16)), ValueError, r"pages.data \(4, 2, 16\) must be \[pages, kv_heads, page_size, 2 \* head"),
-        (np.zeros((4, 2, 16, 3)), ValueError, "build pages with KVPages.zeros or KVPages.from_kv"),
-        (np.zeros((4, 2, 16, 128), np.int32), ValueError, "dtype=int32 must be one of"),
-        (np.zeros((4, 2, 16, 128), np.int8), NotImplementedError, "dtype=int8 needs scales"),
+        ({"data": np.zeros((4, 2, 16), np.float32)}, r"float32\[4, 2, 16\]; it must be float32 \[pages, .*, 128\]"),
+        ({"data": np.zeros((4, 2, 16, 3), np.float32)}, "build pages with KVPages.zeros or KVPages.from_kv"),
+        ({"data": np.zeros((4, 2, 16, 128), np.int8)}, r"pages.data is int8\[4, 2, 16, 128\]; it must be float32"),
+        ({"scales": np.zeros((4, 2, 32))}, r"pages.scales is \(4, 2, 32\); of float32 pages it must be None"),
+        ({"row": RowLayout.create(64, "int8"), "data": np.zeros((4, 2, 16, 128), np.int8)}, r"must be \(4, 2, 32\)"),
     ],
 )
-def test_arrays_that_are_no_pages(case, new, data, error, message):
-    with pytest.raises(error, match=message):
-        paged_attention(case.q, KVPages(data), case.batch, SPEC)
-    with pytest.raises(error, match=message):
-        write_kv(KVPages(data), *new, case.batch)
+def test_arrays_that_are_no_pages(case, new, change, message):
+    with pytest.raises(ValueError, match=message):
+        paged_attention(case.q, dataclasses.replace(case.pages, **change), case.batch, SPEC)
+    with pytest.raises(ValueError, match=message):
+        write_kv(dataclasses.replace(case.pages, **change), *new, case.batch)
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        (HeadParams(sinks=np.zeros(3, np.float32)), r"heads.sinks is float32\[3\]; it must be a floating array \[4\]"),
+        (HeadParams(alibi_slopes=np.zeros(4, np.int32)), r"heads.alibi_slopes is int32\[4\]"),
+    ],
+)
+def test_head_parameters_that_do_not_fit(case, heads, message):
+    with pytest.raises(ValueError, match=message):
+        paged_attention(case.q, case.pages, case.batch, SPEC, heads)
+
+
+@pytest.mark.parametrize(
+    ("words", "max_q_len", "message"),
+    [
+        ((39, 1), 20, "tree_mask has 39 rows; q has 40"),
+        ((40, 1), None, "max_q_len=None must be at most 32, what tree_mask's 1 words hold"),
+        ((40, 2), 65, "max_q_len=65 must be at most 64"),
+    ],
+)
+def test_tree_masks_that_do_not_fit(case, words, max_q_len, message):
+    batch = dataclasses.replace(case.batch, tree_mask=jnp.zeros(words, jnp.int32), max_q_len=max_q_len)
+    with pytest.raises(ValueError, match=message):
+        paged_attention(case.q, case.pages, batch, SPEC)
+
+
+def test_a_write_takes_no_part_of_the_context(case, new):
+    batch = dataclasses.replace(case.batch, q_starts=case.batch.kv_lens)
+    with pytest.raises(ValueError, match=r"batch.q_starts must be None in a write"):
+        write_kv(case.pages, *new, batch)
+
+
+def test_latent_pages_take_no_values_and_others_need_them(case, new):
+    latent = KVPages.zeros(4, 16, 2, 64, "float32", latent=True)
+    with pytest.raises(ValueError, match="v must be None for latent pages"):
+        write_kv(latent, *new, case.batch)
+    with pytest.raises(ValueError, match="v is None, which only latent pages take"):
+        write_kv(case.pages, new[0], None, case.batch)
 
 
 MALFORMED = [

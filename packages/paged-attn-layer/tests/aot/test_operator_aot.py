@@ -22,7 +22,7 @@ pytestmark = pytest.mark.aot
 
 SEQS, PAGES_PER_SEQ, NUM_PAGES, PAGE_SIZE, Q_HEADS, KV_HEADS, HEAD_DIM = 16, 64, 512, 16, 32, 8, 128
 STEPS = {"decode": (SEQS, 1), "mixed": (128, None)}
-PAGES_SHAPE = KVPages.data_shape(NUM_PAGES, PAGE_SIZE, KV_HEADS, HEAD_DIM)
+PAGES = KVPages.shapes(NUM_PAGES, PAGE_SIZE, KV_HEADS, HEAD_DIM)
 PAGES_BYTES = 2 * NUM_PAGES * PAGE_SIZE * KV_HEADS * 2 * HEAD_DIM
 
 forward = jax.jit(lambda impl, *args: impl(*args), static_argnums=0, donate_argnums=4)
@@ -43,7 +43,8 @@ def arguments(mode, rows, pages, everywhere, view_mesh=None):
     tokens, max_q_len = STEPS[mode]
     q, k, v = (array((tokens, heads, HEAD_DIM), rows) for heads in (Q_HEADS, KV_HEADS, KV_HEADS))
     head_axis = None if view_mesh is None else "tp"
-    view = PagedAttentionCacheView(KVPages(array(PAGES_SHAPE, pages)), view_mesh, head_axis)
+    placed = jax.tree.map(lambda leaf: array(leaf.shape, pages, leaf.dtype), PAGES)
+    view = PagedAttentionCacheView(placed, view_mesh, head_axis)
     return q, k, v, view, batch_on(everywhere, max_q_len)
 
 

@@ -1,11 +1,12 @@
 """Which tokens attend to which pages: one step's sequences, ragged, in arrays of fixed shape."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Bool, Int32
 
 
 @jax.tree_util.register_dataclass
@@ -36,6 +37,15 @@ class RaggedBatch:
     """How many of the `seqs` entries are in use; those after are ignored."""
     max_q_len: int | None = dataclasses.field(default=None, metadata={"static": True})
     """Static promise that no sequence has more rows than this; 1 lets a kernel specialise for decode."""
+    tree_mask: Int32[Array, "tokens words"] | None = None
+    """Which of its sequence's new tokens each row sees, in place of causality: bit `j % 32` of word `j // 32` for new
+    token `j`, the key at the position of the sequence's first row plus `j` (`pack_tree_masks`). Older keys are not
+    touched by it. Needs `max_q_len`, of at most `32 * words`."""
+    q_starts: Int32[Array, " seqs"] | None = None
+    """Position of each sequence's first row; `None` means that rows are the newest tokens, `kv_lens - rows`. For
+    batches whose pages are a part of the context only, counted from that part's first key: the partial results are
+    merged (`merge_attention_states`), and nothing can be written through such a batch. It may be negative: the part
+    then lies after the rows."""
 
     def __post_init__(self) -> None:
         if self.max_q_len is not None and (not isinstance(self.max_q_len, int) or self.max_q_len < 1):
@@ -45,6 +55,13 @@ class RaggedBatch:
     def seqs(self) -> int:
         """Number of sequence slots, used or not."""
         return self.page_table.shape[0]
+
+    @property
+    def first_positions(self) -> Int32[Array, " seqs"]:
+        """Position of each sequence's first row."""
+        if self.q_starts is not None:
+            return self.q_starts
+        return self.kv_lens - (self.cu_q_lens[1:] - self.cu_q_lens[:-1])
 
     @property
     def pages_per_seq(self) -> int:
@@ -93,7 +110,9 @@ class TokenRows:
     seq: Int32[Array, " tokens"]
     """The row's sequence; 0 for padding."""
     position: Int32[Array, " tokens"]
-    """The row's position in its sequence; negative for rows that are no token (gaps, padding)."""
+    """The row's position in its sequence; -1 for padding and gaps."""
+    is_token: Bool[Array, " tokens"]
+    """Whether the row is a token: no padding, no gap, and not before its sequence's beginning."""
 
 
 def token_rows(batch: RaggedBatch, tokens: int) -> TokenRows:
@@ -105,6 +124,32 @@ def token_rows(batch: RaggedBatch, tokens: int) -> TokenRows:
     seq = jnp.sum((ends[None] <= row[:, None]) & in_use[None], axis=1, dtype=np.int32)
     is_padding = seq >= batch.num_seqs
     seq = jnp.where(is_padding, 0, seq)
-    position = batch.kv_lens[seq] - ends[seq] + row
+    position = batch.first_positions[seq] + row - batch.cu_q_lens[seq]
     gap = is_padding | (batch.kv_lens[seq] == 0)
-    return TokenRows(seq=seq, position=jnp.where(gap, -1, position))
+    begun = position >= 0 if batch.q_starts is None else True  # a part of the context may lie after a row
+    return TokenRows(seq=seq, position=jnp.where(gap, -1, position), is_token=~gap & begun)
+
+
+def pack_tree_masks(masks: Sequence[np.ndarray | None], q_lens: Sequence[int], *, tokens: int) -> np.ndarray:
+    """The `RaggedBatch.tree_mask` of sequences with these masks, int32 `[tokens, words]`.
+
+    `masks[i][r, j]` says whether row `r` of sequence `i` sees its new token `j`; `None` means causal.
+
+    >>> pack_tree_masks([np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1]]), None], [3, 2], tokens=6).tolist()
+    [[1], [3], [5], [1], [3], [0]]
+
+    Raises:
+        ValueError: a mask is not `[q_len, q_len]`, or there are more rows than `tokens`.
+    """
+    if sum(q_lens) > tokens:
+        raise ValueError(f"q_lens sum to {sum(q_lens)}, more than the {tokens} tokens")
+    words = max(1, -(-max(q_lens, default=1) // 32))
+    sees = np.zeros((tokens, 32 * words), np.uint8)
+    row = 0
+    for seq, (given, q_len) in enumerate(zip(masks, q_lens, strict=True)):
+        mask = np.tri(q_len) if given is None else np.asarray(given)
+        if mask.shape != (q_len, q_len):
+            raise ValueError(f"masks[{seq}] {mask.shape} must be [{q_len}, {q_len}], a row and a column a new token")
+        sees[row : row + q_len, :q_len] = mask != 0
+        row += q_len
+    return np.packbits(sees, axis=1, bitorder="little").view("<i4").astype(np.int32)

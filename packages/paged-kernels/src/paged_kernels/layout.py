@@ -7,84 +7,134 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Float, Int, Int32, Shaped
 
-SUPPORTED_DTYPES = ("float32", "bfloat16", "float16", "float64")
+from paged_kernels.row_layout import RowLayout
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class KVPages:
     """One layer's pages of keys and values.
 
-    `data[page, head, slot]` is the row `K‖V` of one token and one KV head, K and V side by side:
+    `data[page, head, slot]` is the row of one token and one KV head, K and V side by side (`RowLayout`):
 
-        data  [pages, kv_heads, page_size, 2 * head_dim]
-                 page 7, head 2:   slot 0 | k k k k | v v v v |
-                                   slot 1 | k k k k | v v v v |
+        data   [pages, kv_heads, page_size, storage_lanes]
+                  page 7, head 2:   slot 0 | k k k k | v v v v |
+                                    slot 1 | k k k k | v v v v |
+        scales [pages, kv_heads, 2 * page_size]
+                  page 7, head 2:   k0 k1 ... v0 v1 ...
 
     A page is contiguous over all heads, so that one copy moves it (docs/decisions/0002-page-layout.md).
     Build it with `zeros` or `from_kv`, and read it through `k` and `v`: code above this package never indexes `data`.
-    Put another array in its place with `dataclasses.replace(pages, data=...)`, which keeps fields added later.
+    Put other arrays in place with `dataclasses.replace(pages, data=...)`, which keeps the other fields.
     """
 
     data: Array
-    """Every page's rows; the leaf to place on devices, donate and alias."""
+    """Every page's rows; a leaf to place on devices, donate and alias."""
+    scales: Array | None = None
+    """The scales of quantised rows, bfloat16: K's of each slot, then V's; of a latent row there is one."""
+    row: RowLayout = dataclasses.field(metadata={"static": True})
+    """What a row holds."""
 
     @classmethod
     def zeros(
-        cls, num_pages: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: DTypeLike = jnp.bfloat16
+        cls,
+        num_pages: int,
+        page_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: DTypeLike = jnp.bfloat16,
+        *,
+        v_head_dim: int | None = None,
+        latent: bool = False,
     ) -> "KVPages":
         """Pages of zeros. Page 0 is the null page and belongs to nobody.
 
         >>> KVPages.zeros(num_pages=4, page_size=16, num_kv_heads=2, head_dim=64).k.shape
         (2, 4, 16, 64)
 
+        Args:
+            num_pages: pages, the null page included.
+            page_size: tokens a page holds.
+            num_kv_heads: KV heads; 1 for latent rows.
+            head_dim: size of a key.
+            dtype: float32, bfloat16, float16, float64, or a type with scales: int8, float8_e4m3fn, float8_e5m2, int4.
+            v_head_dim: size of a value; `None` means `head_dim`.
+            latent: whether V is K's prefix (multi-head latent attention), stored once.
+
         Raises:
-            ValueError: a size is below 1, or `dtype` is not a floating type that pages can have.
-            NotImplementedError: `dtype` is a quantised type.
+            ValueError: a size is below 1, or `dtype` is no type that pages can have.
         """
-        shape = cls.data_shape(num_pages, page_size, num_kv_heads, head_dim)
-        return cls(jnp.zeros(shape, check_dtype(dtype)))
+        shapes = cls.shapes(num_pages, page_size, num_kv_heads, head_dim, dtype, v_head_dim=v_head_dim, latent=latent)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    @classmethod
+    def shapes(
+        cls,
+        num_pages: int,
+        page_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: DTypeLike = jnp.bfloat16,
+        *,
+        v_head_dim: int | None = None,
+        latent: bool = False,
+    ) -> "KVPages":
+        """As `zeros`, with a `jax.ShapeDtypeStruct` in place of each array: to compile or to count with."""
+        row = RowLayout.create(head_dim, dtype, v_head_dim=v_head_dim, latent=latent)
+        for name, size in {"num_pages": num_pages, "page_size": page_size, "num_kv_heads": num_kv_heads}.items():
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
+        scales = (num_pages, num_kv_heads, row.scales_per_row * page_size)
+        return cls(
+            data=jax.ShapeDtypeStruct((num_pages, num_kv_heads, page_size, row.storage_lanes), row.storage_dtype),
+            scales=jax.ShapeDtypeStruct(scales, jnp.bfloat16) if row.is_quantised else None,
+            row=row,
+        )
 
     @classmethod
     def from_kv(
         cls,
         k_pages: Float[Array, "kv_heads pages page_size head_dim"],
-        v_pages: Float[Array, "kv_heads pages page_size head_dim"],
+        v_pages: Float[Array, "kv_heads pages page_size v_head_dim"] | None,
+        dtype: DTypeLike | None = None,
     ) -> "KVPages":
-        """Pages that hold these keys and values (a copy of both).
+        """Pages that hold these keys and values (a copy of both), rounded to `dtype`; `None` keeps theirs.
+
+        Without `v_pages` the rows are latent: every key is its own value.
 
         Raises:
-            ValueError: the two differ in shape or dtype, or do not have four axes; or as `zeros`.
-            NotImplementedError: as `zeros`.
+            ValueError: the two differ in dtype or in more than their last axis, or do not have four axes.
         """
-        if k_pages.shape != v_pages.shape or k_pages.ndim != 4:
-            raise ValueError(
-                f"k_pages {k_pages.shape} and v_pages {v_pages.shape} must have the same shape "
-                "[kv_heads, pages, page_size, head_dim]"
-            )
-        if k_pages.dtype != v_pages.dtype:
+        if k_pages.ndim != 4:
+            raise ValueError(f"k_pages {k_pages.shape} must be [kv_heads, pages, page_size, head_dim]")
+        if v_pages is not None and k_pages.shape[:3] != v_pages.shape[:3]:
+            raise ValueError(f"k_pages {k_pages.shape} and v_pages {v_pages.shape} must have the same first three axes")
+        if v_pages is not None and k_pages.dtype != v_pages.dtype:
             raise ValueError(f"k_pages ({k_pages.dtype}) and v_pages ({v_pages.dtype}) must have the same dtype")
-        check_dtype(k_pages.dtype)
-        return cls(jnp.swapaxes(jnp.concatenate([k_pages, v_pages], axis=-1), 0, 1))
+        row = RowLayout.create(
+            k_pages.shape[-1],
+            k_pages.dtype if dtype is None else dtype,
+            v_head_dim=None if v_pages is None else v_pages.shape[-1],
+            latent=v_pages is None,
+        )
+        data, scales = row.pack(*(None if x is None else jnp.swapaxes(x, 0, 1) for x in (k_pages, v_pages)))
+        if scales is not None:  # [pages, kv_heads, page_size, kinds]
+            scales = jnp.swapaxes(scales, 2, 3).reshape(*scales.shape[:2], -1)
+        return cls(data=data, scales=scales, row=row)
 
     @staticmethod
-    def data_shape(num_pages: int, page_size: int, num_kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
-        """Shape of `data` for these sizes.
-
-        Raises:
-            ValueError: a size is below 1.
-        """
-        sizes = {"num_pages": num_pages, "page_size": page_size, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name}={size} must be at least 1")
-        return (num_pages, num_kv_heads, page_size, 2 * head_dim)
-
-    @staticmethod
-    def bytes_per_page(page_size: int, num_kv_heads: int, head_dim: int, dtype: DTypeLike) -> int:
-        """Bytes of one page of one layer, keys and values together.
+    def bytes_per_page(
+        page_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: DTypeLike,
+        *,
+        v_head_dim: int | None = None,
+        latent: bool = False,
+    ) -> int:
+        """Bytes of one page of one layer: keys, values and their scales.
 
         >>> KVPages.bytes_per_page(page_size=16, num_kv_heads=8, head_dim=128, dtype="bfloat16")
         65536
@@ -92,7 +142,8 @@ class KVPages:
         Raises:
             ValueError: as `zeros`.
         """
-        return int(np.prod(KVPages.data_shape(1, page_size, num_kv_heads, head_dim))) * check_dtype(dtype).itemsize
+        page = KVPages.shapes(1, page_size, num_kv_heads, head_dim, dtype, v_head_dim=v_head_dim, latent=latent)
+        return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(page))
 
     @staticmethod
     def partition_spec(
@@ -106,13 +157,13 @@ class KVPages:
 
     @property
     def k(self) -> Float[Array, "kv_heads pages page_size head_dim"]:
-        """The keys, `[kv_heads, pages, page_size, head_dim]`."""
-        return jnp.swapaxes(self.data[..., : self.head_dim], 0, 1)
+        """The keys, `[kv_heads, pages, page_size, head_dim]`; float32 where they are quantised."""
+        return self._kv()[0]
 
     @property
-    def v(self) -> Float[Array, "kv_heads pages page_size head_dim"]:
-        """The values, `[kv_heads, pages, page_size, head_dim]`."""
-        return jnp.swapaxes(self.data[..., self.head_dim :], 0, 1)
+    def v(self) -> Float[Array, "kv_heads pages page_size v_head_dim"]:
+        """The values, `[kv_heads, pages, page_size, v_head_dim]`; float32 where they are quantised."""
+        return self._kv()[1]
 
     @property
     def num_pages(self) -> int:
@@ -131,41 +182,54 @@ class KVPages:
 
     @property
     def head_dim(self) -> int:
-        """Size of one head's key (and value)."""
-        return self.data.shape[3] // 2
+        """Size of one head's key."""
+        return self.row.k_dim
+
+    @property
+    def v_head_dim(self) -> int:
+        """Size of one head's value."""
+        return self.row.v_dim
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of the stored keys and values."""
-        return self.data.dtype
+        """Type of the keys and values: `int4` for rows that are stored two values to a byte."""
+        return jnp.dtype(self.row.dtype)
 
-    def take(self, page_ids: Int[Array, "*ids"]) -> Float[Array, "*ids kv_heads page_size two_head_dim"]:
-        """The rows `K‖V` of these pages; an id that is no page reads some page, never outside."""
-        return self.data.at[page_ids].get(mode="clip")
+    def take(
+        self, page_ids: Int[Array, "*ids"]
+    ) -> tuple[
+        Shaped[Array, "*ids kv_heads page_size storage_lanes"], Float[Array, "*ids kv_heads page_size kinds"] | None
+    ]:
+        """The stored rows and scales of these pages, for `RowLayout.unpack`; an id that is no page reads some page."""
+        scales = self.scales
+        if scales is not None:
+            scales = self._scales_by_slot(scales.at[page_ids].get(mode="clip"))
+        return self.data.at[page_ids].get(mode="clip"), scales
 
     def put_rows(
         self,
         page_ids: Int32[Array, " rows"],
         slots: Int32[Array, " rows"],
-        kv_rows: Float[Array, "rows kv_heads two_head_dim"],
+        k: Float[Array, "rows kv_heads head_dim"],
+        v: Float[Array, "rows kv_heads v_head_dim"] | None,
     ) -> "KVPages":
-        """Pages with `kv_rows` (`K‖V`) stored at these slots; a row for page 0 or for no page at all is dropped."""
+        """Pages with these rows stored at these slots; a row for page 0 or for no page at all is dropped."""
         drop = (page_ids <= 0) | (page_ids >= self.num_pages)
         page_ids = jnp.where(drop, self.num_pages, page_ids)
-        data = self.data.at[page_ids, :, slots].set(kv_rows.astype(self.dtype), mode="drop")
-        return dataclasses.replace(self, data=data)
+        rows, scales = self.row.pack(k, v)
+        data = self.data.at[page_ids, :, slots].set(rows, mode="drop")
+        if self.scales is None or scales is None:
+            return dataclasses.replace(self, data=data)
+        kinds = jnp.arange(self.row.scales_per_row)  # [rows, kinds] places of [rows, kinds, kv_heads] scales
+        at = slots[:, None] + kinds * self.page_size
+        put = self.scales.at[page_ids[:, None], :, at].set(jnp.swapaxes(scales, 1, 2), mode="drop")
+        return dataclasses.replace(self, data=data, scales=put)
 
+    def _kv(self) -> tuple[Array, Array]:
+        scales = None if self.scales is None else self._scales_by_slot(self.scales)
+        k, v = self.row.unpack(self.data, scales)
+        return jnp.swapaxes(k, 0, 1), jnp.swapaxes(v, 0, 1)
 
-def check_dtype(dtype: DTypeLike) -> np.dtype:
-    """`dtype` as numpy's type, if pages can have it.
-
-    Raises:
-        ValueError: it is not a floating type.
-        NotImplementedError: it is one that needs scales (int8, fp8, int4), which pages do not carry yet.
-    """
-    resolved = jnp.dtype(dtype)
-    if resolved.name in SUPPORTED_DTYPES:
-        return resolved
-    if resolved.name in ("int8", "int4", "float8_e4m3fn", "float8_e5m2"):
-        raise NotImplementedError(f"dtype={resolved.name} needs scales, which pages do not carry yet; use bfloat16")
-    raise ValueError(f"dtype={resolved.name} must be one of {', '.join(SUPPORTED_DTYPES)}")
+    def _scales_by_slot(self, scales: Array) -> Array:
+        """`[..., kinds * page_size]` as `[..., page_size, kinds]`."""
+        return jnp.swapaxes(scales.reshape(*scales.shape[:-1], self.row.scales_per_row, -1), -1, -2)

@@ -49,8 +49,8 @@ class Shape:
             num_seqs=of(()),
             max_q_len=max_q_len,
         )
-        data = KVPages.data_shape(NUM_PAGES, self.page_size, self.kv_heads, self.head_dim)
-        return of((tokens, self.q_heads, self.head_dim), self.dtype), KVPages(of(data, self.dtype)), batch
+        pages = KVPages.shapes(NUM_PAGES, self.page_size, self.kv_heads, self.head_dim, self.dtype)
+        return of((tokens, self.q_heads, self.head_dim), self.dtype), pages, batch
 
 
 def attend(spec, block_sizes=None):

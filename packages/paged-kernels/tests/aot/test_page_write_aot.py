@@ -31,7 +31,7 @@ def arguments(head_dim, dtype, page_size, *, tokens=256, max_q_len=None):
         max_q_len=max_q_len,
     )
     kv = of((tokens, KV_HEADS, head_dim), dtype)
-    return KVPages(of(KVPages.data_shape(NUM_PAGES, page_size, KV_HEADS, head_dim), dtype)), kv, kv, batch
+    return KVPages.shapes(NUM_PAGES, page_size, KV_HEADS, head_dim, dtype), kv, kv, batch
 
 
 def kv_bytes(pages):

@@ -3,14 +3,14 @@
 Everything else about the kernels is tested in Pallas's interpreter, beside the sources that these tests share.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernel_data import CASES, SPECS, WORKLOADS, assert_lse_close, assert_rows_close, attend, attend_densely, make_case
 from kernel_data import write as write_pages
-
-from paged_kernels import KVPages
 
 pytestmark = [
     pytest.mark.tpu,
@@ -34,6 +34,6 @@ def test_page_write_equals_the_scatter(workload, dtype):
     case = make_case(WORKLOADS[workload], dtype=dtype)
     shape = (case.q.shape[0], case.pages.num_kv_heads, case.pages.head_dim)
     k, v = (jax.random.normal(jax.random.key(seed), shape, dtype) for seed in (0, 1))
-    before = KVPages(jnp.ones_like(case.pages.data))
+    before = dataclasses.replace(case.pages, data=jnp.ones_like(case.pages.data))
     written, expected = (write_pages(before, k, v, case.batch, backend=backend) for backend in ("tpu", "xla"))
     np.testing.assert_array_equal(np.asarray(written.data, np.float32), np.asarray(expected.data, np.float32))

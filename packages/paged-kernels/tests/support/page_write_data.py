@@ -80,16 +80,16 @@ def make_batch(write: Write, *, max_q_len: int | None = None, seed: int = 0) -> 
 def nan_pages(page_size: int, dtype: str, num_pages: int = NUM_PAGES) -> KVPages:
     """Pages of quiet NaNs whose payloads differ from slot to slot and lane to lane."""
     payload_bits, quiet = {"float32": (22, 0x7FC00000), "bfloat16": (6, 0x7FC0)}[dtype]
-    shape = KVPages.data_shape(num_pages, page_size, KV_HEADS, HEAD_DIM)
-    payload = np.random.default_rng(1).integers(0, 1 << payload_bits, shape)
+    shapes = KVPages.shapes(num_pages, page_size, KV_HEADS, HEAD_DIM, dtype)
+    payload = np.random.default_rng(1).integers(0, 1 << payload_bits, shapes.data.shape)
     bit_type = f"uint{8 * jnp.dtype(dtype).itemsize}"
-    return KVPages(jnp.asarray((quiet | payload).astype(bit_type).view(jnp.dtype(dtype))))
+    return dataclasses.replace(shapes, data=jnp.asarray((quiet | payload).astype(bit_type).view(jnp.dtype(dtype))))
 
 
 def finite_pages(page_size: int, dtype: str) -> KVPages:
     """Pages of numbers, for XLA on CPU: before jax 0.12 it moves bfloat16 through float32, which changes NaNs."""
-    shape = KVPages.data_shape(NUM_PAGES, page_size, KV_HEADS, HEAD_DIM)
-    return KVPages(jnp.asarray(np.random.default_rng(1).normal(size=shape), dtype))
+    shapes = KVPages.shapes(NUM_PAGES, page_size, KV_HEADS, HEAD_DIM, dtype)
+    return dataclasses.replace(shapes, data=jnp.asarray(np.random.default_rng(1).normal(size=shapes.data.shape), dtype))
 
 
 def make_rows(dtype: str, tokens: int = TOKENS, seed: int = 2) -> tuple[jax.Array, jax.Array]:

@@ -12,20 +12,23 @@ from paged_kernels.attention.xla import paged_attention_xla
 from paged_kernels.backends import Backend, resolve_backend, without_gradient
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.block_sizes import BlockSizes
+from paged_kernels.heads import HeadParams
 from paged_kernels.layout import KVPages
 from paged_kernels.spec import AttentionSpec
 from paged_kernels.validation import check_attention_inputs
 
-Output = Float[Array, "tokens q_heads head_dim"]
+Queries = Float[Array, "tokens q_heads head_dim"]
+Output = Float[Array, "tokens q_heads v_head_dim"]
 LogSumExp = Float[Array, "tokens q_heads"]
 
 
 @overload
 def paged_attention(
-    q: Output,
+    q: Queries,
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
+    heads: HeadParams | None = None,
     *,
     backend: Backend | None = None,
     block_sizes: BlockSizes | None = None,
@@ -33,20 +36,22 @@ def paged_attention(
 ) -> Output: ...
 @overload
 def paged_attention(
-    q: Output,
+    q: Queries,
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
+    heads: HeadParams | None = None,
     *,
     backend: Backend | None = None,
     block_sizes: BlockSizes | None = None,
     return_lse: Literal[True],
 ) -> tuple[Output, LogSumExp]: ...
 def paged_attention(
-    q: Output,
+    q: Queries,
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
+    heads: HeadParams | None = None,
     *,
     backend: Backend | None = None,
     block_sizes: BlockSizes | None = None,
@@ -55,45 +60,50 @@ def paged_attention(
     """Attention of each query row over the pages of its sequence, in `q.dtype`; zeros for rows that are no token.
 
     `out[t, h] = sum_p softmax_p(s(t, p)) v[p, h // group]`, with the logits `s` and the visible keys as
-    `AttentionSpec` defines them, and `group = q_heads / kv_heads`. Any mix of prefill, decode and idle sequences.
+    `AttentionSpec`, `HeadParams` and the batch's tree mask define them, and `group = q_heads / kv_heads`. Any mix of
+    prefill, decode, multi-token decode and idle sequences.
 
     Args:
         q: the queries, float32, bfloat16 or float16.
         pages: one layer's keys and values; the batch's own tokens must have been written (`write_kv`).
         batch: which rows belong to which sequence, and its pages.
         spec: scale, masks and cap.
+        heads: sinks and ALiBi slopes of the query heads.
         backend: `None` picks by platform.
         block_sizes: how a backend cuts the work; never changes the result beyond rounding. `None` picks by chip.
-        return_lse: also return `log sum_p exp(s(t, p))`, `[tokens, q_heads]`, -inf where no key is visible; float32, or
-            float64 from `reference` where that is enabled. Outputs over different keys merge by it: weigh each by
-            `exp(lse)`.
+        return_lse: also return the log of the softmax denominator, `log sum_p exp(s(t, p))` (and the sink),
+            `[tokens, q_heads]`, -inf where there is nothing to sum; float32, or float64 from `reference` where that is
+            enabled. Outputs over different keys merge by it (`merge_attention_states`).
 
     Raises:
         ValueError: an argument does not fit the others, or the backend cannot run here.
         NotImplementedError: the backend does not have what the arguments ask for, or a gradient is taken through one
             that has none; says what does.
     """
-    check_attention_inputs(q, pages, batch)
-    out, lse = _attend(q, pages, batch, spec, backend=resolve_backend(backend), block_sizes=block_sizes)
+    heads = heads or HeadParams()
+    check_attention_inputs(q, pages, batch, heads)
+    out, lse = _attend(q, pages, batch, spec, heads, backend=resolve_backend(backend), block_sizes=block_sizes)
     return (out, lse) if return_lse else out
 
 
 @functools.partial(jax.jit, static_argnames=("backend", "block_sizes"))  # so that eager calls compile once
 def _attend(
-    q: Output,
+    q: Queries,
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
+    heads: HeadParams,
     *,
     backend: Backend,
     block_sizes: BlockSizes | None,
 ) -> tuple[Output, LogSumExp]:
     if backend == "reference":
-        return paged_attention_reference(q, pages, batch, spec)
+        return paged_attention_reference(q, pages, batch, spec, heads)
 
-    def attend(q, pages, batch):
+    def attend(q, pages, batch, heads):
         if backend == "xla":
-            return paged_attention_xla(q, pages, batch, spec, block_sizes)
-        return paged_attention_tpu(q, pages, batch, spec, block_sizes, interpret=backend == "tpu_interpret")
+            return paged_attention_xla(q, pages, batch, spec, heads, block_sizes=block_sizes)
+        interpret = backend == "tpu_interpret"
+        return paged_attention_tpu(q, pages, batch, spec, heads, block_sizes=block_sizes, interpret=interpret)
 
-    return without_gradient(attend, backend)(q, pages, batch)
+    return without_gradient(attend, backend)(q, pages, batch, heads)

@@ -15,7 +15,7 @@ from paged_kernels.validation import check_write_inputs
 def write_kv(
     pages: KVPages,
     k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads v_head_dim"] | None,
     batch: RaggedBatch,
     *,
     backend: Backend | None = None,
@@ -23,8 +23,15 @@ def write_kv(
     """Pages that hold the batch's new keys and values, each at its token's position; all else is unchanged.
 
     Row `r` of sequence `i` at position `p` goes to slot `p % page_size` of page `page_table[i, p // page_size]`,
-    rounded to the pages' dtype. Padding, gaps and rows for the null page are not written. Donate `pages` to
-    `jax.jit` and nothing is copied.
+    rounded to the pages' dtype; for types with scales, each row of K and of V gets a scale of its own (`RowLayout`).
+    Padding, gaps and rows for the null page are not written. Donate `pages` to `jax.jit` and nothing is copied.
+
+    Args:
+        pages: one layer's pages.
+        k: the new keys, or of latent pages the new latent rows.
+        v: the new values; `None` for latent pages, whose values are in their keys.
+        batch: where the rows go; its rows must be the newest tokens (no `q_starts`).
+        backend: `None` picks by platform.
 
     Raises:
         ValueError: an argument does not fit the others, or the backend cannot run here.

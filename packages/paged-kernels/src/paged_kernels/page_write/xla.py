@@ -1,6 +1,5 @@
 """The page write as one scatter: the definition, and the implementation where there is no kernel."""
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from paged_kernels.batch import RaggedBatch
@@ -11,9 +10,9 @@ from paged_kernels.page_write.slots import row_slots
 def write_kv_xla(
     pages: KVPages,
     k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads v_head_dim"] | None,
     batch: RaggedBatch,
 ) -> KVPages:
-    """Pages with each row's `K‖V` in its slot; rows that go nowhere are dropped."""
+    """Pages with each row in its slot; rows that go nowhere are dropped."""
     page_ids, slots = row_slots(pages, batch, k.shape[0])
-    return pages.put_rows(page_ids, slots, jnp.concatenate([k, v], axis=-1))
+    return pages.put_rows(page_ids, slots, k, v)

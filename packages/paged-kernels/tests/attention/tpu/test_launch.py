@@ -19,7 +19,7 @@ from kernel_data import (
     make_case,
 )
 
-from paged_kernels import AttentionSpec, BlockSizes, KVPages, RaggedBatch, paged_attention
+from paged_kernels import AttentionSpec, BlockSizes, HeadParams, KVPages, RaggedBatch, paged_attention
 from paged_kernels.attention.tpu.launch import paged_attention_tpu
 from paged_kernels.mosaic import INTERPRET
 
@@ -30,7 +30,7 @@ kernel = jax.jit(paged_attention_tpu, static_argnames=("spec", "block_sizes", "i
 
 def check(workload, spec, dtype, block_sizes=SMALL, interpret=True):
     case = make_case(workload, spec=spec, dtype=dtype)
-    out, lse = kernel(case.q, case.pages, case.batch, spec, block_sizes, interpret=interpret)
+    out, lse = kernel(case.q, case.pages, case.batch, spec, HeadParams(), block_sizes=block_sizes, interpret=interpret)
     expected, expected_lse = attend_densely(case, spec)
     assert (out.dtype, lse.dtype) == (case.q.dtype, jnp.float32)
     assert_rows_close(out, expected, dtype)
@@ -85,8 +85,10 @@ def test_block_sizes_change_nothing(workload, block_sizes):
 @pytest.mark.parametrize(("q_dtype", "kv_dtype"), [("float32", "bfloat16"), ("bfloat16", "float32")])
 def test_queries_and_pages_of_different_types(q_dtype, kv_dtype):
     case = make_case(WORKLOADS["mixed"], dtype="bfloat16")
-    pages = KVPages(case.pages.data.astype(kv_dtype))
-    out, _ = kernel(case.q.astype(q_dtype), pages, case.batch, SPECS["plain"], SMALL, interpret=True)
+    pages = KVPages.from_kv(case.pages.k, case.pages.v, kv_dtype)
+    out, _ = kernel(
+        case.q.astype(q_dtype), pages, case.batch, SPECS["plain"], HeadParams(), block_sizes=SMALL, interpret=True
+    )
     assert_rows_close(out, attend_densely(case, SPECS["plain"])[0], q_dtype)
 
 
@@ -108,8 +110,8 @@ def test_infinities_stay_with_their_sequence(dtype):
     """Blocks that are not full follow one that is, in each of the buffers: what it left there is not multiplied."""
     case = make_case(decode(64, 20, 5, 64, 40, 3, q_heads=2, kv_heads=1), dtype=dtype)
     first = case.batch.page_table[0, :4]
-    pages = KVPages(case.pages.data.at[first].set(jnp.inf))
-    out, _ = kernel(case.q, pages, case.batch, SPECS["plain"], SMALL, interpret=True)
+    pages = dataclasses.replace(case.pages, data=case.pages.data.at[first].set(jnp.inf))
+    out, _ = kernel(case.q, pages, case.batch, SPECS["plain"], HeadParams(), block_sizes=SMALL, interpret=True)
     assert_rows_close(out[1:], attend_densely(case, SPECS["plain"])[0][1:], dtype)
 
 
@@ -120,7 +122,7 @@ def test_copies_may_arrive_at_once():
 def test_runs_where_64_bit_types_are_on():
     case = make_case(WORKLOADS["decode"])
     with jax.enable_x64(True):
-        out, _ = kernel(case.q, case.pages, case.batch, SPECS["plain"], SMALL, interpret=True)
+        out, _ = kernel(case.q, case.pages, case.batch, SPECS["plain"], HeadParams(), block_sizes=SMALL, interpret=True)
     assert out.dtype == jnp.float32
     assert_rows_close(out, attend_densely(case, SPECS["plain"])[0], "float32")
 
@@ -142,17 +144,17 @@ def test_four_shards_equal_one():
     mesh = jax.make_mesh((4,), ("tp",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def attend(q, pages, batch):
-        return paged_attention_tpu(q, pages, batch, SPECS["plain"], SMALL, interpret=True)[0]
+        return paged_attention_tpu(q, pages, batch, SPECS["plain"], HeadParams(), block_sizes=SMALL, interpret=True)[0]
 
     specs = (P(None, "tp"), KVPages.partition_spec("tp"), P())
     sharded = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=P(None, "tp"), check_vma=False)
     expected = np.tile(attend_densely(case, SPECS["plain"])[0], (1, 2, 1))
-    assert_rows_close(jax.jit(sharded)(q, KVPages(data), case.batch), expected, "float32")
+    assert_rows_close(jax.jit(sharded)(q, dataclasses.replace(case.pages, data=data), case.batch), expected, "float32")
 
 
 def shapes(head_dim=64, page_size=16, dtype="bfloat16", q_dtype="bfloat16"):
     batch = RaggedBatch.from_lists([[1]], kv_lens=[1], q_lens=[1])
-    pages = KVPages(jnp.zeros(KVPages.data_shape(4, page_size, 2, head_dim), dtype))
+    pages = KVPages.zeros(4, page_size, 2, head_dim, dtype)
     return jnp.zeros((1, 4, head_dim), q_dtype), pages, batch
 
 

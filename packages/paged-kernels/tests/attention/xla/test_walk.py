@@ -97,7 +97,7 @@ def test_one_compilation_serves_all_lengths():
 def compile_for(pages_per_seq, num_pages, dtype, max_q_len):
     """The backend compiled, not run, for 4 sequences and 4 rows of a 2-head model."""
     i32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
-    pages = KVPages(jax.ShapeDtypeStruct((num_pages, 2, 16, 128), dtype))
+    pages = KVPages.shapes(num_pages, 16, 2, 64, dtype)
     batch = RaggedBatch(
         page_table=i32(4, pages_per_seq), kv_lens=i32(4), cu_q_lens=i32(5), num_seqs=i32(), max_q_len=max_q_len
     )
@@ -155,5 +155,5 @@ def test_eager_calls_are_right_too():
     [(16, 8, 128, 16), (16, 3, 64, 16), (16, 32, 128, 4), (512, 8, 128, 1), (1, 64, 256, 16)],
 )
 def test_default_block_sizes(page_size, kv_heads, head_dim, kv_pages):
-    pages = KVPages(jax.ShapeDtypeStruct((9, kv_heads, page_size, 2 * head_dim), jnp.bfloat16))
+    pages = KVPages.shapes(9, page_size, kv_heads, head_dim)
     assert default_block_sizes(pages) == BlockSizes(q_rows=64, kv_pages=kv_pages)

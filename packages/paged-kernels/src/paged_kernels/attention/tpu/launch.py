@@ -16,6 +16,7 @@ from paged_kernels.attention.tpu.sizes import check_fits, preferred_block_sizes,
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.block_sizes import BlockSizes
 from paged_kernels.chip import Chip, chip_in_scope
+from paged_kernels.heads import HeadParams
 from paged_kernels.layout import KVPages
 from paged_kernels.mosaic import KERNEL_DTYPES, LANES, SUBLANES, Interpret, interpreter
 from paged_kernels.spec import AttentionSpec
@@ -26,8 +27,9 @@ def paged_attention_tpu(
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
-    block_sizes: BlockSizes | None,
+    heads: HeadParams,
     *,
+    block_sizes: BlockSizes | None,
     interpret: Interpret,
 ) -> tuple[Float[Array, "tokens q_heads head_dim"], Float[Array, "tokens q_heads"]]:
     """The output in `q.dtype` and the log-sum-exp of each row's logits (natural log, float32, -inf for no token).
@@ -37,6 +39,7 @@ def paged_attention_tpu(
         pages: keys and values; head_dim 64 or a multiple of 128, float32 or bfloat16.
         batch: the sequences; `max_q_len=1` compiles for decode.
         spec: what to compute.
+        heads: sinks and ALiBi slopes.
         block_sizes: `None` picks by chip.
         interpret: `True` for Pallas's TPU interpreter at its strictest, or the interpreter's own parameters.
 
@@ -44,6 +47,7 @@ def paged_attention_tpu(
         NotImplementedError: the shapes or types are none that the kernel has, or do not fit the chip's memories.
     """
     _check_supported(q, pages)
+    _check_features(pages, batch, heads)
     chip = chip_in_scope()
     config = make_config(q, pages, batch, spec, block_sizes=block_sizes, chip=chip)
     check_fits(config, chip, max_tiles(config.tokens, batch.seqs, config.q_rows) + 1)
@@ -97,6 +101,20 @@ def make_config(
         kv_dtype=pages.dtype,
     )
     return config if block_sizes else shrink_to_fit(config, chip)
+
+
+def _check_features(pages: KVPages, batch: RaggedBatch, heads: HeadParams) -> None:
+    asked = {
+        "heads.sinks": heads.sinks is not None,
+        "heads.alibi_slopes": heads.alibi_slopes is not None,
+        "batch.tree_mask": batch.tree_mask is not None,
+        "batch.q_starts": batch.q_starts is not None,
+        "latent pages": pages.row.latent,
+        "v_head_dim other than head_dim": pages.v_head_dim != pages.head_dim,
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise NotImplementedError(f"the TPU kernel does not have {name} yet; use backend='xla'")
 
 
 def _check_supported(q: Array, pages: KVPages) -> None:

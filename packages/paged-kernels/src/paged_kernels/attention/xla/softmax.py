@@ -19,20 +19,16 @@ class SoftmaxState:
     """The largest logit; -inf before any key is seen."""
     total: Float[Array, "kv_heads rows"]
     """The weights' sum."""
-    values: Float[Array, "kv_heads rows head_dim"]
+    values: Float[Array, "kv_heads rows v_head_dim"]
     """The weighted sum of the values."""
 
     @classmethod
-    def empty(cls, kv_heads: int, rows: int, head_dim: int) -> "SoftmaxState":
-        """The state before any key."""
-        shape = (kv_heads, rows)
-        return cls(
-            top=jnp.full(shape, -jnp.inf, jnp.float32),
-            total=jnp.zeros(shape, jnp.float32),
-            values=jnp.zeros((*shape, head_dim), jnp.float32),
-        )
+    def before_keys(cls, sinks: Float[Array, "kv_heads rows"], v_head_dim: int) -> "SoftmaxState":
+        """The state before any key: a sink is a logit without a value, and -inf is no sink."""
+        total = jnp.where(jnp.isneginf(sinks), 0.0, 1.0)
+        return cls(top=sinks, total=total, values=jnp.zeros((*sinks.shape, v_head_dim), jnp.float32))
 
-    def see(self, s: Float[Array, "kv_heads rows keys"], v: Float[Array, "kv_heads keys head_dim"]) -> "SoftmaxState":
+    def see(self, s: Float[Array, "kv_heads rows keys"], v: Float[Array, "kv_heads keys v_head_dim"]) -> "SoftmaxState":
         """The state after these keys too; a logit of -inf hides its key, whose value must be finite all the same."""
         top = jnp.maximum(self.top, s.max(axis=-1))
         shift = jnp.where(jnp.isneginf(top), 0, top)  # -inf - -inf would be NaN
@@ -44,7 +40,7 @@ class SoftmaxState:
             values=decay[..., None] * self.values + jnp.einsum("hrp,hpd->hrd", weights, v, precision="highest"),
         )
 
-    def finish(self) -> tuple[Float[Array, "kv_heads rows head_dim"], Float[Array, "kv_heads rows"]]:
+    def finish(self) -> tuple[Float[Array, "kv_heads rows v_head_dim"], Float[Array, "kv_heads rows"]]:
         """Each row's output and log-sum-exp; zeros and -inf where no key was seen."""
         total = jnp.where(self.total > 0, self.total, 1)
         return self.values / total[..., None], self.top + jnp.log(total)

@@ -70,9 +70,9 @@ def list_tiles(
     seq = jnp.minimum(seq, batch.seqs - 1)
     rows_before = (tile - jnp.where(seq > 0, ends[seq - 1], 0)) * q_rows  # of the sequence, in earlier tiles
     num_rows = jnp.minimum(q_rows, q_lens[seq] - rows_before)
-    position = batch.kv_lens[seq] - q_lens[seq] + rows_before
+    position = batch.first_positions[seq] + rows_before
     kv_len = jnp.minimum(batch.kv_lens[seq], batch.pages_per_seq * page_size)
-    first_key, kv_end = key_range(spec, position, position + num_rows, kv_len)
+    first_key, kv_end = key_range(spec, position, position + num_rows, kv_len, tree=batch.tree_mask is not None)
     tiles = Tiles(
         seq=seq,
         first_row=batch.cu_q_lens[seq] + rows_before,

@@ -19,8 +19,6 @@ from paged_kernels.page_write.tpu.runs import Runs, max_runs, plan_runs
 
 SLOT_TILE = 8
 """Rows of a tile in HBM, of either type (XLA's T(8,128)); a copy starts and ends at a multiple of it."""
-HEAD_TILE = 64
-"""K and V side by side fill whole tiles of 128 lanes; for other sizes XLA may copy the pages to pad them."""
 MAX_DEPTH = 16
 """Runs under way at once; a copy takes about a microsecond to arrive, however short it is."""
 BUFFER_BYTES = 4 * 2**20
@@ -46,7 +44,7 @@ class WriteSizes:
         row_tile = SLOT_TILE * 4 // pages.dtype.itemsize
         # The run may start at the last row of a tile.
         strip = max(span, round_up(row_tile - 1 + min(longest, span), row_tile))
-        row_bytes = pages.num_kv_heads * 2 * pages.head_dim * pages.dtype.itemsize
+        row_bytes = pages.num_kv_heads * pages.row.lanes * pages.dtype.itemsize
         depth = BUFFER_BYTES // ((span + strip) * row_bytes)
         return cls(span=span, strip=strip, row_tile=row_tile, depth=max(2, min(MAX_DEPTH, depth)))
 
@@ -68,7 +66,7 @@ class WriteSizes:
 def write_kv_tpu(
     pages: KVPages,
     k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads v_head_dim"] | None,
     batch: RaggedBatch,
     *,
     interpret: Interpret,
@@ -78,7 +76,7 @@ def write_kv_tpu(
     Rows are rounded to the pages' dtype first; the bytes of slots that get no row do not change.
 
     Args:
-        pages: one layer's pages, float32 or bfloat16; page_size a multiple of 8, head_dim of 64.
+        pages: one layer's pages, float32 or bfloat16; page_size a multiple of 8.
         k: the new keys.
         v: the new values.
         batch: where the rows go; `max_q_len` bounds how much of a page is read and written for a few rows.
@@ -93,7 +91,8 @@ def write_kv_tpu(
     with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
         page_ids, slots = row_slots(pages, batch, tokens)
         runs = plan_runs(page_ids, slots, span=sizes.span, size=max_runs(tokens, batch.seqs, sizes.span))
-        return KVPages(_call_kernel(runs, rows, pages, sizes, interpreter(interpret)))
+        data = _call_kernel(runs, rows, pages, sizes, interpreter(interpret))
+        return dataclasses.replace(pages, data=data)
 
 
 def _call_kernel(runs: Runs, rows: Array, pages: KVPages, sizes: WriteSizes, interpret: Interpret) -> Array:
@@ -119,7 +118,7 @@ def _buffers(pages: KVPages, sizes: WriteSizes) -> Any:
     """The `Buffers` to allocate."""
 
     def vmem(rows: int) -> Any:
-        return pltpu.VMEM((sizes.depth, pages.num_kv_heads, rows, 2 * pages.head_dim), pages.dtype)
+        return pltpu.VMEM((sizes.depth, pages.num_kv_heads, rows, pages.row.lanes), pages.dtype)
 
     semaphores = pltpu.SemaphoreType.DMA((sizes.depth,))
     return Buffers(
@@ -133,12 +132,12 @@ def _buffers(pages: KVPages, sizes: WriteSizes) -> Any:
 
 def _kernel_rows(
     k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads v_head_dim"] | None,
     pages: KVPages,
     sizes: WriteSizes,
-) -> Float[Array, "kv_heads rows two_head_dim"]:
+) -> Float[Array, "kv_heads rows lanes"]:
     """The rows as pages hold them, head by head, padded to whole tiles and to at least one strip."""
-    kv = jnp.concatenate([k, v], axis=-1).astype(pages.dtype)
+    kv, _ = pages.row.pack(k, v)
     tokens = kv.shape[0]
     padding = max(round_up(tokens, sizes.row_tile), sizes.strip) - tokens
     return jnp.pad(jnp.swapaxes(kv, 0, 1), ((0, 0), (0, padding), (0, 0)))
@@ -149,11 +148,6 @@ def _check_supported(pages: KVPages) -> None:
         raise NotImplementedError(
             f"pages of {pages.dtype.name} cannot be written by the TPU kernel; use {' or '.join(KERNEL_DTYPES)}, "
             "or backend='xla'"
-        )
-    if pages.head_dim % HEAD_TILE:
-        raise NotImplementedError(
-            f"head_dim={pages.head_dim} must be a multiple of {HEAD_TILE} for the TPU kernel, so that K‖V fills 128 "
-            "lanes; use backend='xla'"
         )
     if pages.page_size % SLOT_TILE:
         raise NotImplementedError(
