@@ -36,7 +36,11 @@ def test_one_page_is_contiguous_and_counted(kv):
 
 def test_scales_are_counted_too():
     pages = KVPages.zeros(2, 16, 4, 128, "int8")
-    assert KVPages.bytes_per_page(16, 4, 128, "int8") == pages.data[0].nbytes + pages.scales[0].nbytes == 4 * 16 * 260
+    assert (
+        KVPages.bytes_per_page(16, 4, 128, "int8")
+        == pages.data[0].nbytes + pages.scales[0].nbytes
+        == 4 * (16 * 256 + 512)
+    )
 
 
 def test_take_reads_pages_and_never_outside(kv):
@@ -68,6 +72,7 @@ def test_put_rows_equals_from_kv_where_rows_have_scales(kv, dtype, latent):
     ids, slots = jnp.repeat(jnp.arange(1, 5), 8), jnp.tile(jnp.arange(8), 4)
     rows = [None if x is None else x[:, 1:].reshape(3, 32, 16).swapaxes(0, 1) for x in (k, v)]
     put = jax.jit(KVPages.put_rows)(pages, ids, slots, *rows)
+    assert put.scales.shape == KVPages.shapes(5, 8, 3, 16, dtype, latent=latent).scales.shape
     for have, want in zip(jax.tree.leaves(put), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(have[1:], want[1:])
         assert not np.asarray(have[0], np.float32).any()
@@ -85,7 +90,7 @@ def test_partition_spec_serves_the_whole_pytree(kv):
     sharding = jax.sharding.NamedSharding(mesh, KVPages.partition_spec("tp", "dp"))
     pages = jax.device_put(KVPages.zeros(4, 16, 8, 64, "int8"), sharding)
     assert pages.data.addressable_shards[0].data.shape == (2, 2, 16, 128)
-    assert pages.scales.addressable_shards[0].data.shape == (2, 2, 32)
+    assert pages.scales.addressable_shards[0].data.shape == (2, 2, 1, 128)
 
 
 def test_is_a_pytree_of_one_array_that_can_be_replaced(kv):

@@ -22,8 +22,8 @@ class KVPages:
         data   [pages, kv_heads, page_size, storage_lanes]
                   page 7, head 2:   slot 0 | k k k k | v v v v |
                                     slot 1 | k k k k | v v v v |
-        scales [pages, kv_heads, 2 * page_size]
-                  page 7, head 2:   k0 k1 ... v0 v1 ...
+        scales [pages, kv_heads, 1, scale_lanes]
+                  page 7, head 2:   | k0 k1 ... v0 v1 ... . . |     zeros up to a whole register
 
     A page is contiguous over all heads, so that one copy moves it (docs/decisions/0002-page-layout.md).
     Build it with `zeros` or `from_kv`, and read it through `k` and `v`: code above this package never indexes `data`.
@@ -33,7 +33,10 @@ class KVPages:
     data: Array
     """Every page's rows; a leaf to place on devices, donate and alias."""
     scales: Array | None = None
-    """The scales of quantised rows, bfloat16: K's of each slot, then V's; of a latent row there is one."""
+    """The scales of quantised rows, float32: K's of each slot, then V's; of a latent row there is one.
+
+    Whole registers of 32-bit lanes, because XLA would lay out anything smaller in another order, and copy all of it
+    whenever a kernel is called."""
     row: RowLayout = dataclasses.field(metadata={"static": True})
     """What a row holds."""
 
@@ -86,10 +89,10 @@ class KVPages:
         for name, size in {"num_pages": num_pages, "page_size": page_size, "num_kv_heads": num_kv_heads}.items():
             if size < 1:
                 raise ValueError(f"{name}={size} must be at least 1")
-        scales = (num_pages, num_kv_heads, row.scales_per_row * page_size)
+        scales = (num_pages, num_kv_heads, 1, row.scale_lanes(page_size))
         return cls(
             data=jax.ShapeDtypeStruct((num_pages, num_kv_heads, page_size, row.storage_lanes), row.storage_dtype),
-            scales=jax.ShapeDtypeStruct(scales, jnp.bfloat16) if row.is_quantised else None,
+            scales=jax.ShapeDtypeStruct(scales, jnp.float32) if row.is_quantised else None,
             row=row,
         )
 
@@ -121,7 +124,9 @@ class KVPages:
         )
         data, scales = row.pack(*(None if x is None else jnp.swapaxes(x, 0, 1) for x in (k_pages, v_pages)))
         if scales is not None:  # [pages, kv_heads, page_size, kinds]
-            scales = jnp.swapaxes(scales, 2, 3).reshape(*scales.shape[:2], -1)
+            scales = jnp.swapaxes(scales, 2, 3).reshape(*scales.shape[:2], 1, -1)
+            padding = row.scale_lanes(k_pages.shape[2]) - scales.shape[3]
+            scales = jnp.pad(scales, ((0, 0), (0, 0), (0, 0), (0, padding)))
         return cls(data=data, scales=scales, row=row)
 
     @staticmethod
@@ -222,7 +227,7 @@ class KVPages:
             return dataclasses.replace(self, data=data)
         kinds = jnp.arange(self.row.scales_per_row)  # [rows, kinds] places of [rows, kinds, kv_heads] scales
         at = slots[:, None] + kinds * self.page_size
-        put = self.scales.at[page_ids[:, None], :, at].set(jnp.swapaxes(scales, 1, 2), mode="drop")
+        put = self.scales.at[page_ids[:, None], :, 0, at].set(jnp.swapaxes(scales, 1, 2), mode="drop")
         return dataclasses.replace(self, data=data, scales=put)
 
     def _kv(self) -> tuple[Array, Array]:
@@ -231,5 +236,6 @@ class KVPages:
         return jnp.swapaxes(k, 0, 1), jnp.swapaxes(v, 0, 1)
 
     def _scales_by_slot(self, scales: Array) -> Array:
-        """`[..., kinds * page_size]` as `[..., page_size, kinds]`."""
-        return jnp.swapaxes(scales.reshape(*scales.shape[:-1], self.row.scales_per_row, -1), -1, -2)
+        """`[..., 1, scale_lanes]` as `[..., page_size, kinds]`."""
+        kinds, size = self.row.scales_per_row, self.page_size
+        return jnp.swapaxes(scales[..., 0, : kinds * size].reshape(*scales.shape[:-2], kinds, size), -1, -2)

@@ -24,8 +24,8 @@ class RowLayout:
         aligned    | k k k k k . . . | v v v v v . . . | 80, 96: V starts a register, `.` is zero
         latent     | k k k k k k k k | k . . . . . . . | multi-head latent attention: V is the first lanes of K
 
-    V follows K directly where that takes fewer registers than giving it its own. Types below 16 bits carry a scale a
-    row of K and one of V: `value = stored * scale`, with `scale = max |value| / largest`, rounded up to bfloat16.
+    V follows K directly where that takes fewer registers than giving it its own. Types below 16 bits have scales, one
+    for each row of K and one of V, float32: `value = stored * scale`, with `scale = max |value| / largest`.
     """
 
     k_dim: int
@@ -63,6 +63,10 @@ class RowLayout:
     def scales_per_row(self) -> int:
         """Scales of one row: K's and V's, or the latent's, or none."""
         return (1 if self.latent else 2) if self.is_quantised else 0
+
+    def scale_lanes(self, page_size: int) -> int:
+        """Lanes of the scales of one page and head: whole registers."""
+        return LANES * _registers(self.scales_per_row * page_size)
 
     @property
     def v_start(self) -> int:
@@ -116,10 +120,10 @@ class RowLayout:
     def unpack(
         self, rows: Shaped[Array, "*rows storage_lanes"], scales: Float[Array, "*rows scales_per_row"] | None
     ) -> tuple[Float[Array, "*rows k_dim"], Float[Array, "*rows v_dim"]]:
-        """K and V of stored rows; float32, exactly, where they have scales."""
+        """K and V of stored rows; float32 where they have scales."""
         if scales is not None:
             rows = _unpack_nibbles(rows) if self.dtype == "int4" else rows
-            rows, scales = rows.astype(jnp.float32), scales.astype(jnp.float32)
+            rows = rows.astype(jnp.float32)
         k, v = rows[..., : self.k_dim], rows[..., self.v_start : self.v_start + self.v_dim]
         return (k, v) if scales is None else (k * scales[..., :1], v * scales[..., -1:])
 
@@ -133,21 +137,18 @@ class RowLayout:
 
 
 def scale_of(x: Float[Array, "*rows dim"], dtype: str) -> Float[Array, "*rows"]:
-    """`max |x| / largest` of each row, rounded up to bfloat16 so that nothing overflows; 1 for a row of zeros.
+    """`max |x| / largest` of each row, float32; 1 for a row of zeros.
 
     A row that holds an infinity or a NaN gets a scale that makes all of it NaN.
     """
-    exact = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1) / LARGEST[dtype]
-    # Adding all the bits that bfloat16 lacks rounds a positive number up.
-    bits = (jax.lax.bitcast_convert_type(exact, jnp.uint32) + np.uint32(0xFFFF)) >> 16
-    rounded_up = jax.lax.bitcast_convert_type(bits.astype(jnp.uint16), jnp.bfloat16)
-    return jnp.where(exact < jnp.finfo(jnp.float32).tiny, jnp.ones_like(rounded_up), rounded_up)
+    scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1) / LARGEST[dtype]
+    return jnp.where(scale < jnp.finfo(jnp.float32).tiny, 1, scale)
 
 
 def quantise(x: Float[Array, "*rows dim"], scale: Float[Array, "*rows"], dtype: str) -> Shaped[Array, "*rows dim"]:
     """`x / scale`, rounded to the nearest value of `dtype`; int4 in bytes of its own."""
     largest = LARGEST[dtype]
-    y = jnp.clip(x.astype(jnp.float32) / scale[..., None].astype(jnp.float32), -largest, largest)
+    y = jnp.clip(x.astype(jnp.float32) / scale[..., None], -largest, largest)
     return jnp.round(y).astype(jnp.int8) if dtype.startswith("int") else y.astype(dtype)
 
 

@@ -128,10 +128,10 @@ def _check_pages(pages: KVPages) -> None:
             f"pages.data is {pages.data.dtype}{list(shape)}; it must be {row.storage_dtype} "
             f"[pages, kv_heads, page_size, {row.storage_lanes}]; build pages with KVPages.zeros or KVPages.from_kv"
         )
-    want = (*shape[:2], row.scales_per_row * shape[2]) if row.is_quantised else None
+    want = (*shape[:2], 1, row.scale_lanes(shape[2])) if row.is_quantised else None
     have = None if pages.scales is None else pages.scales.shape
-    if have != want or (pages.scales is not None and pages.scales.dtype != np.dtype("bfloat16")):
-        raise ValueError(f"pages.scales is {have}; of {row.dtype} pages it must be {want} (bfloat16)")
+    if have != want or (pages.scales is not None and pages.scales.dtype != np.float32):
+        raise ValueError(f"pages.scales is {have}; of {row.dtype} pages it must be {want} (float32)")
 
 
 def _check_head_param(name: str, value: Array | None, q_heads: int) -> None:

@@ -207,9 +207,7 @@ def take_float32(
     """
     pages, page_ids = jax.lax.optimization_barrier((pages, page_ids))
     rows, scales = jax.tree.map(_as_bits, pages).take(page_ids)
-    rows = _from_bits(rows, pages.row.storage_dtype)
-    scales = None if scales is None else _from_bits(scales, jnp.dtype(jnp.bfloat16))
-    k, v = pages.row.unpack(rows, scales)
+    k, v = pages.row.unpack(_from_bits(rows, pages.row.storage_dtype), scales)
     return k.astype(jnp.float32), v.astype(jnp.float32)
 
 
