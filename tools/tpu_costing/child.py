@@ -1,0 +1,52 @@
+"""Compiles one call for one chip, in a process of its own: libtpu reads its flags once, and may abort after it wrote.
+
+    python -m tpu_costing.child '{"workload": NAME, "chip": NAME, "size": N, "contestant": {...}}'
+
+The last line that it prints is a JSON object of what the compiler's dumps do not say.
+"""
+
+import json
+import re
+import sys
+
+import jax
+from jax.experimental import topologies
+
+from tpu_costing.calls import Contestant, make_call
+from tpu_costing.chips import LIMITS
+from tpu_costing.constants import KERNEL, KnownScalars
+from tpu_costing.workloads import Workload
+
+_KERNEL_VMEM = re.compile(
+    rf'{KERNEL}.*used_scoped_memory_configs":\[{{"memory_space":"1","offset":"\d+","size":"(\d+)"'
+)
+
+
+def main() -> None:
+    """Compile it."""
+    order = json.loads(sys.argv[1])
+    device = topologies.get_topology_desc(platform="tpu", topology_name=LIMITS[order["chip"]].topology).devices[0]
+    call = make_call(Workload.parse(order["workload"]), Contestant(**order["contestant"]), order["size"])
+    cpu_devices = jax.devices
+    jax.devices = lambda *backend: cpu_devices(*backend) if backend else [device]  # jax's kernels ask for the chip so
+    known = KnownScalars(call.function, call.integers, call.shapes, device)
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    arguments = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), (call.integers, *call.shapes)
+    )
+    with known.stored(call.page_table), jax.default_device(device):
+        compiled = jax.jit(call.function, donate_argnums=call.donate).lower(*arguments).compile()
+    print("\n" + json.dumps({"stores": known.stores, "vmem_bytes": vmem_bytes(compiled)}), flush=True)
+
+
+def vmem_bytes(compiled: jax.stages.Compiled) -> int | None:
+    """What the compiler gave the kernel, None where it cannot print what it compiled (asynchronous copies around it)."""
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return max(map(int, _KERNEL_VMEM.findall(text or "")), default=None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""From the compiler's dumps to figures."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+GRANULE = 32
+"""Bytes in the unit that the dumps count a DMA's size in."""
+_BUNDLE = re.compile(r"^0x[0-9a-f]+: bundle", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^  (?:%\S+ = )?([a-z][\w.]*)(.*)$", re.MULTILINE)
+_FROM_HBM = re.compile(r"dma\.hbm_to_vmem|dma\.general.*/\* hbm-to-vmem \*/")
+_TO_HBM = re.compile(r"dma\.vmem_to_hbm|dma\.general.*/\* vmem-to-hbm \*/")
+_GRANULES = re.compile(r"/\*size_in_granules=\*/(\d+)")
+_KINDS = (
+    ("dma", r"dma\."),
+    ("scalar", r"s[a-z]|p[a-z]|int_to_ptr"),
+    ("matrix", r"vmat|vdwg|vmsk.*mat"),
+    ("transcendental", r"vexp|vlog|vrcp|vrsqrt|vtanh|vpow|vpop\.(?:erf|eup)"),
+    ("cross-lane", r"\S*(?:xlane|xlu|rot|perm|xpose)"),
+    ("load", r"vld"),
+    ("store", r"vst"),
+    ("vector", r"v"),
+)
+"""What each instruction keeps busy, by how its name begins; the first that fits."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Counts of one compiled kernel, or of one unit of its work."""
+
+    cycles: float = 0
+    """Estimated by the compiler."""
+    bundles: float = 0
+    """Instruction words that are issued."""
+    dmas: float = 0
+    """Copies between HBM and vector memory that are started."""
+    bytes_read: float = 0
+    """Bytes that they bring."""
+    bytes_written: float = 0
+    """Bytes that they take back."""
+    vector_spills: float = 0
+    """Vector registers that are put into memory for want of registers."""
+    scalar_spills: float = 0
+    operations: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Operations by what they keep busy."""
+
+    def __add__(self, other: "Figures") -> "Figures":
+        return _combine(self, other, lambda a, b: a + b)
+
+    def per_unit(self, smaller: "Figures", units: int) -> "Figures":
+        """This less `smaller`, a unit."""
+        return _combine(self, smaller, lambda a, b: (a - b) / units)
+
+
+def _combine(a: Figures, b: Figures, op: Callable[[float, float], float]) -> Figures:
+    names = [field.name for field in dataclasses.fields(Figures) if field.name != "operations"]
+    kinds = {
+        kind: op(a.operations.get(kind, 0), b.operations.get(kind, 0)) for kind in {**a.operations, **b.operations}
+    }
+    return Figures(operations=kinds, **{name: op(getattr(a, name), getattr(b, name)) for name in names})
+
+
+def read_folder(folder: Path, kernel: str) -> Figures | None:
+    """The sum over the kernels whose name begins so, in the folder that libtpu dumped into; None if there are none."""
+    profiles = sorted(folder.glob(f"{kernel}*_static_llo_profile.textproto"))
+    total = None
+    for profile in profiles:
+        bundles = next(folder.glob(f"{profile.name.split('_TPU')[0]}_bundles.txt"))
+        figures = read_texts(profile.read_text(), bundles.read_text())
+        total = figures if total is None else total + figures
+    return total
+
+
+def read_texts(profile: str, bundles: str) -> Figures:
+    """The figures of one kernel, from its profile and from every bundle that it executes, in order."""
+    cycles = re.search(r"estimated_cycles: (\d+)", profile)
+    counts = dict.fromkeys((kind for kind, _ in _KINDS), 0)
+    moved = {_FROM_HBM: [], _TO_HBM: []}
+    spills = {"vst": 0, "sst": 0}
+    kind_of = functools.cache(lambda name: next((kind for kind, pattern in _KINDS if re.match(pattern, name)), None))
+    for name, operands in _INSTRUCTION.findall(bundles):
+        kind = kind_of(name)
+        if kind is None:
+            continue
+        counts[kind] += 1
+        if kind == "dma":
+            for direction, sizes in moved.items():
+                if direction.match(name + operands):
+                    sizes.append(GRANULE * int(_GRANULES.search(operands)[1]))
+        elif name in spills and "_spill" in operands:
+            spills[name] += 1
+    return Figures(
+        cycles=int(cycles[1]) if cycles else 0,
+        bundles=len(_BUNDLE.findall(bundles)),
+        dmas=sum(map(len, moved.values())),
+        bytes_read=sum(moved[_FROM_HBM]),
+        bytes_written=sum(moved[_TO_HBM]),
+        vector_spills=spills["vst"],
+        scalar_spills=spills["sst"],
+        operations=counts,
+    )

@@ -1,0 +1,131 @@
+"""The table, its last line, the JSON file and the plot."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+from tpu_costing.measure import Result
+
+_COLUMNS = "{:<34} {:<6} {:<10} {:>9} {:>10} {:>9} {:>7} {:>9} {:>7} {:>7} {:>8} {:>6}"
+HEADER = _COLUMNS.format(
+    "workload",
+    "chip",
+    "kernel",
+    "blocks",
+    "cycles",
+    "limit",
+    "/limit",
+    "bundles",
+    "DMAs",
+    "spills",
+    "VMEM KiB",
+    "ours/",
+)
+
+
+def geometric_mean(ratios: Iterable[float]) -> float:
+    """The mean of ratios that treats two times and half as opposites.
+
+    >>> geometric_mean([2.0, 0.5])
+    1.0
+
+    Raises:
+        ValueError: there is none.
+    """
+    logs = [math.log(ratio) for ratio in ratios]
+    if not logs:
+        raise ValueError("ratios must have at least one entry")
+    return math.exp(sum(logs) / len(logs))
+
+
+def best_of(results: list[Result]) -> Result:
+    """The cheapest that has figures; where none has, the first."""
+    return min(results, key=lambda result: (result.failure is not None, result.figures.cycles))
+
+
+def best_by_kernel(results: list[Result]) -> list[Result]:
+    """Each kernel of one workload and chip at its best block sizes."""
+    kernels = dict.fromkeys(result.kernel for result in results)
+    return [best_of([result for result in results if result.kernel == kernel]) for kernel in kernels]
+
+
+def ratio_to_peers(results: list[Result]) -> float | None:
+    """Ours over the better of the others, by what counts; None where either side has no figures."""
+    ours = [result for result in results if result.kernel == "ours" and result.failure is None]
+    peers = [result for result in results if result.kernel != "ours" and result.failure is None]
+    if not ours or not peers:
+        return None
+    return ours[0].cycles / min(peer.cycles for peer in peers)
+
+
+def line(result: Result, ours: Result | None = None) -> str:
+    """A result's line of the table; with `ours`, also ours over it."""
+    head = (result.workload, result.chip, result.kernel, result.blocks)
+    if result.failure is not None:
+        return "{:<34} {:<6} {:<10} {:>9}  fails: ".format(*head) + result.failure
+    f = result.figures
+    over = f"{ours.cycles / result.cycles:.2f}" if ours and ours.failure is None and ours is not result else ""
+    return _COLUMNS.format(
+        *head,
+        f"{f.cycles:.1f}",
+        f"{result.limit:.1f}",
+        f"{result.ratio:.2f}",
+        f"{f.bundles:.1f}",
+        f"{f.dmas:.2f}",
+        f"{f.vector_spills:.1f}",
+        "-" if result.vmem_bytes is None else result.vmem_bytes // 1024,
+        over,
+    ).rstrip()
+
+
+def account(result: Result) -> str:
+    """Operations a unit, by what they keep busy."""
+    counts = sorted(result.figures.operations.items(), key=lambda item: -item[1])
+    return "    operations: " + ", ".join(f"{kind} {count:.1f}" for kind, count in counts if count)
+
+
+def last_line(groups: list[list[Result]]) -> str:
+    """The geometric mean of `ratio_to_peers` over the workloads that have one."""
+    ratios = [ratio for group in groups if (ratio := ratio_to_peers(group)) is not None]
+    if not ratios:
+        return "no workload in which both ours and a kernel of jax compile"
+    return (
+        f"geometric mean of ours / the better of jax's, max(cycles, limit), over {len(ratios)} of {len(groups)}: "
+        f"{geometric_mean(ratios):.3f}"
+    )
+
+
+def write_json(path: Path, groups: list[list[Result]]) -> None:
+    """All results, with what made them."""
+    about = {name: version(name) for name in ("jax", "libtpu")}
+    entries = [{**dataclasses.asdict(result), "counts": result.cycles} for group in groups for result in group]
+    path.write_text(
+        json.dumps({"estimated": True, **about, "date": time.strftime("%Y-%m-%d"), "results": entries}, indent=1) + "\n"
+    )
+
+
+def plot(path: Path, groups: list[list[Result]]) -> None:
+    """Horizontal bars of `max(cycles, limit)` over the limit, which is marked; a group of bars a workload and chip."""
+    import matplotlib as mpl  # noqa: PLC0415 -- only for the plot
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    colours = {"ours": "tab:blue", "jax paged": "tab:orange", "jax ragged": "tab:green"}
+    rows = [(index, result) for index, group in enumerate(groups) for result in best_by_kernel(group)]
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.22 * len(rows)))
+    places = [-(row + 0.8 * index) for row, (index, _) in enumerate(rows)]
+    for place, (_, result) in zip(places, rows, strict=True):
+        if result.failure is None:
+            axes.barh(place, result.figures.cycles / result.limit, color=colours[result.kernel])
+        else:
+            axes.text(0.05, place, result.failure, fontsize=6, va="center")
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_yticks(places, [f"{r.workload} {r.chip} · {r.kernel}" for _, r in rows], fontsize=6)
+    axes.set_xlabel("estimated cycles over the limit of HBM or of the matrix units (line)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,173 @@
+"""What is measured: named shapes of one call, and the set that is measured when none is named."""
+
+import dataclasses
+import re
+
+MODES = ("decode", "prefill", "mixed", "write")
+DTYPES = {"bfloat16": 2, "float32": 4, "int8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
+"""Types of the stored keys and values, with their bytes. Queries are bfloat16, or float32 with float32 pages."""
+STEADY_TOKENS = 16384
+"""Keys by which the two sizes of a decode workload differ: at least eight blocks of any kernel."""
+_NAME = re.compile(
+    r"(?P<mode>[a-z]+)-((?P<q_heads>\d+)-)?(?P<kv_heads>\d+)-(?P<head_dim>\d+)"
+    r"(-p(?P<page_size>\d+))?(-n(?P<new_tokens>\d+))?(-c(?P<context>\d+))?(-w(?P<window>\d+))?(-(?P<dtype>[a-z]\w+))?"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One call's shape. Its name says all of it, `decode-32-8-128-p16-c8192`.
+
+    Raises:
+        ValueError: it is no shape that a call can have.
+    """
+
+    mode: str
+    """`decode`: sequences of one new row. `prefill`: one sequence of `new_tokens`. `mixed`: that one and 16 of
+    `decode`. `write`: the page write of a decode step."""
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    page_size: int = 16
+    new_tokens: int = 1
+    context: int = 0
+    """Tokens in the pages that are attended: all of a decoding sequence's, and those before the new ones in prefill."""
+    window: int | None = None
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode!r} must be one of {', '.join(MODES)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
+        if self.q_heads % self.kv_heads:
+            raise ValueError(f"q_heads={self.q_heads} must be a multiple of kv_heads={self.kv_heads}")
+        if self.context % self.page_size:
+            raise ValueError(f"context={self.context} must be a multiple of page_size={self.page_size}: whole pages")
+
+    @classmethod
+    def parse(cls, name: str) -> "Workload":
+        """The workload of a name; parts that are left out have their defaults (page 16, context 8192 for decode).
+
+        >>> Workload.parse("prefill-8-1-128-n512-c2048").name
+        'prefill-8-1-128-p16-n512-c2048'
+
+        Raises:
+            ValueError: it is no such name.
+        """
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise ValueError(
+                f"workload {name!r} must read MODE-QHEADS-KVHEADS-HEADDIM[-pPAGE][-nNEW][-cCONTEXT][-wWINDOW][-DTYPE], "
+                "for example decode-32-8-128-p16-c8192 (for write there are no query heads: write-8-128)"
+            )
+        given = {key: value for key, value in match.groupdict().items() if value is not None}
+        sizes = {key: int(value) for key, value in given.items() if key not in {"mode", "dtype"}}
+        sizes.setdefault("q_heads", sizes["kv_heads"])
+        if given["mode"] == "decode":
+            sizes.setdefault("context", 8192)
+        if given["mode"] in {"prefill", "mixed"}:
+            sizes.setdefault("new_tokens", 512)
+        return cls(mode=given["mode"], dtype=given.get("dtype", "bfloat16"), **sizes)
+
+    @property
+    def name(self) -> str:
+        """The shortest name that says all but the page size's default."""
+        heads = f"{self.kv_heads}" if self.mode == "write" else f"{self.q_heads}-{self.kv_heads}"
+        parts = [self.mode, heads, f"{self.head_dim}", f"p{self.page_size}"]
+        if self.mode in {"prefill", "mixed"}:
+            parts.append(f"n{self.new_tokens}")
+        if self.mode != "write":
+            parts.append(f"c{self.context}")
+        if self.window is not None:
+            parts.append(f"w{self.window}")
+        if self.dtype != "bfloat16":
+            parts.append(self.dtype)
+        return "-".join(parts)
+
+    @property
+    def unit(self) -> str:
+        """What the figures are per: a page that is attended, a row that is written, a whole call."""
+        return {"decode": "page", "write": "row"}.get(self.mode, "call")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sequences of the calls that are compiled; of two, the difference is the steady state."""
+        if self.mode == "decode":
+            seqs = max(2, STEADY_TOKENS // self.context)
+            return (seqs, 2 * seqs)
+        return (32, 64) if self.mode == "write" else (1,)
+
+    @property
+    def units(self) -> int:
+        """Units by which the two sizes differ."""
+        if self.unit == "call":
+            return 1
+        return (self.sizes[1] - self.sizes[0]) * (self.pages_seen if self.mode == "decode" else 1)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of keys and values in a page, without scales or padding."""
+        return 2 * self.kv_heads * self.head_dim * self.page_size * DTYPES[self.dtype]
+
+    @property
+    def pages_seen(self) -> int:
+        """Pages that one decoding sequence must read: those of its context, or of its window, wherever that begins."""
+        seen = self.context if self.window is None else min(self.window, self.context)
+        return -(-seen // self.page_size)
+
+    def sequences(self, size: int) -> list[tuple[int, int]]:
+        """Each sequence's tokens and new rows."""
+        if self.mode == "write":
+            return [(seq % self.page_size + 1, 1) for seq in range(size)]
+        decode = [(self.context, 1)]
+        chunk = [(self.context + self.new_tokens, self.new_tokens)]
+        return {"decode": decode * size, "prefill": chunk, "mixed": decode * 16 + chunk}[self.mode]
+
+    def bytes_needed(self) -> int:
+        """Bytes that a unit must bring from HBM at least: its keys and values, each once."""
+        if self.mode == "decode":
+            return self.page_bytes
+        if self.mode == "write":  # the tile of 8 slots that the row lies in, and the row
+            return self.page_bytes // self.page_size * (8 + 1)
+        return sum(-(-tokens // self.page_size) for tokens, _ in self.sequences(1)) * self.page_bytes
+
+    def flops(self) -> int:
+        """Operations of a call's two products over the pairs of row and key that the mask leaves."""
+        pairs = 0
+        for tokens, new in self.sequences(1):
+            seen = (min(tokens - new + row + 1, self.window or tokens) for row in range(new))
+            pairs += sum(seen)
+        return 4 * self.q_heads * self.head_dim * pairs
+
+
+DECODE = (
+    *(f"decode-{heads}-128-p16-c8192" for heads in ("32-8", "64-8", "8-1", "32-32")),
+    *(f"decode-{heads}-p16-c8192" for heads in ("32-8-64", "32-8-256", "8-1-64", "8-1-256")),
+    *(f"decode-32-8-128-p{page}-c8192" for page in (32, 64, 128)),
+    *(f"decode-{heads}-128-p16-c{context}" for heads in ("32-8", "8-1") for context in (512, 2048)),
+    "decode-8-1-128-p64-c8192",
+)
+PREFILL = (
+    *(f"prefill-8-1-128-p16-n{new}-c{before}" for new in (512, 2048) for before in (0, 2048, 8192)),
+    "prefill-32-8-128-p16-n512-c2048",
+)
+GROUPS = {
+    "decode": DECODE,
+    "prefill": PREFILL,
+    "mixed": ("mixed-8-1-128-p16-n512-c2048",),
+    "window": tuple(f"decode-{heads}-128-p16-c8192-w1024" for heads in ("32-8", "8-1")),
+    "quantised": tuple(f"decode-32-8-128-p32-c8192-{dtype}" for dtype in ("int8", "float8_e4m3fn")),
+    "write": tuple(f"write-{heads}-128-p16" for heads in (8, 1)),
+}
+"""The base set, in parts that can be asked for by name."""
+
+
+def choose(names: list[str]) -> list[Workload]:
+    """The workloads of these names and groups, each once; all groups if there is no name.
+
+    Raises:
+        ValueError: a name is neither.
+    """
+    wanted = [name for given in names or GROUPS for name in GROUPS.get(given, (given,))]
+    return list(dict.fromkeys(Workload.parse(name) for name in wanted))
