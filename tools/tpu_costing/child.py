@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def vmem_bytes(compiled: jax.stages.Compiled) -> int | None:
-    """What the compiler gave the kernel, None where it cannot print what it compiled (asynchronous copies around it)."""
+    """What the compiler gave the kernel, None where it cannot print the program."""
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError:

@@ -83,7 +83,8 @@ def measure(workload: Workload, chip: str, contestant: Contestant, cache: Path |
     try:
         compiled = [_compiled(workload, chip, contestant, size, cache) for size in workload.sizes]
     except CompilationError as failure:
-        return Result(**facts, figures=Figures(), failure=in_three_words(str(failure)))
+        words = str(failure) if contestant.kernel == "ours" else in_three_words(str(failure))
+        return Result(**facts, figures=Figures(), failure=words)
     figures = [Figures(**entry["figures"]) for entry in compiled]
     unit = figures[-1].per_unit(figures[0] if len(figures) == 2 else Figures(), workload.units)
     void = why_void(workload, unit, ours=contestant.kernel == "ours")
