@@ -13,6 +13,11 @@ def empty_state():
     return softmax.State(jnp.full((ROWS, 1), softmax.MASKED), jnp.zeros((ROWS, 1)), jnp.zeros((ROWS, LANES)))
 
 
+def attend(state, q, k, v, mask, logits):
+    x = jnp.where(mask, logits(softmax.score(q, k)), softmax.MASKED)
+    return softmax.absorb(state, x, v)
+
+
 def data(seed=0):
     rng = np.random.default_rng(seed)
     return (rng.standard_normal(shape).astype(np.float32) for shape in ((ROWS, LANES), (KEYS, LANES), (KEYS, LANES)))
@@ -33,26 +38,17 @@ def test_blocks_add_up_to_the_whole(block, soft_cap):
     logits, state = softmax.Logits(scale=0.7, soft_cap=soft_cap), empty_state()
     for at in range(0, KEYS, block):
         keys = slice(at, at + block)
-        state = softmax.attend(state, q, k[keys], v[keys], mask=jnp.asarray(mask[:, keys]), logits=logits)
+        state = attend(state, q, k[keys], v[keys], mask[:, keys], logits)
     out, lse = expected(q, k, v, mask, 0.7, soft_cap)
     np.testing.assert_allclose(softmax.output(state), out, atol=1e-5)
     np.testing.assert_allclose(softmax.log_sum_exp(state), lse, atol=1e-5)
 
 
-def test_no_mask_means_all_keys():
-    q, k, v = data(1)
-    logits = softmax.Logits(scale=1.0, soft_cap=None)
-    plain = softmax.attend(empty_state(), q, k, v, mask=None, logits=logits)
-    masked = softmax.attend(empty_state(), q, k, v, mask=jnp.ones((ROWS, KEYS), bool), logits=logits)
-    np.testing.assert_array_equal(plain.acc, masked.acc)
-
-
 def test_a_block_of_masked_keys_leaves_no_trace():
     q, k, v = data(2)
     logits = softmax.Logits(scale=1.0, soft_cap=None)
-    nothing = jnp.zeros((ROWS, KEYS), bool)
-    first = softmax.attend(empty_state(), q, 100 * k, v, mask=nothing, logits=logits)
-    state = softmax.attend(first, q, k, v, mask=None, logits=logits)
+    first = attend(empty_state(), q, 100 * k, v, False, logits)
+    state = attend(first, q, k, v, True, logits)
     out, _ = expected(q, k, v, np.ones((ROWS, KEYS)), 1.0, None)
     np.testing.assert_allclose(softmax.output(state), out, atol=1e-5)
 
@@ -60,7 +56,7 @@ def test_a_block_of_masked_keys_leaves_no_trace():
 def test_large_logits_do_not_overflow():
     q, k, v = data(3)
     logits = softmax.Logits(scale=1.0, soft_cap=None)
-    state = softmax.attend(empty_state(), 300 * q, k, v, mask=None, logits=logits)
+    state = attend(empty_state(), 300 * q, k, v, True, logits)
     best = np.argmax(q @ k.T, axis=1)
     np.testing.assert_allclose(softmax.output(state), v[best], atol=1e-5)
 

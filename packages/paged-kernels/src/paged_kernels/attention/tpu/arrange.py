@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from paged_kernels.attention.tpu.config import Config
-from paged_kernels.mosaic import LANES, cdiv
+from paged_kernels.mosaic import LANES, round_up
 
 
 def arrange_q(
@@ -49,12 +49,12 @@ def restore_lse(
 
 def arrange_table(
     page_table: Int32[Array, "seqs pages_per_seq"], num_pages: int, config: Config
-) -> Int32[Array, "seqs table_rows 1 128"]:
-    """The page table in rows of 128 ids, each a tile of its own, so that a copy may start at any row.
+) -> Int32[Array, "seqs 1 table_ids"]:
+    """The page table in HBM, each sequence's ids in a row of their own, so that a copy may start at any 128th.
 
-    There are enough rows that a block's `table_chunks` rows never reach past the end, and every id is that of a page:
+    The rows are long enough that a copy of `config.ids` never reaches past the end, and every id is that of a page:
     the kernel checks no bounds.
     """
-    table_rows = cdiv(config.pages_per_seq, LANES) + config.table_chunks - 1
-    padded = jnp.pad(jnp.clip(page_table, 0, num_pages - 1), ((0, 0), (0, table_rows * LANES - config.pages_per_seq)))
-    return padded.reshape(-1, table_rows, 1, LANES)
+    table_ids = round_up(config.pages_per_seq, LANES) + config.ids - LANES
+    padded = jnp.pad(jnp.clip(page_table, 0, num_pages - 1), ((0, 0), (0, table_ids - config.pages_per_seq)))
+    return padded[:, None]

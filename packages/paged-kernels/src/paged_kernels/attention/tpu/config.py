@@ -1,6 +1,7 @@
 """The static facts that one compilation of the kernel depends on, and the shapes that follow from them."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +12,15 @@ from paged_kernels.spec import AttentionSpec
 
 Memory = Any
 """A reference in the kernel; before the call, what to allocate for it. (Pallas has no one type for both.)"""
+
+
+CHUNK_KEYS = 512
+"""Most keys in a chunk of a block, unless a page has more."""
+
+
+def chunks_of(kv_pages: int, page_size: int) -> int:
+    """The chunks that a block of about so many pages is cut in."""
+    return cdiv(kv_pages, max(1, CHUNK_KEYS // page_size))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +39,7 @@ class Config:
     q_rows: int
     """Rows in a block of queries: 1 for decode, else a multiple of 16."""
     kv_pages: int
-    """Pages in a block of keys."""
+    """Pages in a block of keys, a multiple of `chunks`."""
     buffers: int
     """Blocks of keys in VMEM: one in use, the others on their way."""
     q_dtype: np.dtype
@@ -49,6 +59,16 @@ class Config:
     def block_tokens(self) -> int:
         """Keys in a block."""
         return self.kv_pages * self.page_size
+
+    @property
+    def chunks(self) -> int:
+        """Equal parts of a block, of some 512 keys, attended one after the other where the block is not whole."""
+        return chunks_of(self.kv_pages, self.page_size)
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Keys in a chunk."""
+        return self.block_tokens // self.chunks
 
     @property
     def kv_lanes(self) -> int:
@@ -79,8 +99,8 @@ class Config:
         return round_up(self.kv_heads * self.rows, LANES)
 
     @property
-    def table_chunks(self) -> int:
-        """Rows of the table's copy that cover any block's page ids, wherever the block starts."""
+    def ids(self) -> int:
+        """Page ids in a copy of the table that covers any block, wherever it starts; whole registers' widths."""
         # Blocks start at multiples of kv_pages, unless a window makes them start at any page.
-        step = int(np.gcd(self.kv_pages, LANES)) if self.spec.sliding_window is None else 1
-        return cdiv(LANES - step + self.kv_pages, LANES)
+        step = math.gcd(self.kv_pages, LANES) if self.spec.sliding_window is None else 1
+        return round_up(LANES - step + self.kv_pages, LANES)

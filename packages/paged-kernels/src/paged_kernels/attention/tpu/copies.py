@@ -4,9 +4,9 @@ Blocks of pages stream through `buffers` slots of VMEM in the order in which the
 belong to, so the next sequence's pages are on their way while this one's are attended:
 
     step          0        1        2        3
-    page ids   0 1|      2 |      3 |      4 |            one step ahead of the pages
-    pages      0 .|. 1 . .|. 2 . .|. 3 . .|               buffers - 1 steps ahead of use
-    attend        |   0    |   1    |   2    |
+    page ids  |      3 |      4 |      5 |      6         one step ahead of the pages
+    pages     |2 . . . |3 . . . |4 . . . |5 . . .         buffers - 1 steps ahead of use
+    attend    |   0    |   1    |   2    |   3
 
 Every slot has a semaphore of its own: a wait for one block cannot be satisfied by another's copies.
 """
@@ -18,13 +18,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from paged_kernels.attention.mask import key_range
 from paged_kernels.attention.tpu.config import Config, Memory
 from paged_kernels.attention.tpu.schedule import Tiles
 from paged_kernels.mosaic import LANES
 
-PAGES_AT_ONCE = 8
-"""Copies of a full block that are started side by side."""
+PAGES_AT_ONCE = 128
+"""Copies of a whole block that are started side by side, to overlap their address sums."""
+
+IDS_AHEAD = 2
+"""Blocks whose page ids are on their way when a block's copies are started. They queue behind the copies of pages."""
 
 
 @jax.tree_util.register_dataclass
@@ -47,9 +49,8 @@ class PageBuffers:
 
     kv: Memory  # [buffers, kv_heads, block_tokens, kv_lanes]
     kv_arrived: Memory  # semaphores [buffers]
-    held: Memory  # SMEM [buffers], pages of each slot that need not be zero
-    ids: Memory  # SMEM [2, table_chunks, 1, 128]
-    ids_arrived: Memory  # semaphores [2]
+    ids: Memory  # SMEM [(IDS_AHEAD + 1) * ids]
+    ids_arrived: Memory  # semaphores [IDS_AHEAD + 1]
 
     @classmethod
     def shapes(cls, c: Config) -> "PageBuffers":
@@ -57,9 +58,8 @@ class PageBuffers:
         return cls(
             kv=pltpu.VMEM((c.buffers, c.kv_heads, c.block_tokens, c.kv_lanes), c.kv_dtype),
             kv_arrived=pltpu.SemaphoreType.DMA((c.buffers,)),
-            held=pltpu.SMEM((c.buffers,), jnp.int32),
-            ids=pltpu.SMEM((2, c.table_chunks, 1, LANES), jnp.int32),
-            ids_arrived=pltpu.SemaphoreType.DMA((2,)),
+            ids=pltpu.SMEM(((IDS_AHEAD + 1) * c.ids,), jnp.int32),
+            ids_arrived=pltpu.SemaphoreType.DMA((IDS_AHEAD + 1,)),
         )
 
 
@@ -67,13 +67,12 @@ class PageBuffers:
 class PageStream:
     """Blocks of pages on their way from HBM into VMEM.
 
-    A row of the block that is no token of its sequence is zero, so it may be multiplied by a weight of zero: whatever
-    another sequence's values are, infinities and NaN too, they stay with that sequence.
+    Of a block, only the pages that its tile sees are copied; what the slot holds in the place of others is anything.
     """
 
     config: Config
     tiles: Tiles
-    table: Memory  # HBM [seqs, table_rows, 1, 128]
+    table: Memory  # HBM [seqs, 1, table_ids]
     pages: Memory  # HBM [pages, kv_heads, page_size, kv_lanes]
     buffers: PageBuffers
 
@@ -81,42 +80,58 @@ class PageStream:
         """Start the first `buffers - 1` blocks. The first block's cursor, and that of the first not yet started."""
         zero = jnp.int32(0)
         first = Cursor(step=zero, tile=zero, page=self.tiles.first_page[0])
-        self._start_ids(first)
-        for slot in range(self.config.buffers):
-            self.buffers.held[slot] = jnp.int32(self.config.kv_pages)  # nobody knows what
-        ahead = first
+        at = first
+        for _ in range(IDS_AHEAD):
+            self._start_ids(at)
+            at = self.advance(at)
+        at = first
         for _ in range(self.config.buffers - 1):
-            ahead = self.start(ahead)
-        return first, ahead
+            self.start(at)
+            at = self.advance(at)
+        return first, at
 
-    def start(self, at: Cursor) -> Cursor:
-        """Start the copies of block `at`, and of the next block's page ids, where there are such; the next's cursor."""
-        after = self.advance(at)
+    def start(self, at: Cursor) -> None:
+        """Start the copies of block `at`, and of a later block's page ids, where there are such."""
 
-        @pl.when(at.tile < self._num_tiles())
+        @pl.when(self.count(at) > 0)
         def _():
-            self._ids_copy(at).wait()
-            self._for_pages(at, lambda i, _: self._page_copy(at, i, self._page_id(at, i)).start())
-            self._start_ids(after)
+            self.prepare(at)
 
-        return after
+            @pl.when(self.is_whole(at))
+            def _():
+                self.start_whole(at)
+
+            @pl.when(jnp.logical_not(self.is_whole(at)))
+            def _():
+                jax.lax.fori_loop(0, self.count(at), lambda i, _: self._page_copy(at, i).start(), None)
+
+    def prepare(self, at: Cursor) -> None:
+        """Wait for the page ids of block `at`, and start the copy of a later block's."""
+        self._ids_copy(at).wait()
+        for _ in range(IDS_AHEAD):
+            at = self.advance(at)
+        self._start_ids(at)
+
+    def start_whole(self, at: Cursor) -> None:
+        """Start the copies of a whole block, its ids being there."""
+        pages = self.config.kv_pages
+        jax.lax.fori_loop(0, pages, lambda i, _: self._page_copy(at, i).start(), None, unroll=min(pages, PAGES_AT_ONCE))
 
     def wait(self, at: Cursor) -> None:
-        """Wait until block `at` is in its slot, and zero what is no token of its sequence."""
-        full = self._count(at) == self.config.kv_pages
+        """Wait until block `at` is in its slot."""
 
-        @pl.when(full)
-        def _():  # a semaphore counts bytes, so one wait serves all copies of the block
-            slot = self.slot(at)
-            buffer = self.buffers.kv.at[slot]
-            pltpu.make_async_copy(buffer, buffer, self.buffers.kv_arrived.at[slot]).wait()
-
-        @pl.when(jnp.logical_not(full))
+        @pl.when(self.is_whole(at))
         def _():
-            jax.lax.fori_loop(0, self._count(at), lambda i, _: self._page_copy(at, i, 0).wait(), None)
+            self.wait_whole(at)
 
-        self._zero_other_pages(at)
-        self._clean(at)
+        @pl.when(jnp.logical_not(self.is_whole(at)))
+        def _():
+            jax.lax.fori_loop(0, self.count(at), lambda i, _: self._page_copy(at, i).wait(), None)
+
+    def wait_whole(self, at: Cursor) -> None:
+        """Wait for a whole block: a semaphore counts bytes, so one wait serves all copies."""
+        buffer = self.buffers.kv.at[self.slot(at)]
+        pltpu.make_async_copy(buffer, buffer, self.buffers.kv_arrived.at[self.slot(at)]).wait()
 
     def slot(self, at: Cursor) -> jax.Array:
         """The buffer that block `at` is in."""
@@ -129,84 +144,37 @@ class PageStream:
         tile = jnp.minimum(at.tile + done.astype(jnp.int32), self._num_tiles())
         return Cursor(step=at.step + 1, tile=tile, page=jnp.where(done, self.tiles.first_page[tile], page))
 
+    def count(self, at: Cursor) -> jax.Array:
+        """Pages of the block; 0 where there is no such block."""
+        return jnp.minimum(self.tiles.end_page[at.tile] - at.page, self.config.kv_pages)
+
+    def is_whole(self, at: Cursor) -> jax.Array:
+        """Whether the block has as many pages as a block can have."""
+        return self.count(at) == self.config.kv_pages
+
     def _num_tiles(self) -> jax.Array:
         return self.tiles.block_starts[self.config.q_blocks]
 
-    def _count(self, at: Cursor) -> jax.Array:
-        return jnp.minimum(self.tiles.end_page[at.tile] - at.page, self.config.kv_pages)
-
     def _start_ids(self, at: Cursor) -> None:
-        @pl.when(at.tile < self._num_tiles())
+        @pl.when(self.count(at) > 0)
         def _():
             self._ids_copy(at).start()
 
     def _ids_copy(self, at: Cursor):
-        rows = pl.ds(at.page // LANES, self.config.table_chunks)
-        slot = at.step % 2
-        source = self.table.at[self.tiles.seq[at.tile], rows]
-        return pltpu.make_async_copy(source, self.buffers.ids.at[slot], self.buffers.ids_arrived.at[slot])
+        slot = at.step % (IDS_AHEAD + 1)
+        first = pl.multiple_of(at.page // LANES * LANES, LANES)
+        source = self.table.at[self.tiles.seq[at.tile], 0, pl.ds(first, self.config.ids)]
+        target = self.buffers.ids.at[pl.ds(pl.multiple_of(slot * self.config.ids, LANES), self.config.ids)]
+        return pltpu.make_async_copy(source, target, self.buffers.ids_arrived.at[slot])
 
-    def _for_pages(self, at: Cursor, body) -> None:
-        """Run `body` for each page of the block; in a full block several at a time, to overlap their address sums."""
-        full = self._count(at) == self.config.kv_pages
-
-        @pl.when(full)
-        def _():
-            jax.lax.fori_loop(0, self.config.kv_pages, body, None, unroll=min(self.config.kv_pages, PAGES_AT_ONCE))
-
-        @pl.when(jnp.logical_not(full))
-        def _():
-            jax.lax.fori_loop(0, self._count(at), body, None)
-
-    def _page_id(self, at: Cursor, i):
-        entry = at.page % LANES + i
-        return self.buffers.ids[at.step % 2, entry // LANES, 0, entry % LANES]
-
-    def _page_copy(self, at: Cursor, i, page_id):
-        """The copy of a page to place `i` of the block. To wait for it any id will do: by then, `ids` holds others."""
-        slot = self.slot(at)
+    def _page_copy(self, at: Cursor, i):
+        """The copy of page `i` of the block. To wait for it any page will do: by then, `ids` holds others."""
+        size, slot = self.config.page_size, self.slot(at)
+        page_id = self.buffers.ids[at.step % (IDS_AHEAD + 1) * self.config.ids + at.page % LANES + i]
+        rows = pl.ds(pl.multiple_of(i * size, size), size)
         return pltpu.make_async_copy(
-            self.pages.at[page_id], self.buffers.kv.at[slot, :, self._rows(i)], self.buffers.kv_arrived.at[slot]
+            self.pages.at[page_id], self.buffers.kv.at[slot, :, rows], self.buffers.kv_arrived.at[slot]
         )
-
-    def _rows(self, i):
-        size = self.config.page_size
-        return pl.ds(pl.multiple_of(i * size, size), size)
-
-    def _zero_other_pages(self, at: Cursor) -> None:
-        """Zero the pages that an earlier block left in the slot and this block does not fetch."""
-        slot, count = self.slot(at), self._count(at)
-
-        def zero_page(i, _):
-            page = self.buffers.kv.at[slot, :, self._rows(i)]
-            page[...] = jnp.zeros(page.shape, page.dtype)
-
-        jax.lax.fori_loop(count, self.buffers.held[slot], zero_page, None)
-        self.buffers.held[slot] = count
-
-    def _clean(self, at: Cursor) -> None:
-        tiles, size = self.tiles, self.config.page_size
-        kv_len, position = tiles.kv_len[at.tile], tiles.position[at.tile]
-        first_key = key_range(self.config.spec, position + tiles.row_lo[at.tile], position, kv_len)[0]
-        last_page = kv_len // size  # where the sequence ends inside a page, that page
-        ends_inside = (kv_len % size != 0) & (last_page >= at.page) & (last_page < at.page + self._count(at))
-
-        @pl.when(ends_inside)
-        def _():
-            self._zero_slots(at, last_page - at.page, 0, kv_len - last_page * size)
-
-        if self.config.spec.sliding_window is not None:
-
-            @pl.when((first_key % size != 0) & (first_key // size == at.page))
-            def _():
-                self._zero_slots(at, 0, first_key % size, size)
-
-    def _zero_slots(self, at: Cursor, i, lo, hi) -> None:
-        """Keep only the slots `lo` up to `hi` (exclusive) of page `i` of the block."""
-        page = self.buffers.kv.at[self.slot(at), :, self._rows(i)]
-        rows = page[...].astype(jnp.float32)
-        slot = jax.lax.broadcasted_iota(jnp.int32, rows.shape, 1)
-        page[...] = jnp.where((slot >= lo) & (slot < hi), rows, 0).astype(page.dtype)
 
 
 @jax.tree_util.register_dataclass

@@ -1,13 +1,14 @@
 """The kernel's body: three loops, over blocks of query rows, their tiles, and each tile's blocks of pages."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from paged_kernels.attention.mask import fully_visible, visible
+from paged_kernels.attention.mask import fully_visible, key_range, visible
 from paged_kernels.attention.tpu import softmax
 from paged_kernels.attention.tpu.config import Config, Memory
 from paged_kernels.attention.tpu.copies import Cursor, PageBuffers, PageStream, RowBuffers, RowStream
@@ -16,7 +17,7 @@ from paged_kernels.mosaic import LANES, SUBLANES
 
 FEW_ROWS = 64
 HEADS_AT_ONCE = 8
-"""Where a head has few rows, so many heads are attended side by side, to hide one's latencies behind another's."""
+"""How many heads are attended side by side, where a head has fewer rows than `FEW_ROWS`."""
 
 
 @jax.tree_util.register_dataclass
@@ -65,10 +66,22 @@ def attention_kernel(  # noqa: PLR0917 -- pallas_call passes references by posit
 
     def attend_block(_, cursors: tuple[Cursor, Cursor], slot):
         at, ahead = cursors
-        ahead = stream.start(ahead)
-        stream.wait(at)
-        step.attend(at, slot, stream.slot(at))
-        return stream.advance(at), ahead
+        steady = step.sees_all(at) & stream.is_whole(ahead)
+
+        @pl.when(steady)
+        def _():  # the copies are started beside the arithmetic, for there is no branch between
+            stream.prepare(ahead)
+            stream.wait_whole(at)
+            step.attend_whole(slot, stream.slot(at))
+            stream.start_whole(ahead)
+
+        @pl.when(jnp.logical_not(steady))
+        def _():
+            stream.start(ahead)
+            stream.wait(at)
+            step.attend_chunks(at, stream.count(at), slot, stream.slot(at))
+
+        return stream.advance(at), stream.advance(ahead)
 
     def attend_tile(tile, cursors, slot):
         step.reset()
@@ -110,23 +123,31 @@ class Step:
         s.l[...] = jnp.zeros_like(s.l)
         s.acc[...] = jnp.zeros_like(s.acc)
 
-    def attend(self, at: Cursor, q_slot, kv_slot) -> None:
-        """Take the keys of block `at` into the state; keys are masked only where some row does not see all."""
+    def sees_all(self, at: Cursor) -> jax.Array:
+        """Whether every row of the tile sees every key of block `at`."""
+        first_key = at.page * self.config.page_size
+        keys = (first_key, first_key + self.config.block_tokens)
+        return fully_visible(self.config.spec, self._positions(at.tile), keys, self.tiles.kv_len[at.tile])
+
+    def attend_whole(self, q_slot, kv_slot) -> None:
+        """Take a block of which every row sees every key."""
+        self._attend_heads(q_slot, self.scratch.pages.kv.at[kv_slot])
+
+    def attend_chunks(self, at: Cursor, pages, q_slot, kv_slot) -> None:
+        """Take the first `pages` pages of block `at`, masked, in as few chunks as hold them."""
         c, tiles, tile = self.config, self.tiles, at.tile
-        position, kv_len = tiles.position[tile], tiles.kv_len[tile]
-        first_key = at.page * c.page_size
-        queries = (position + tiles.row_lo[tile], position + tiles.row_hi[tile])
-        all_visible = fully_visible(c.spec, queries, (first_key, first_key + c.block_tokens), kv_len)
+        size, position, kv_len = c.chunk_tokens, tiles.position[tile], tiles.kv_len[tile]
+        first_visible, end_visible = key_range(c.spec, *self._positions(tile), kv_len)
 
-        @pl.when(all_visible)
-        def _():
-            self._attend_heads(q_slot, kv_slot, None)
+        def attend_chunk(chunk, _):
+            start = pl.multiple_of(chunk * size, c.page_size)
+            p = at.page * c.page_size + start + jax.lax.broadcasted_iota(jnp.int32, (c.rows, size), 1)
+            mask = visible(c.spec, position + self._token_row(size), p, kv_len)
+            p = at.page * c.page_size + start + jax.lax.broadcasted_iota(jnp.int32, (size, c.lanes), 0)
+            real = (p >= first_visible) & (p < end_visible)
+            self._attend_heads(q_slot, self.scratch.pages.kv.at[kv_slot, :, pl.ds(start, size)], mask, real)
 
-        @pl.when(jnp.logical_not(all_visible))
-        def _():
-            shape = (c.rows, c.block_tokens)
-            p = first_key + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-            self._attend_heads(q_slot, kv_slot, visible(c.spec, position + self._token_row(c.block_tokens), p, kv_len))
+        jax.lax.fori_loop(0, pl.cdiv(pages, c.kv_pages // c.chunks), attend_chunk, None)
 
     def finish(self, tile, slot) -> None:
         """Put the tile's rows into the output of its block."""
@@ -134,7 +155,7 @@ class Step:
         token_row = self._token_row(LANES)
         mine = (token_row >= self.tiles.row_lo[tile]) & (token_row < self.tiles.row_hi[tile])
 
-        def finish_head(head, _):
+        def finish_head(head):
             state = self._load(head)
             out = s.rows.out.at[slot, head]
             kept = out[...].astype(jnp.float32)
@@ -143,7 +164,11 @@ class Step:
             lse = s.lse.at[self._lse_rows(head)]
             lse[...] = jnp.where(mine, softmax.log_sum_exp(state), lse[...])
 
-        self._for_heads(finish_head)
+        def finish_heads(heads):
+            for head in heads:
+                finish_head(head)
+
+        self._for_heads(finish_heads)
 
     def clear_output(self, slot) -> None:
         """Rows of no tile: zeros, and no log-sum-exp."""
@@ -155,21 +180,38 @@ class Step:
         """The block's log-sum-exp as a dense array, ready to leave."""
         self.scratch.rows.lse[slot] = softmax.pack_lanes(self.scratch.lse[...])
 
-    def _attend_heads(self, q_slot, kv_slot, mask) -> None:
+    def _attend_heads(self, q_slot, kv, mask=None, real=None) -> None:
+        """Take the keys `kv` of all heads, of which rows see those of `mask`, and those not `real` may be anything."""
         c, s = self.config, self.scratch
         logits = softmax.Logits(scale=c.spec.resolved_scale(c.head_dim), soft_cap=c.spec.soft_cap)
 
-        def attend_head(head, _):
-            q = s.rows.q[q_slot, head]
-            kv = s.pages.kv[kv_slot, head].astype(c.compute_dtype)
-            k, v = (kv, kv) if c.shares_lanes else (kv[:, : c.head_dim], kv[:, c.head_dim :])
-            self._store(head, softmax.attend(self._load(head), q, k, v, mask=mask, logits=logits))
+        def score(head):
+            k = kv[head] if c.shares_lanes else kv[head, :, : c.head_dim]
+            x = logits(softmax.score(s.rows.q[q_slot, head], k.astype(c.compute_dtype)))
+            return x if mask is None else jnp.where(mask, x, softmax.MASKED)
 
-        self._for_heads(attend_head)
+        def values(head):
+            v = kv[head] if c.shares_lanes else kv[head, :, c.head_dim :]
+            v = v.astype(c.compute_dtype)
+            return v if real is None else jnp.where(real, v, jnp.zeros_like(v))
+
+        def attend_heads(heads):
+            x = score(heads[0])
+            for head, after in itertools.zip_longest(heads, heads[1:]):
+                x_after = None if after is None else score(after)  # its products hide the latencies of this softmax
+                self._store(head, softmax.absorb(self._load(head), x, values(head)))
+                x = x_after
+
+        self._for_heads(attend_heads)
 
     def _for_heads(self, body) -> None:
-        unroll = min(self.config.kv_heads, HEADS_AT_ONCE) if self.config.rows < FEW_ROWS else 1
-        jax.lax.fori_loop(0, self.config.kv_heads, body, None, unroll=unroll)
+        """Run `body` on lists of heads: several where a head has few rows, to hide one's latencies behind another's."""
+        heads = self.config.kv_heads
+        at_once = min(heads, HEADS_AT_ONCE) if self.config.rows < FEW_ROWS else 1
+        groups = heads // at_once
+        jax.lax.fori_loop(0, groups, lambda i, _: body([i * at_once + j for j in range(at_once)]), None)
+        if heads % at_once:
+            body(list(range(groups * at_once, heads)))
 
     def _load(self, head) -> softmax.State:
         s = self.scratch
@@ -180,6 +222,11 @@ class Step:
         s.m[head] = jnp.broadcast_to(state.m, s.m.shape[1:])
         s.l[head] = jnp.broadcast_to(state.l, s.l.shape[1:])
         s.acc[head] = state.acc
+
+    def _positions(self, tile):
+        """The tile's positions, as (first, one past the last)."""
+        position = self.tiles.position[tile]
+        return position + self.tiles.row_lo[tile], position + self.tiles.row_hi[tile]
 
     def _lse_rows(self, head):
         return pl.ds(pl.multiple_of(head * self.config.rows, SUBLANES), self.config.rows)

@@ -12,7 +12,14 @@ from paged_kernels.attention.tpu import arrange
 from paged_kernels.attention.tpu.config import Config
 from paged_kernels.attention.tpu.kernel import Scratch, attention_kernel
 from paged_kernels.attention.tpu.schedule import make_tiles, max_tiles
-from paged_kernels.attention.tpu.sizes import check_fits, preferred_block_sizes, q_rows_for, shrink_to_fit
+from paged_kernels.attention.tpu.sizes import (
+    BUFFERS,
+    check_fits,
+    kv_pages_for,
+    preferred_block_sizes,
+    q_rows_for,
+    shrink_to_fit,
+)
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.block_sizes import BlockSizes
 from paged_kernels.chip import Chip, chip_in_scope
@@ -95,8 +102,8 @@ def make_config(
         page_size=pages.page_size,
         pages_per_seq=batch.pages_per_seq,
         q_rows=q_rows_for(tokens, batch.max_q_len, sizes.q_rows),
-        kv_pages=min(sizes.kv_pages, batch.pages_per_seq),
-        buffers=3,
+        kv_pages=kv_pages_for(batch.pages_per_seq, sizes.kv_pages, pages.page_size),
+        buffers=BUFFERS,
         q_dtype=q.dtype,
         kv_dtype=pages.dtype,
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from paged_kernels.attention.tpu.config import Config
+from paged_kernels.attention.tpu.config import Config, chunks_of
 from paged_kernels.block_sizes import BlockSizes
 from paged_kernels.chip import Chip
 from paged_kernels.mosaic import LANES, cdiv, round_up
@@ -14,6 +14,8 @@ PREFILL_KEYS = 512
 """Keys in a block for prefill: enough to keep the matrix unit busy."""
 PREFILL_OPERAND_ROWS = 256
 """Rows of a head's left operand in prefill: its query heads times the block's rows."""
+BUFFERS = 4
+"""Blocks of keys in VMEM: one in use, one whose copies are being started, two on their way."""
 MIN_Q_ROWS = 16
 """Fewest rows in a block of queries, but for decode: those of a register of bfloat16."""
 
@@ -26,6 +28,12 @@ def q_rows_for(tokens: int, max_q_len: int | None, q_rows: int) -> int:
     return round_up(max(1, min(q_rows, most)), MIN_Q_ROWS)
 
 
+def kv_pages_for(pages_per_seq: int, kv_pages: int, page_size: int) -> int:
+    """`kv_pages` as the kernel can have it: whole chunks, and no more than a sequence can fill."""
+    kv_pages = min(kv_pages, pages_per_seq)
+    return round_up(kv_pages, chunks_of(kv_pages, page_size))
+
+
 def preferred_block_sizes(*, group: int, page_size: int, itemsize: int, decode: bool) -> BlockSizes:
     """Block sizes for speed, were there memory enough."""
     keys = DECODE_KEYS[itemsize] if decode else PREFILL_KEYS
@@ -36,7 +44,7 @@ def shrink_to_fit(c: Config, chip: Chip) -> Config:
     """`c` with blocks halved, the larger first, until it needs at most three quarters of the chip's VMEM."""
     while vmem_bytes(c) > chip.vmem_bytes * 3 // 4:
         if c.kv_pages > 1 and (_kv_bytes(c) >= _row_bytes(c) or c.q_rows <= MIN_Q_ROWS):
-            c = dataclasses.replace(c, kv_pages=c.kv_pages // 2)
+            c = dataclasses.replace(c, kv_pages=kv_pages_for(c.pages_per_seq, c.kv_pages // 2, c.page_size))
         elif c.q_rows > MIN_Q_ROWS:
             c = dataclasses.replace(c, q_rows=round_up(c.q_rows // 2, MIN_Q_ROWS))
         else:
@@ -62,7 +70,7 @@ def _row_bytes(c: Config) -> int:
 
 def smem_bytes(c: Config, tiles: int) -> int:
     """Scalar memory that the kernel needs, bytes: the tiles and the page ids on their way."""
-    return 4 * (7 * round_up(tiles, LANES) + round_up(c.q_blocks + 1, LANES) + 2 * c.table_chunks * LANES)
+    return 4 * (7 * round_up(tiles, LANES) + round_up(c.q_blocks + 1, LANES) + 3 * c.ids)
 
 
 def check_fits(c: Config, chip: Chip, tiles: int) -> None:

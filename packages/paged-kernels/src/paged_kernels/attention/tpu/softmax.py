@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 LOG2_E = math.log2(math.e)
 MASKED = -1e30
@@ -44,29 +44,22 @@ class Logits:
         return jnp.tanh(qk * (self.scale / self.soft_cap)) * (self.soft_cap * LOG2_E)
 
 
-def attend(
-    state: State,
-    q: Float[Array, "rows k_lanes"],
-    k: Float[Array, "keys k_lanes"],
-    v: Float[Array, "keys lanes"],
-    *,
-    mask: Bool[Array, "rows keys"] | None,
-    logits: Logits,
-) -> State:
-    """The state after these keys as well; `mask` says which are visible, `None` that all are.
+def score(q: Float[Array, "rows k_lanes"], k: Float[Array, "keys k_lanes"]) -> Float[Array, "rows keys"]:
+    """The products `q . k`, in float32. Float32 operands are multiplied in full precision."""
+    return jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), _precision(q), jnp.float32)
 
-    Accumulates in float32. Float32 operands are multiplied in full precision. Masked keys must be finite.
-    """
-    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    qk = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), precision, jnp.float32)
-    x = logits(qk)
-    if mask is not None:
-        x = jnp.where(mask, x, MASKED)
+
+def absorb(state: State, x: Float[Array, "rows keys"], v: Float[Array, "keys lanes"]) -> State:
+    """The state after these keys as well, from their logits to base 2 (`MASKED` where not visible) and finite values."""
     m = jnp.maximum(state.m, jnp.max(x, axis=1, keepdims=True))
     p = jnp.exp2(x - m)
     shrink = jnp.exp2(state.m - m)
-    pv = jax.lax.dot_general(p.astype(v.dtype), v, (((1,), (0,)), ((), ())), precision, jnp.float32)
+    pv = jax.lax.dot_general(p.astype(v.dtype), v, (((1,), (0,)), ((), ())), _precision(v), jnp.float32)
     return State(m, state.l * shrink + jnp.sum(p, axis=1, keepdims=True), state.acc * shrink + pv)
+
+
+def _precision(operand: Array) -> jax.lax.Precision | None:
+    return jax.lax.Precision.HIGHEST if operand.dtype == jnp.float32 else None
 
 
 def output(state: State) -> Float[Array, "rows lanes"]:
