@@ -195,12 +195,16 @@ class Step:
             v = v.astype(c.compute_dtype)
             return v if real is None else jnp.where(real, v, jnp.zeros_like(v))
 
+        def absorb(head, x):
+            self._store(head, softmax.absorb(self._load(head), x, values(head)))
+
         def attend_heads(heads):
             x = score(heads[0])
-            for head, after in itertools.zip_longest(heads, heads[1:]):
-                x_after = None if after is None else score(after)  # its products hide the latencies of this softmax
-                self._store(head, softmax.absorb(self._load(head), x, values(head)))
+            for head, after in itertools.pairwise(heads):
+                x_after = score(after)  # its products hide the latencies of this head's softmax
+                absorb(head, x)
                 x = x_after
+            absorb(heads[-1], x)
 
         self._for_heads(attend_heads)
 

@@ -50,7 +50,7 @@ def score(q: Float[Array, "rows k_lanes"], k: Float[Array, "keys k_lanes"]) -> F
 
 
 def absorb(state: State, x: Float[Array, "rows keys"], v: Float[Array, "keys lanes"]) -> State:
-    """The state after these keys as well, from their logits to base 2 (`MASKED` where not visible) and finite values."""
+    """The state after keys with these logits to base 2 (`MASKED` where not visible) and values (finite everywhere)."""
     m = jnp.maximum(state.m, jnp.max(x, axis=1, keepdims=True))
     p = jnp.exp2(x - m)
     shrink = jnp.exp2(state.m - m)
