@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tpu_costing.workloads import Workload
+from tpu_costing.workloads import Batch, Workload
 
 CONTESTANTS = ("ours", "jax paged", "jax ragged")
 
@@ -52,14 +52,14 @@ class Call:
     """Arguments that the call may overwrite."""
 
 
-def make_call(workload: Workload, contestant: Contestant, size: int) -> Call:
-    """The call of a workload with this many sequences.
+def make_call(workload: Workload, contestant: Contestant, batch: int) -> Call:
+    """The call of one of a workload's batches.
 
     Raises:
         NotImplementedError: the kernel does not have what the workload asks for.
     """
     make = {"ours": _ours, "jax paged": _jax_paged, "jax ragged": _jax_ragged}[contestant.kernel]
-    return make(workload, contestant, size)
+    return make(workload, contestant, workload.batches[batch])
 
 
 def peers(workload: Workload) -> tuple[Contestant, ...]:
@@ -84,16 +84,15 @@ def _q_dtype(w: Workload) -> str:
     return "float32" if w.dtype == "float32" else "bfloat16"
 
 
-def _page_table(w: Workload, sequences: list[tuple[int, int]]) -> np.ndarray:
+def _page_table(w: Workload, sequences: Batch) -> np.ndarray:
     """Page ids from 1 up, each once; sequences that are shorter than the longest have pages to spare."""
     columns = max(-(-tokens // w.page_size) for tokens, _ in sequences)
     return 1 + np.arange(len(sequences) * columns, dtype=np.int32).reshape(len(sequences), columns)
 
 
-def _ours(w: Workload, contestant: Contestant, size: int) -> Call:
+def _ours(w: Workload, contestant: Contestant, sequences: Batch) -> Call:
     from paged_kernels import AttentionSpec, BlockSizes, KVPages, RaggedBatch, paged_attention, write_kv  # noqa: PLC0415
 
-    sequences = w.sequences(size)
     table = _page_table(w, sequences)
     tokens, rows = zip(*sequences, strict=True)
     batch = RaggedBatch.from_lists(table.tolist(), list(tokens), list(rows), max_q_len=1 if max(rows) == 1 else None)
@@ -117,13 +116,13 @@ def _ours(w: Workload, contestant: Contestant, size: int) -> Call:
     return Call(function=attend, integers=integers, page_table=table, shapes=(pages, q))
 
 
-def _jax_paged(w: Workload, contestant: Contestant, size: int) -> Call:
+def _jax_paged(w: Workload, contestant: Contestant, sequences: Batch) -> Call:
     from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention, quantization_utils  # noqa: PLC0415
 
     if w.mode != "decode" or w.window is not None:
         raise NotImplementedError("no window" if w.mode == "decode" else "decode only")
-    table = _page_table(w, w.sequences(size))
-    integers = (np.full(size, w.context, np.int32), table)
+    table = _page_table(w, sequences)
+    integers = (np.asarray([tokens for tokens, _ in sequences], np.int32), table)
     kv = _struct(w.dtype, w.kv_heads, table.size + 1, w.page_size, w.head_dim)
     if w.dtype == "int8":
         scales = _struct(jnp.float32, *kv.shape[:-1], 1)
@@ -132,16 +131,15 @@ def _jax_paged(w: Workload, contestant: Contestant, size: int) -> Call:
     def attend(integers, q, k, v):
         return paged_attention(q, k, v, *integers, pages_per_compute_block=contestant.kv_pages)
 
-    q = _struct(_q_dtype(w), size, w.q_heads, w.head_dim)
+    q = _struct(_q_dtype(w), len(sequences), w.q_heads, w.head_dim)
     return Call(function=attend, integers=integers, page_table=table, shapes=(q, kv, kv))
 
 
-def _jax_ragged(w: Workload, contestant: Contestant, size: int) -> Call:
+def _jax_ragged(w: Workload, contestant: Contestant, sequences: Batch) -> Call:
     from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_attention  # noqa: PLC0415
 
     if w.mode == "write":
         raise NotImplementedError("attention only")
-    sequences = w.sequences(size)
     table = _page_table(w, sequences)
     tokens, rows = zip(*sequences, strict=True)
     starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int32)

@@ -1,6 +1,6 @@
 """Compiles one call for one chip, in a process of its own: libtpu reads its flags once, and may abort after it wrote.
 
-    python -m tpu_costing.child '{"workload": NAME, "chip": NAME, "size": N, "contestant": {...}}'
+    python -m tpu_costing.child '{"workload": NAME, "chip": NAME, "batch": N, "contestant": {...}}'
 
 The last line that it prints is a JSON object of what the compiler's dumps do not say.
 """
@@ -26,7 +26,7 @@ def main() -> None:
     """Compile it."""
     order = json.loads(sys.argv[1])
     device = topologies.get_topology_desc(platform="tpu", topology_name=LIMITS[order["chip"]].topology).devices[0]
-    call = make_call(Workload.parse(order["workload"]), Contestant(**order["contestant"]), order["size"])
+    call = make_call(Workload.parse(order["workload"]), Contestant(**order["contestant"]), order["batch"])
     cpu_devices = jax.devices
     jax.devices = lambda *backend: cpu_devices(*backend) if backend else [device]  # jax's kernels ask for the chip so
     known = KnownScalars(call.function, call.integers, call.shapes, device)

@@ -1,15 +1,19 @@
 """From the compiler's dumps to figures."""
 
+import collections
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 GRANULE = 32
 """Bytes in the unit that the dumps count a DMA's size in."""
 _BUNDLE = re.compile(r"^0x[0-9a-f]+: bundle", re.MULTILINE)
 _INSTRUCTION = re.compile(r"^  (?:%\S+ = )?([a-z][\w.]*)(.*)$", re.MULTILINE)
+_STEP = re.compile(r"^Length to end: (\d+), (?:%\S+ = )?([a-z][\w.]*)", re.MULTILINE)
 _FROM_HBM = re.compile(r"dma\.hbm_to_vmem|dma\.general.*/\* hbm-to-vmem \*/")
 _TO_HBM = re.compile(r"dma\.vmem_to_hbm|dma\.general.*/\* vmem-to-hbm \*/")
 _GRANULES = re.compile(r"/\*size_in_granules=\*/(\d+)")
@@ -45,6 +49,9 @@ class Figures:
     scalar_spills: float = 0
     operations: dict[str, float] = dataclasses.field(default_factory=dict)
     """Operations by what they keep busy."""
+    path: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Cycles of the critical path, by what it waits for; together they are `cycles`. A copy's are its latency and
+    transfer as far as nothing hides them."""
 
     def __add__(self, other: "Figures") -> "Figures":
         return _combine(self, other, lambda a, b: a + b)
@@ -55,11 +62,10 @@ class Figures:
 
 
 def _combine(a: Figures, b: Figures, op: Callable[[float, float], float]) -> Figures:
-    names = [field.name for field in dataclasses.fields(Figures) if field.name != "operations"]
-    kinds = {
-        kind: op(a.operations.get(kind, 0), b.operations.get(kind, 0)) for kind in {**a.operations, **b.operations}
-    }
-    return Figures(operations=kinds, **{name: op(getattr(a, name), getattr(b, name)) for name in names})
+    def combine(x: Any, y: Any) -> Any:
+        return {key: op(x.get(key, 0), y.get(key, 0)) for key in {**x, **y}} if isinstance(x, dict) else op(x, y)
+
+    return Figures(**{f.name: combine(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(Figures)})
 
 
 def read_folder(folder: Path, kernel: str) -> Figures | None:
@@ -67,21 +73,21 @@ def read_folder(folder: Path, kernel: str) -> Figures | None:
     profiles = sorted(folder.glob(f"{kernel}*_static_llo_profile.textproto"))
     total = None
     for profile in profiles:
-        bundles = next(folder.glob(f"{profile.name.split('_TPU')[0]}_bundles.txt"))
-        figures = read_texts(profile.read_text(), bundles.read_text())
+        stem = profile.name.split("_TPU")[0]
+        bundles, path = (folder / f"{stem}_{dump}.txt" for dump in ("bundles", "critical_path"))
+        figures = read_texts(profile.read_text(), bundles.read_text(), path.read_text())
         total = figures if total is None else total + figures
     return total
 
 
-def read_texts(profile: str, bundles: str) -> Figures:
-    """The figures of one kernel, from its profile and from every bundle that it executes, in order."""
+def read_texts(profile: str, bundles: str, path: str) -> Figures:
+    """The figures of one kernel, from its profile, every bundle that it executes in order, and its critical path."""
     cycles = re.search(r"estimated_cycles: (\d+)", profile)
     counts = dict.fromkeys((kind for kind, _ in _KINDS), 0)
     moved = {_FROM_HBM: [], _TO_HBM: []}
     spills = {"vst": 0, "sst": 0}
-    kind_of = functools.cache(lambda name: next((kind for kind, pattern in _KINDS if re.match(pattern, name)), None))
     for name, operands in _INSTRUCTION.findall(bundles):
-        kind = kind_of(name)
+        kind = _kind(name)
         if kind is None:
             continue
         counts[kind] += 1
@@ -100,4 +106,19 @@ def read_texts(profile: str, bundles: str) -> Figures:
         vector_spills=spills["vst"],
         scalar_spills=spills["sst"],
         operations=counts,
+        path=_read_path(path),
     )
+
+
+def _read_path(text: str) -> dict[str, float]:
+    """Cycles of the critical path by kind: each step has its own length and that of all that follow."""
+    steps = [(int(length), _kind(name) or "other") for length, name in _STEP.findall(text)]
+    path: dict[str, float] = collections.defaultdict(float)
+    for (length, kind), (rest, _) in itertools.pairwise([*steps, (0, "")]):
+        path[kind] += length - rest
+    return dict(path)
+
+
+@functools.cache
+def _kind(name: str) -> str | None:
+    return next((kind for kind, pattern in _KINDS if re.match(pattern, name)), None)

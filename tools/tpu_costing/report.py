@@ -83,9 +83,13 @@ def line(result: Result, ours: Result | None = None) -> str:
 
 
 def account(result: Result) -> str:
-    """Operations a unit, by what they keep busy."""
-    counts = sorted(result.figures.operations.items(), key=lambda item: -item[1])
-    return "    operations: " + ", ".join(f"{kind} {count:.1f}" for kind, count in counts if count)
+    """The critical path by what it waits for, and the operations by what they keep busy, a unit."""
+
+    def listed(counts: dict[str, float]) -> str:
+        most_first = sorted(counts.items(), key=lambda item: -item[1])
+        return ", ".join(f"{kind} {count:.1f}" for kind, count in most_first if abs(count) >= 0.05)
+
+    return f"    critical path: {listed(result.figures.path)}\n    operations: {listed(result.figures.operations)}"
 
 
 def last_line(groups: list[list[Result]]) -> str:

@@ -7,7 +7,11 @@ MODES = ("decode", "prefill", "mixed", "write")
 DTYPES = {"bfloat16": 2, "float32": 4, "int8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
 """Types of the stored keys and values, with their bytes. Queries are bfloat16, or float32 with float32 pages."""
 STEADY_TOKENS = 16384
-"""Keys by which the two sizes of a decode workload differ: at least eight blocks of any kernel."""
+"""Keys of a decode batch of many sequences; its double is eight blocks of 2048 larger."""
+LONG = 8192
+"""From this context on, decode is measured by one sequence of two lengths."""
+Batch = list[tuple[int, int]]
+"""Each sequence's tokens and new rows."""
 _NAME = re.compile(
     r"(?P<mode>[a-z]+)-((?P<q_heads>\d+)-)?(?P<kv_heads>\d+)-(?P<head_dim>\d+)"
     r"(-p(?P<page_size>\d+))?(-n(?P<new_tokens>\d+))?(-c(?P<context>\d+))?(-w(?P<window>\d+))?(-(?P<dtype>[a-z]\w+))?"
@@ -91,19 +95,43 @@ class Workload:
         return {"decode": "page", "write": "row"}.get(self.mode, "call")
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Sequences of the calls that are compiled; of two, the difference is the steady state."""
+    def batches(self) -> tuple[Batch, ...]:
+        """The calls that are compiled; of two, the difference is the steady state.
+
+        Decode over long contexts is one sequence at two lengths about `context`, as published figures are; over
+        shorter ones, and in a window, as many sequences as have `STEADY_TOKENS` and twice as many, so that what each
+        sequence costs is in the figures.
+        """
+        if self.mode == "decode" and self.is_long:
+            return ([(self.context // 2, 1)], [(self.context // 2 * 3, 1)])
+        decode = [(self.context, 1)]
         if self.mode == "decode":
-            seqs = max(2, STEADY_TOKENS // self.context)
-            return (seqs, 2 * seqs)
-        return (32, 64) if self.mode == "write" else (1,)
+            seqs = max(2, STEADY_TOKENS // (self.pages_seen * self.page_size))
+            return (decode * seqs, decode * 2 * seqs)
+        if self.mode == "write":
+            rows = [(seq % self.page_size + 1, 1) for seq in range(64)]
+            return (rows[:32], rows)
+        chunk = [(self.context + self.new_tokens, self.new_tokens)]
+        return (chunk,) if self.mode == "prefill" else (decode * 16 + chunk,)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a decode step's time is in the pages, and none to speak of in the sequences."""
+        return self.context >= LONG and self.window is None
 
     @property
     def units(self) -> int:
-        """Units by which the two sizes differ."""
+        """Units by which the two batches differ, or one call."""
         if self.unit == "call":
             return 1
-        return (self.sizes[1] - self.sizes[0]) * (self.pages_seen if self.mode == "decode" else 1)
+        fewer, more = (sum(self.units_of(tokens) for tokens, _ in batch) for batch in self.batches)
+        return more - fewer
+
+    def units_of(self, tokens: int) -> int:
+        """Pages that a decoding sequence of so many tokens must read, or the one row that it writes."""
+        if self.mode == "write":
+            return 1
+        return -(-min(tokens, self.window or tokens) // self.page_size)
 
     @property
     def page_bytes(self) -> int:
@@ -112,17 +140,8 @@ class Workload:
 
     @property
     def pages_seen(self) -> int:
-        """Pages that one decoding sequence must read: those of its context, or of its window, wherever that begins."""
-        seen = self.context if self.window is None else min(self.window, self.context)
-        return -(-seen // self.page_size)
-
-    def sequences(self, size: int) -> list[tuple[int, int]]:
-        """Each sequence's tokens and new rows."""
-        if self.mode == "write":
-            return [(seq % self.page_size + 1, 1) for seq in range(size)]
-        decode = [(self.context, 1)]
-        chunk = [(self.context + self.new_tokens, self.new_tokens)]
-        return {"decode": decode * size, "prefill": chunk, "mixed": decode * 16 + chunk}[self.mode]
+        """Pages of `context` tokens, or of the window."""
+        return self.units_of(self.context)
 
     def bytes_needed(self) -> int:
         """Bytes that a unit must bring from HBM at least: its keys and values, each once."""
@@ -130,12 +149,12 @@ class Workload:
             return self.page_bytes
         if self.mode == "write":  # the tile of 8 slots that the row lies in, and the row
             return self.page_bytes // self.page_size * (8 + 1)
-        return sum(-(-tokens // self.page_size) for tokens, _ in self.sequences(1)) * self.page_bytes
+        return sum(-(-tokens // self.page_size) for tokens, _ in self.batches[0]) * self.page_bytes
 
     def flops(self) -> int:
         """Operations of a call's two products over the pairs of row and key that the mask leaves."""
         pairs = 0
-        for tokens, new in self.sequences(1):
+        for tokens, new in self.batches[0]:
             seen = (min(tokens - new + row + 1, self.window or tokens) for row in range(new))
             pairs += sum(seen)
         return 4 * self.q_heads * self.head_dim * pairs
