@@ -122,7 +122,7 @@ def scan_pages(q: jax.Array, pages: KVPages, batch: RaggedBatch) -> jax.Array:
     def see(state, column):
         top, total, values = state
         index, ids = column
-        kv = pages.take(ids).astype(jnp.float32)
+        kv = pages.take(ids)[0].astype(jnp.float32)
         s = jnp.einsum("bthgd,bhpd->bthgp", rows, kv[..., :HEAD_DIM])
         p = index * PAGE_SIZE + jnp.arange(PAGE_SIZE)
         s = jnp.where((p <= t[..., None])[:, :, None, None], s, -1e30)
