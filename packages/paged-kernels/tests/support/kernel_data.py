@@ -2,19 +2,28 @@
 
 Random signed data with logits of a spread near one half gives each key a weight that shows. Whatever must not be read
 is NaN: the null page, pages nobody owns, slots past a sequence's end, pages wholly outside a window, and the rows of q,
-k and v that are no token. Table entries and sequence slots that are not in use hold nonsense.
+k and v that are no token. Of quantised pages the scales are NaN there, and the integers are anything. Table entries,
+sequence slots and bits of a tree mask that are not in use hold nonsense.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from kernel_oracle import TOLERANCE, assert_lse_close, assert_rows_close, attend_one, row_errors  # noqa: F401
 
-from paged_kernels import AttentionSpec, KVPages, RaggedBatch, paged_attention, write_kv
-
-TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
-"""Largest error of an output row, relative to the largest magnitude in the row."""
+from paged_kernels import (
+    AttentionSpec,
+    BlockSizes,
+    HeadParams,
+    KVPages,
+    RaggedBatch,
+    RowLayout,
+    paged_attention,
+    write_kv,
+)
 
 attend = jax.jit(paged_attention, static_argnames=("spec", "backend", "block_sizes", "return_lse"))
 """`paged_attention`, compiled once for each shape, spec and backend in the whole test run."""
@@ -33,6 +42,10 @@ class Workload:
     q_heads: int = 4
     kv_heads: int = 2
     head_dim: int = 64
+    v_head_dim: int | None = None
+    """`None` means `head_dim`."""
+    latent: bool = False
+    """Whether values are the first `v_head_dim` lanes of keys."""
     page_size: int = 16
     tokens: int = 40
     """Rows of q, padding included."""
@@ -41,6 +54,19 @@ class Workload:
     pages_per_seq: int = 5
     num_pages: int = 32
     max_q_len: int | None = None
+    tree: bool = False
+    """Whether a mask of random bits takes the place of causality; `max_q_len` then says of how many words."""
+    q_starts: tuple[int, ...] | None = None
+    """Position of each sequence's first row where the pages are a part of the context only."""
+
+    @property
+    def value_dim(self) -> int:
+        """Size of a value."""
+        return self.v_head_dim or self.head_dim
+
+    def first_position(self, seq: int) -> int:
+        """Position of the sequence's first row."""
+        return self.kv_lens[seq] - self.q_lens[seq] if self.q_starts is None else self.q_starts[seq]
 
 
 def decode(*kv_lens: int, **shape: int) -> Workload:
@@ -71,6 +97,26 @@ WORKLOADS = {
     "wide_group": Workload(kv_lens=(44, 25), q_lens=(9, 1), q_heads=8, kv_heads=1),
 }
 
+RAGGED = {"kv_lens": (29, 34, 8), "q_lens": (11, 1, 8), "tokens": 24, "seqs": 4, "num_pages": 16}
+
+FEATURES = {
+    "head_80": Workload(**RAGGED, head_dim=80),
+    "head_96": Workload(**RAGGED, head_dim=96),
+    "head_192": Workload(**RAGGED, head_dim=192),
+    "head_256": Workload(**RAGGED, head_dim=256),
+    "head_192_128": Workload(**RAGGED, head_dim=192, v_head_dim=128),
+    "head_24_40": Workload(**RAGGED, head_dim=24, v_head_dim=40),
+    "latent": Workload(**RAGGED, head_dim=160, v_head_dim=96, latent=True, kv_heads=1),
+    "latent_decode": decode(29, 34, 8, head_dim=160, v_head_dim=96, latent=True, kv_heads=1),
+    "page_1": Workload(**{**RAGGED, "num_pages": 80}, page_size=1, pages_per_seq=40),
+    "page_2": Workload(**{**RAGGED, "num_pages": 48}, page_size=2, pages_per_seq=20),
+    "page_4": Workload(**{**RAGGED, "num_pages": 32}, page_size=4, pages_per_seq=10),
+    "tree_verify": Workload(kv_lens=(45, 50, 3, 0, 1), q_lens=(4, 30, 3, 2, 1), tree=True, max_q_len=30),
+    "wide_tree": Workload(kv_lens=(70, 19), q_lens=(35, 3), tree=True, max_q_len=40),
+    "part_of_context": Workload(kv_lens=(48, 32, 0, 29), q_lens=(5, 1, 3, 9), q_starts=(60, 31, 40, 12)),
+}
+"""Workloads whose rows, pages, masks or positions are of another kind, a shape each."""
+
 SPECS = {
     "plain": AttentionSpec(),
     "scale": AttentionSpec(scale=0.15),
@@ -82,6 +128,9 @@ SPECS = {
     "bidirectional_window": AttentionSpec(causal=False, sliding_window=9),
     "everything": AttentionSpec(scale=0.18, soft_cap=1.5, sliding_window=30),
 }
+
+HEADS = {"plain": (), "sinks": ("sinks",), "alibi": ("alibi_slopes",), "both": ("sinks", "alibi_slopes")}
+"""The fields of `HeadParams` that are given."""
 
 
 def has_common_shape(workload: Workload) -> bool:
@@ -98,7 +147,7 @@ CASES = [
 """`(workload, spec)` by name: every spec over the common shapes, one over the others, to keep the compilations few."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
     """A workload with data, as a backend takes it, and the same keys and values in plain order."""
 
@@ -108,35 +157,101 @@ class Case:
     pages: KVPages
     """Every sequence's keys and values, its new ones included; NaN wherever nobody may read."""
     batch: RaggedBatch
+    heads: HeadParams
     keys: tuple[np.ndarray, ...]
-    """Each sequence's `[kv_len, kv_heads, head_dim]`, float64, rounded as the pages are."""
+    """Each sequence's `[kv_len, kv_heads, head_dim]`, float64, exactly as the pages hold them."""
     values: tuple[np.ndarray, ...]
+    """Likewise, `[kv_len, kv_heads, v_head_dim]`."""
+    given_keys: tuple[np.ndarray, ...]
+    """The keys that the pages were made of: not those, but near to them, where pages are quantised."""
+    given_values: tuple[np.ndarray, ...]
     """Likewise."""
+    trees: np.ndarray | None
+    """Whether each row sees each new token, `[tokens, 32 * words]`."""
 
     def new_rows(self, of: tuple[np.ndarray, ...]) -> jax.Array:
-        """The batch's own rows of `keys` or `values`, `[tokens, kv_heads, head_dim]`; NaN in the other rows."""
-        rows = np.full((self.q.shape[0], *self.pages.k.shape[:1], self.pages.head_dim), np.nan)
+        """The batch's own rows of `keys` or `values`, `[tokens, kv_heads, dim]`; NaN in the other rows."""
+        dim = of[0].shape[2] if of else self.workload.head_dim
+        rows = np.full((self.q.shape[0], self.workload.kv_heads, dim), np.nan)
         for seq, row in token_places(self.workload):
             q_len, kv_len = self.workload.q_lens[seq], self.workload.kv_lens[seq]
             rows[row : row + q_len] = of[seq][kv_len - q_len :]
-        return jnp.asarray(rows, self.pages.dtype)
+        return jnp.asarray(rows, self.q.dtype if self.pages.row.is_quantised else self.pages.dtype)
 
 
-def make_case(workload: Workload, *, spec: AttentionSpec | None = None, dtype="float32", seed: int = 0) -> Case:
-    """The workload with data. With a spec that has a window, the pages wholly outside it are NaN too."""
+def make_case(
+    workload: Workload,
+    *,
+    spec: AttentionSpec | None = None,
+    dtype="float32",
+    kv_dtype=None,
+    heads: str = "plain",
+    seed: int = 0,
+) -> Case:
+    """The workload with data. With a spec that has a window, the pages wholly outside it are NaN too.
+
+    Args:
+        workload: the sequences and shapes.
+        spec: decides which pages no row may see.
+        dtype: type of q, and of the pages unless said.
+        kv_dtype: type of the pages.
+        heads: a key of `HEADS`.
+        seed: of the random numbers.
+    """
     rng = np.random.default_rng(seed)
-    heads = (workload.kv_heads, workload.head_dim)
-    keys = tuple(rounded(rng.standard_normal((n, *heads)), dtype) for n in workload.kv_lens)
-    values = tuple(rounded(signed(rng, (n, *heads)), dtype) for n in workload.kv_lens)
+    kv_dtype = dtype if kv_dtype is None else kv_dtype
+    keys, values = make_keys_and_values(workload, rng, kv_dtype)
     q = np.full((workload.tokens, workload.q_heads, workload.head_dim), np.nan)
     for seq, row in token_places(workload):
         q_len = workload.q_lens[seq]
         q[row : row + q_len] = 0.5 * rng.standard_normal((q_len, *q.shape[1:]))
     page_lists = shuffled_pages(workload, rng)
-    batch = make_batch(workload, page_lists)
-    k_pages, v_pages = (fill_pages(workload, page_lists, rows, spec) for rows in (keys, values))
-    pages = KVPages.from_kv(jnp.asarray(k_pages, dtype), jnp.asarray(v_pages, dtype))
-    return Case(workload, jnp.asarray(q, dtype), pages, batch, keys, values)
+    trees = random_trees(workload, rng) if workload.tree else None
+    pages, *held = make_pages(workload, page_lists, (keys, values), spec, kv_dtype)
+    return Case(
+        workload=workload,
+        q=jnp.asarray(q, dtype),
+        pages=pages,
+        batch=make_batch(workload, page_lists, trees),
+        heads=make_heads(workload, HEADS[heads]),
+        keys=held[0],
+        values=held[1],
+        given_keys=keys,
+        given_values=values,
+        trees=trees,
+    )
+
+
+def make_keys_and_values(workload: Workload, rng: np.random.Generator, kv_dtype):
+    """Each sequence's keys and values, rounded to `kv_dtype` unless that has scales."""
+    quantised = RowLayout.create(1, kv_dtype).is_quantised
+
+    def rows(draw, dim):
+        made = [draw((n, workload.kv_heads, dim)) for n in workload.kv_lens]
+        if not quantised:
+            return tuple(rounded(x, kv_dtype) for x in made)
+        return tuple(x * rng.uniform(0.7, 1.4, (*x.shape[:2], 1)) for x in made)  # a scale of its own for each
+
+    if workload.latent:
+        keys = rows(functools.partial(signed, rng), workload.head_dim)
+        return keys, tuple(x[..., : workload.value_dim] for x in keys)
+    return rows(rng.standard_normal, workload.head_dim), rows(functools.partial(signed, rng), workload.value_dim)
+
+
+def make_heads(workload: Workload, fields: tuple[str, ...]) -> HeadParams:
+    """A sink of the weight of a few keys, and a slope that leaves far keys some weight; each head has its own."""
+    steps = np.arange(1, workload.q_heads + 1) / workload.q_heads
+    params = {"sinks": 1 + 2 * steps, "alibi_slopes": 0.02 * steps[::-1]}
+    return HeadParams(**{name: jnp.asarray(params[name], jnp.float32) for name in fields})
+
+
+def random_trees(workload: Workload, rng: np.random.Generator) -> np.ndarray:
+    """Random bits, but that each row sees itself; there is nonsense past the new tokens, which no row may see."""
+    trees = rng.random((workload.tokens, 32 * -(-workload.max_q_len // 32))) < 0.6
+    for seq, row in token_places(workload):
+        new = np.arange(workload.q_lens[seq])
+        trees[row + new, new] = True
+    return trees
 
 
 def signed(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -161,7 +276,7 @@ def shuffled_pages(workload: Workload, rng: np.random.Generator) -> list[list[in
     return [[free.pop() for _ in range(-(-n // workload.page_size))] for n in workload.kv_lens]
 
 
-def make_batch(workload: Workload, page_lists: list[list[int]]) -> RaggedBatch:
+def make_batch(workload: Workload, page_lists: list[list[int]], trees: np.ndarray | None = None) -> RaggedBatch:
     """The batch at the workload's shapes; what is not in use names a page that nobody owns, or is nonsense."""
     unowned = next(p for p in range(1, workload.num_pages) if p not in {p for pages in page_lists for p in pages})
     table = np.full((workload.seqs, workload.pages_per_seq), unowned, np.int32)
@@ -177,13 +292,73 @@ def make_batch(workload: Workload, page_lists: list[list[int]]) -> RaggedBatch:
         cu_q_lens=jnp.asarray(starts),
         num_seqs=jnp.int32(len(page_lists)),
         max_q_len=workload.max_q_len,
+        tree_mask=None if trees is None else jnp.asarray(words_of(trees)),
+        q_starts=None if workload.q_starts is None else jnp.asarray(padded(workload.q_starts, workload.seqs)),
     )
 
 
+def padded(entries: tuple[int, ...], size: int) -> np.ndarray:
+    """The entries, then nonsense."""
+    return np.array([*entries, *[-5] * (size - len(entries))], np.int32)
+
+
+def words_of(bits: np.ndarray) -> np.ndarray:
+    """Bits `[rows, 32 * words]` as int32, bit `j % 32` of word `j // 32`."""
+    by_word = bits.reshape(len(bits), -1, 32).astype(np.uint64)
+    return (by_word << np.arange(32, dtype=np.uint64)).sum(axis=-1).astype(np.uint32).view(np.int32)
+
+
+def make_pages(workload: Workload, page_lists, rows, spec: AttentionSpec | None, kv_dtype):
+    """Pages of these keys and values, NaN where nobody may read; and each sequence's keys and values as stored."""
+    keys, values = rows
+
+    def build(spec):
+        source = "float64" if kv_dtype == "float64" else "float32"
+        k, v = (jnp.asarray(fill_pages(workload, page_lists, of, spec), source) for of in (keys, values))
+        pages = KVPages.from_kv(k, None if workload.latent else v, kv_dtype)
+        row = RowLayout.create(workload.head_dim, kv_dtype, v_head_dim=workload.value_dim, latent=workload.latent)
+        return dataclasses.replace(pages, row=row)
+
+    pages = build(spec)
+    if pages.scales is None:
+        return pages, keys, values
+    k, v = dequantised(pages if spec is None else build(None))
+
+    def of_sequences(paged):
+        rows = paged.swapaxes(1, 2)  # [pages, page_size, kv_heads, dim]
+        return tuple(
+            np.concatenate([rows[:0].reshape(0, *rows.shape[2:]), *rows[ids]])[:n]
+            for ids, n in zip(page_lists, workload.kv_lens, strict=True)
+        )
+
+    return with_any_integers(pages), of_sequences(k), of_sequences(v)
+
+
+def dequantised(pages: KVPages) -> tuple[np.ndarray, np.ndarray]:
+    """K and V of quantised pages, `[pages, kv_heads, page_size, dim]`, float64: `stored * scale`, from the bytes."""
+    stored, scales, row = np.asarray(pages.data), np.asarray(pages.scales, np.float64), pages.row
+    if row.dtype == "int4":
+        stored = np.concatenate([stored & 0xF, (stored >> 4) & 0xF], axis=-1)  # the low nibbles are the first lanes
+        stored = np.where(stored < 8, stored, stored - 16)
+    stored = stored.astype(np.float64)
+    k_scales, v_scales = scales[..., : pages.page_size], scales[..., -pages.page_size :]
+    v = stored[..., row.v_start : row.v_start + row.v_dim]
+    return stored[..., : row.k_dim] * k_scales[..., None], v * v_scales[..., None]
+
+
+def with_any_integers(pages: KVPages) -> KVPages:
+    """Quantised pages with random integers, which can be no NaN, where scales are NaN."""
+    if pages.data.dtype != jnp.int8:
+        return pages
+    unread = np.isnan(np.asarray(pages.scales[..., : pages.page_size], np.float32))[..., None]
+    nonsense = np.random.default_rng(1).integers(-128, 128, pages.data.shape, np.int8)
+    return dataclasses.replace(pages, data=jnp.asarray(np.where(unread, nonsense, pages.data)))
+
+
 def fill_pages(workload: Workload, page_lists, rows, spec: AttentionSpec | None) -> np.ndarray:
-    """`[kv_heads, pages, page_size, head_dim]` with each sequence's rows in its pages, and NaN everywhere else."""
-    size = workload.page_size
-    paged = np.full((workload.num_pages, size, workload.kv_heads, workload.head_dim), np.nan)
+    """`[kv_heads, pages, page_size, dim]` with each sequence's rows in its pages, and NaN everywhere else."""
+    size, dim = workload.page_size, rows[0].shape[2] if rows else workload.head_dim
+    paged = np.full((workload.num_pages, size, workload.kv_heads, dim), np.nan)
     for seq, pages in enumerate(page_lists):
         for index in range(first_page(workload, seq, spec), len(pages)):
             held = rows[seq][index * size : (index + 1) * size]
@@ -195,62 +370,33 @@ def first_page(workload: Workload, seq: int, spec: AttentionSpec | None) -> int:
     """Index of the sequence's first page with a key that some row may see; all of them where there are no rows."""
     if spec is None or spec.sliding_window is None:
         return 0
-    oldest_row = workload.kv_lens[seq] - workload.q_lens[seq]
-    return max(0, oldest_row - spec.sliding_window + 1) // workload.page_size
+    return max(0, workload.first_position(seq) - spec.sliding_window + 1) // workload.page_size
 
 
 def attend_densely(case: Case, spec: AttentionSpec) -> tuple[np.ndarray, np.ndarray]:
     """The oracle: `softmax(q k^T) v` on each sequence's contiguous keys and values, in float64. Output and lse."""
     q = np.asarray(case.q, np.float64)
-    out, lse = np.zeros(q.shape), np.full(q.shape[:2], -np.inf)
+    out, lse = np.zeros((*q.shape[:2], case.workload.value_dim)), np.full(q.shape[:2], -np.inf)
     for seq, row in token_places(case.workload):
         rows = slice(row, row + case.workload.q_lens[seq])
-        out[rows], lse[rows] = attend_one(q[rows], case.keys[seq], case.values[seq], spec)
+        out[rows], lse[rows] = attend_one(
+            q[rows],
+            case.keys[seq],
+            case.values[seq],
+            spec,
+            heads=case.heads,
+            t0=case.workload.first_position(seq),
+            tree=None if case.trees is None else case.trees[rows],
+        )
     return out, lse
 
 
-def attend_one(q: np.ndarray, k: np.ndarray, v: np.ndarray, spec: AttentionSpec) -> tuple[np.ndarray, np.ndarray]:
-    """One sequence's newest rows `q [rows, q_heads, d]` over all its keys and values `[keys, kv_heads, d]`."""
-    k, v = (np.repeat(x, q.shape[1] // k.shape[1], axis=1) for x in (k, v))
-    s = np.einsum("thd,phd->thp", q, k) * (q.shape[2] ** -0.5 if spec.scale is None else spec.scale)
-    if spec.soft_cap is not None:
-        s = spec.soft_cap * np.tanh(s / spec.soft_cap)
-    t, p = np.arange(len(k) - len(q), len(k))[:, None, None], np.arange(len(k))
-    hidden = spec.causal & (p > t)
-    if spec.sliding_window is not None:
-        hidden |= p <= t - spec.sliding_window
-    s = np.where(hidden, -np.inf, s)
-    top = s.max(axis=-1, keepdims=True, initial=-1e30)
-    weights = np.exp(s - top)
-    total = weights.sum(axis=-1)
-    return np.einsum("thp,phd->thd", weights, v) / total[..., None], top[..., 0] + np.log(total)
-
-
-def row_errors(actual, expected) -> np.ndarray:
-    """The largest error in each row (last axis), relative to the largest magnitude expected; NaN counts as inf."""
-    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    error = np.abs(actual - expected).max(axis=-1)
-    scale = np.abs(expected).max(axis=-1)
-    relative = np.divide(error, scale, out=np.where(error == 0, 0.0, np.inf), where=scale > 0)
-    return np.where(np.isnan(relative), np.inf, relative)
-
-
-def assert_rows_close(actual, expected, dtype) -> None:
-    """Each row of `actual` is within the type's tolerance of `expected`; a row of zeros must be exactly zero."""
-    assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
-    limit = TOLERANCE[jnp.dtype(dtype).name]
-    errors = row_errors(actual, expected)
-    if not errors.size or errors.max() <= limit:
-        return
-    at = tuple(map(int, np.unravel_index(errors.argmax(), errors.shape)))
-    raise AssertionError(
-        f"{(errors > limit).sum()} of {errors.size} rows are off by more than {limit:g} of their scale; "
-        f"the worst is row (token, head) {at}, off by {errors[at]:.3g}:\n"
-        f"  actual   {np.asarray(actual[at], np.float64)[:6]} ...\n"
-        f"  expected {np.asarray(expected[at], np.float64)[:6]} ..."
+def assert_equals_oracle(case: Case, spec: AttentionSpec, *, backend: str, block_sizes: BlockSizes | None = None):
+    """The backend's output, and its log-sum-exp, agree with the oracle to the tolerance of q's type, and of float32."""
+    out, lse = attend(
+        case.q, case.pages, case.batch, spec, case.heads, backend=backend, block_sizes=block_sizes, return_lse=True
     )
-
-
-def assert_lse_close(actual, expected, dtype="float32") -> None:
-    """The log-sum-exp agrees, absolutely, to the type's tolerance; -inf exactly where no key is visible."""
-    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=0, atol=4 * TOLERANCE[str(dtype)])
+    expected, expected_lse = attend_densely(case, spec)
+    assert (out.dtype, lse.dtype) == (case.q.dtype, case.q.dtype if case.q.dtype == "float64" else "float32")
+    assert_rows_close(out, expected, case.q.dtype)
+    assert_lse_close(lse, expected_lse, case.q.dtype if backend.startswith("tpu") else "float32")

@@ -4,7 +4,6 @@ A tree mask takes the place of causality: with one, all rows of a sequence see t
 the later ones, its new tokens, each row sees those whose bits are set.
 """
 
-import jax
 import jax.numpy as jnp
 
 from paged_kernels.spec import AttentionSpec
@@ -34,7 +33,7 @@ def in_tree(words: list, first_new, p):
     word = words[0]
     for index in range(1, len(words)):
         word = jnp.where(new >> 5 == index, words[index], word)
-    return (new < 0) | ((new < 32 * len(words)) & (jax.lax.shift_right_logical(word, new & 31) & 1 == 1))
+    return (new < 0) | ((new < 32 * len(words)) & ((word >> (new & 31)) & 1 == 1))
 
 
 def key_range(spec: AttentionSpec, t_lo, t_hi, kv_len, *, tree: bool = False):
