@@ -1,5 +1,8 @@
 """The schedule against a plain Python walk over rows, blocks and keys."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernel_data import SPECS, WORKLOADS, make_case, token_places
@@ -55,3 +58,32 @@ def test_a_length_beyond_the_table_is_cut():
     batch = RaggedBatch.from_lists([[1, 2]], kv_lens=[99], q_lens=[1])
     tiles = make_tiles(batch, AttentionSpec(), tokens=1, q_rows=1, page_size=16)
     assert int(tiles.end_page[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("q_start", "spec", "pages"),
+    [
+        (10, AttentionSpec(), (0, 1)),
+        (31, AttentionSpec(), (0, 3)),
+        (-9, AttentionSpec(), (0, 1)),
+        (-9, AttentionSpec(causal=False), (0, 3)),
+        (60, AttentionSpec(sliding_window=30), (1, 3)),
+        (90, AttentionSpec(sliding_window=30), (2, 3)),
+    ],
+    ids=["inside", "across_pages", "after_the_rows", "all", "window", "before_the_window"],
+)
+def test_part_of_a_context(q_start, spec, pages):
+    """Two rows over a part of 40 keys; where they see no key, one page stands for it."""
+    batch = RaggedBatch.from_lists([[1, 2, 3, 0]], kv_lens=[40], q_lens=[2])
+    batch = dataclasses.replace(batch, q_starts=jnp.array([q_start], jnp.int32))
+    tiles = make_tiles(batch, spec, tokens=2, q_rows=16, page_size=16)
+    assert tiles_made(tiles) == [(0, 0, 40, 0, 2, q_start, *pages)]
+
+
+def test_tree_rows_need_the_pages_of_all_new_tokens():
+    batch = RaggedBatch.from_lists([[1, 2, 3]], kv_lens=[33], q_lens=[3])
+    tree = jnp.zeros((3, 1), jnp.int32)
+    tiles = make_tiles(dataclasses.replace(batch, tree_mask=tree), AttentionSpec(), tokens=3, q_rows=1, page_size=16)
+    assert [(tile[-3], tile[-1]) for tile in tiles_made(tiles)] == [(30, 3), (31, 3), (32, 3)]
+    assert tiles.first_new.tolist() == [30, 30, 30, 0]
+    assert make_tiles(batch, AttentionSpec(), tokens=3, q_rows=1, page_size=16).first_new is None

@@ -45,7 +45,9 @@ class Tiles:
     first_page: Int32[Array, " tiles"]
     """Index in the sequence's page list of the first page that a row of the tile sees."""
     end_page: Int32[Array, " tiles"]
-    """One past the last such page; greater than `first_page`."""
+    """One past the last such page; greater than `first_page`, so that rows that see no key have a page too."""
+    first_new: Int32[Array, " tiles"] | None
+    """With a tree mask, the position of the sequence's first new token."""
 
 
 def max_tiles(tokens: int, seqs: int, q_rows: int) -> int:
@@ -58,7 +60,10 @@ def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: 
     end = jnp.minimum(batch.cu_q_lens[1:], tokens)
     kv_lens = jnp.minimum(batch.kv_lens, batch.pages_per_seq * page_size)
     in_use = (jnp.arange(batch.seqs) < batch.num_seqs) & (kv_lens > 0)
-    start = jnp.maximum(batch.cu_q_lens[:-1], end - kv_lens)  # rows before position 0 are no tokens
+    start, first_position = batch.cu_q_lens[:-1], batch.q_starts
+    if first_position is None:
+        first_position = kv_lens - (end - start)
+        start = jnp.maximum(start, end - kv_lens)  # rows before position 0 are no tokens
     has_rows = in_use & (start < end)
     first_block = start // q_rows
     tiles_of_seq = jnp.where(has_rows, (end - 1) // q_rows + 1 - first_block, 0)
@@ -72,8 +77,10 @@ def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: 
     row_lo = jnp.maximum(start[seq] - block * q_rows, 0)
     row_hi = jnp.minimum(end[seq] - block * q_rows, q_rows)
     kv_len = kv_lens[seq]
-    position = kv_len - end[seq] + block * q_rows
-    first_key, end_key = key_range(spec, position + row_lo, position + row_hi, kv_len)
+    position = (first_position - batch.cu_q_lens[:-1])[seq] + block * q_rows
+    has_tree = batch.tree_mask is not None
+    first_key, end_key = key_range(spec, position + row_lo, position + row_hi, kv_len, tree=has_tree)
+    first_page = jnp.minimum(first_key, kv_len - 1) // page_size
 
     q_blocks = -(-tokens // q_rows)
     block = jnp.where(valid, block, q_blocks)
@@ -89,6 +96,7 @@ def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: 
         row_lo=used(row_lo),
         row_hi=used(row_hi),
         position=used(position),
-        first_page=used(first_key // page_size),
-        end_page=used(-(-end_key // page_size)),
+        first_page=used(first_page),
+        end_page=used(jnp.maximum(-(-end_key // page_size), first_page + 1)),
+        first_new=used(first_position[seq]) if has_tree else None,
     )
