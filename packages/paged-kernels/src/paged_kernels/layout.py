@@ -122,12 +122,23 @@ class KVPages:
             v_head_dim=None if v_pages is None else v_pages.shape[-1],
             latent=v_pages is None,
         )
-        data, scales = row.pack(*(None if x is None else jnp.swapaxes(x, 0, 1) for x in (k_pages, v_pages)))
-        if scales is not None:  # [pages, kv_heads, page_size, kinds]
+        return cls.from_rows(
+            *row.pack(*(None if x is None else jnp.swapaxes(x, 0, 1) for x in (k_pages, v_pages))), row
+        )
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: Shaped[Array, "pages kv_heads page_size storage_lanes"],
+        scales: Float[Array, "pages kv_heads page_size kinds"] | None,
+        row: RowLayout,
+    ) -> "KVPages":
+        """Pages of rows and scales as `RowLayout.pack` makes them, and as `take` gives them back."""
+        if scales is not None:
             scales = jnp.swapaxes(scales, 2, 3).reshape(*scales.shape[:2], 1, -1)
-            padding = row.scale_lanes(k_pages.shape[2]) - scales.shape[3]
+            padding = row.scale_lanes(rows.shape[2]) - scales.shape[3]
             scales = jnp.pad(scales, ((0, 0), (0, 0), (0, 0), (0, padding)))
-        return cls(data=data, scales=scales, row=row)
+        return cls(data=rows, scales=scales, row=row)
 
     @staticmethod
     def bytes_per_page(
