@@ -9,13 +9,13 @@ from paged_kernels.mosaic import LANES, round_up
 
 def arrange_q(
     q: Float[Array, "tokens q_heads head_dim"], config: Config
-) -> Float[Array, "q_blocks kv_heads rows lanes"]:
+) -> Float[Array, "q_blocks kv_heads rows q_lanes"]:
     """Blocks of query rows; within a KV head, row `g * q_rows + r` is query head `g` of token row `r`."""
     c = config
     q = jnp.pad(q, ((0, c.q_blocks * c.q_rows - c.tokens), (0, 0), (0, 0)))
-    q = q.reshape(c.q_blocks, c.q_rows, c.kv_heads, c.group, c.head_dim).transpose(0, 2, 3, 1, 4)
-    q = q.reshape(c.q_blocks, c.kv_heads, c.group * c.q_rows, c.head_dim)
-    q = jnp.pad(q, ((0, 0), (0, 0), (0, c.rows - c.group * c.q_rows), (0, c.lanes - c.head_dim)))
+    q = q.reshape(c.q_blocks, c.q_rows, c.kv_heads, c.group, c.row.k_dim).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(c.q_blocks, c.kv_heads, c.group * c.q_rows, c.row.k_dim)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, c.rows - c.group * c.q_rows), (0, c.q_lanes - c.row.k_dim)))
     return q.astype(c.compute_dtype)
 
 
@@ -31,11 +31,12 @@ def restore_rows(
 
 
 def restore_output(
-    blocks: Float[Array, "q_blocks kv_heads rows lanes"], config: Config
-) -> Float[Array, "tokens q_heads head_dim"]:
+    blocks: Float[Array, "q_blocks kv_heads rows out_lanes"], config: Config
+) -> Float[Array, "tokens q_heads v_head_dim"]:
     """The output rows, without the lanes that are not V's."""
-    first = config.head_dim if config.shares_lanes else 0
-    return restore_rows(blocks[..., first : first + config.head_dim], config)
+    row = config.row
+    first = row.v_start - row.v_lanes.start
+    return restore_rows(blocks[..., first : first + row.v_dim], config)
 
 
 def restore_lse(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paged_kernels.mosaic import LANES, SUBLANES, cdiv, round_up
+from paged_kernels.row_layout import RowLayout
 from paged_kernels.spec import AttentionSpec
 
 Memory = Any
@@ -33,7 +34,7 @@ class Config:
     kv_heads: int
     group: int
     """Query heads for each KV head."""
-    head_dim: int
+    row: RowLayout
     page_size: int
     pages_per_seq: int
     q_rows: int
@@ -43,7 +44,6 @@ class Config:
     buffers: int
     """Blocks of keys in VMEM: one in use, the others on their way."""
     q_dtype: np.dtype
-    kv_dtype: np.dtype
 
     @property
     def q_blocks(self) -> int:
@@ -71,27 +71,19 @@ class Config:
         return self.block_tokens // self.chunks
 
     @property
-    def kv_lanes(self) -> int:
-        """Lanes of `K‖V`."""
-        return 2 * self.head_dim
+    def q_lanes(self) -> int:
+        """Lanes of q: those of the registers that hold K."""
+        return self.row.k_lanes.stop
 
     @property
-    def lanes(self) -> int:
-        """Lanes of q and of the output: a head's, or a whole register's where K and V share one."""
-        return max(self.head_dim, LANES)
-
-    @property
-    def shares_lanes(self) -> bool:
-        """Whether K and V lie in one register (head_dim 64), so that neither is ever cut out.
-
-        Then q is padded with zeros over V's lanes, and of `p (K‖V)` the right half is the output.
-        """
-        return self.kv_lanes == LANES
+    def out_lanes(self) -> int:
+        """Lanes of the output: those of the registers that hold V."""
+        return self.row.v_lanes.stop - self.row.v_lanes.start
 
     @property
     def compute_dtype(self) -> np.dtype:
         """Type of the operands of both products."""
-        return jnp.promote_types(self.q_dtype, self.kv_dtype)
+        return self.q_dtype if self.row.is_quantised else jnp.promote_types(self.q_dtype, self.row.dtype)
 
     @property
     def lse_rows(self) -> int:

@@ -47,7 +47,7 @@ class Cursor:
 class PageBuffers:
     """Memory of the page copies."""
 
-    kv: Memory  # [buffers, kv_heads, block_tokens, kv_lanes]
+    kv: Memory  # [buffers, kv_heads, block_tokens, storage_lanes]
     kv_arrived: Memory  # semaphores [buffers]
     ids: Memory  # SMEM [(IDS_AHEAD + 1) * ids]
     ids_arrived: Memory  # semaphores [IDS_AHEAD + 1]
@@ -56,7 +56,7 @@ class PageBuffers:
     def shapes(cls, c: Config) -> "PageBuffers":
         """What to allocate."""
         return cls(
-            kv=pltpu.VMEM((c.buffers, c.kv_heads, c.block_tokens, c.kv_lanes), c.kv_dtype),
+            kv=pltpu.VMEM((c.buffers, c.kv_heads, c.block_tokens, c.row.storage_lanes), c.row.storage_dtype),
             kv_arrived=pltpu.SemaphoreType.DMA((c.buffers,)),
             ids=pltpu.SMEM(((IDS_AHEAD + 1) * c.ids,), jnp.int32),
             ids_arrived=pltpu.SemaphoreType.DMA((IDS_AHEAD + 1,)),
@@ -73,7 +73,7 @@ class PageStream:
     config: Config
     tiles: Tiles
     table: Memory  # HBM [seqs, 1, table_ids]
-    pages: Memory  # HBM [pages, kv_heads, page_size, kv_lanes]
+    pages: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
     buffers: PageBuffers
 
     def begin(self) -> tuple[Cursor, Cursor]:
@@ -182,8 +182,8 @@ class PageStream:
 class RowBuffers:
     """Memory of the copies of query, output and log-sum-exp rows; two slots each."""
 
-    q: Memory  # [2, kv_heads, rows, lanes]
-    out: Memory  # [2, kv_heads, rows, lanes]
+    q: Memory  # [2, kv_heads, rows, q_lanes]
+    out: Memory  # [2, kv_heads, rows, out_lanes]
     lse: Memory  # [2, lse_rows / 128, 128]
     arrived: Memory  # semaphores [2], of q
     left: Memory  # semaphores [2, 2], of out and lse
@@ -191,10 +191,10 @@ class RowBuffers:
     @classmethod
     def shapes(cls, c: Config) -> "RowBuffers":
         """What to allocate."""
-        rows = (2, c.kv_heads, c.rows, c.lanes)
+        rows = (2, c.kv_heads, c.rows)
         return cls(
-            q=pltpu.VMEM(rows, c.compute_dtype),
-            out=pltpu.VMEM(rows, c.q_dtype),
+            q=pltpu.VMEM((*rows, c.q_lanes), c.compute_dtype),
+            out=pltpu.VMEM((*rows, c.out_lanes), c.q_dtype),
             lse=pltpu.VMEM((2, c.lse_rows // LANES, LANES), jnp.float32),
             arrived=pltpu.SemaphoreType.DMA((2,)),
             left=pltpu.SemaphoreType.DMA((2, 2)),
@@ -206,8 +206,8 @@ class RowStream:
     """Blocks of query rows on their way in, of output rows on their way out; block `b` uses slot `b % 2`."""
 
     config: Config
-    q: Memory  # HBM [q_blocks, kv_heads, rows, lanes]
-    out: Memory  # HBM [q_blocks, kv_heads, rows, lanes]
+    q: Memory  # HBM [q_blocks, kv_heads, rows, q_lanes]
+    out: Memory  # HBM [q_blocks, kv_heads, rows, out_lanes]
     lse: Memory  # HBM [q_blocks, lse_rows / 128, 128]
     buffers: RowBuffers
 

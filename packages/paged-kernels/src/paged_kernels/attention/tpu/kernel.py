@@ -29,7 +29,7 @@ class Scratch:
     rows: RowBuffers
     m: Memory  # [kv_heads, rows, 128]
     l: Memory  # [kv_heads, rows, 128]  # noqa: E741
-    acc: Memory  # [kv_heads, rows, lanes]
+    acc: Memory  # [kv_heads, rows, out_lanes]
     lse: Memory  # [lse_rows, 128]
 
     @classmethod
@@ -40,7 +40,7 @@ class Scratch:
             rows=RowBuffers.shapes(c),
             m=pltpu.VMEM((c.kv_heads, c.rows, LANES), jnp.float32),
             l=pltpu.VMEM((c.kv_heads, c.rows, LANES), jnp.float32),
-            acc=pltpu.VMEM((c.kv_heads, c.rows, c.lanes), jnp.float32),
+            acc=pltpu.VMEM((c.kv_heads, c.rows, c.out_lanes), jnp.float32),
             lse=pltpu.VMEM((c.lse_rows, LANES), jnp.float32),
         )
 
@@ -143,23 +143,24 @@ class Step:
             start = pl.multiple_of(chunk * size, c.page_size)
             p = at.page * c.page_size + start + jax.lax.broadcasted_iota(jnp.int32, (c.rows, size), 1)
             mask = visible(c.spec, position + self._token_row(size), p, kv_len)
-            p = at.page * c.page_size + start + jax.lax.broadcasted_iota(jnp.int32, (size, c.lanes), 0)
+            p = at.page * c.page_size + start + jax.lax.broadcasted_iota(jnp.int32, (size, c.out_lanes), 0)
             real = (p >= first_visible) & (p < end_visible)
             self._attend_heads(q_slot, self.scratch.pages.kv.at[kv_slot, :, pl.ds(start, size)], mask, real)
 
         jax.lax.fori_loop(0, pl.cdiv(pages, c.kv_pages // c.chunks), attend_chunk, None)
 
     def finish(self, tile, slot) -> None:
-        """Put the tile's rows into the output of its block."""
+        """Put the tile's rows into the output of its block; those that saw no key stay as they are."""
         c, s = self.config, self.scratch
         token_row = self._token_row(LANES)
-        mine = (token_row >= self.tiles.row_lo[tile]) & (token_row < self.tiles.row_hi[tile])
+        of_tile = (token_row >= self.tiles.row_lo[tile]) & (token_row < self.tiles.row_hi[tile])
 
         def finish_head(head):
             state = self._load(head)
+            mine = of_tile & (s.m[head] > softmax.MASKED)
             out = s.rows.out.at[slot, head]
             kept = out[...].astype(jnp.float32)
-            keep = mine if c.lanes == LANES else jnp.broadcast_to(mine[:, :1], kept.shape)
+            keep = mine if c.out_lanes == LANES else jnp.broadcast_to(mine[:, :1], kept.shape)
             out[...] = jnp.where(keep, softmax.output(state), kept).astype(out.dtype)
             lse = s.lse.at[self._lse_rows(head)]
             lse[...] = jnp.where(mine, softmax.log_sum_exp(state), lse[...])
@@ -183,16 +184,15 @@ class Step:
     def _attend_heads(self, q_slot, kv, mask=None, real=None) -> None:
         """Take the keys `kv` of all heads, of which rows see those of `mask`, and those not `real` may be anything."""
         c, s = self.config, self.scratch
-        logits = softmax.Logits(scale=c.spec.resolved_scale(c.head_dim), soft_cap=c.spec.soft_cap)
+        logits = softmax.Logits(scale=c.spec.resolved_scale(c.row.k_dim), soft_cap=c.spec.soft_cap)
 
         def score(head):
-            k = kv[head] if c.shares_lanes else kv[head, :, : c.head_dim]
-            x = logits(softmax.score(s.rows.q[q_slot, head], k.astype(c.compute_dtype)))
+            k = kv[head, :, c.row.k_lanes].astype(c.compute_dtype)
+            x = logits(softmax.score(s.rows.q[q_slot, head], k))
             return x if mask is None else jnp.where(mask, x, softmax.MASKED)
 
         def values(head):
-            v = kv[head] if c.shares_lanes else kv[head, :, c.head_dim :]
-            v = v.astype(c.compute_dtype)
+            v = kv[head, :, c.row.v_lanes].astype(c.compute_dtype)
             return v if real is None else jnp.where(real, v, jnp.zeros_like(v))
 
         def absorb(head, x):

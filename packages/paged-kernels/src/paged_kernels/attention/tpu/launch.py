@@ -73,7 +73,7 @@ def _call_kernel(q, pages: KVPages, batch: RaggedBatch, config: Config, *, chip:
         ),
         out_specs=(pl.BlockSpec(memory_space=pl.ANY),) * 2,
         out_shape=(
-            jax.ShapeDtypeStruct((c.q_blocks, c.kv_heads, c.rows, c.lanes), q.dtype),
+            jax.ShapeDtypeStruct((c.q_blocks, c.kv_heads, c.rows, c.out_lanes), q.dtype),
             jax.ShapeDtypeStruct((c.q_blocks, c.lse_rows // LANES, LANES), jnp.float32),
         ),
         scratch_shapes=(Scratch.shapes(c),),  # pyright: ignore[reportArgumentType] -- any pytree will do
@@ -88,7 +88,7 @@ def make_config(
     q: Array, pages: KVPages, batch: RaggedBatch, spec: AttentionSpec, *, block_sizes: BlockSizes | None, chip: Chip
 ) -> Config:
     """The kernel's static facts for these arguments."""
-    tokens, q_heads, head_dim = q.shape
+    tokens, q_heads, _ = q.shape
     group = q_heads // pages.num_kv_heads
     sizes = block_sizes or preferred_block_sizes(
         group=group, page_size=pages.page_size, itemsize=pages.dtype.itemsize, decode=batch.max_q_len == 1
@@ -98,14 +98,13 @@ def make_config(
         tokens=tokens,
         kv_heads=pages.num_kv_heads,
         group=group,
-        head_dim=head_dim,
+        row=pages.row,
         page_size=pages.page_size,
         pages_per_seq=batch.pages_per_seq,
         q_rows=q_rows_for(tokens, batch.max_q_len, sizes.q_rows),
         kv_pages=kv_pages_for(batch.pages_per_seq, sizes.kv_pages, pages.page_size),
         buffers=BUFFERS,
         q_dtype=q.dtype,
-        kv_dtype=pages.dtype,
     )
     return config if block_sizes else shrink_to_fit(config, chip)
 
@@ -115,9 +114,6 @@ def _check_features(pages: KVPages, batch: RaggedBatch, heads: HeadParams) -> No
         "heads.sinks": heads.sinks is not None,
         "heads.alibi_slopes": heads.alibi_slopes is not None,
         "batch.tree_mask": batch.tree_mask is not None,
-        "batch.q_starts": batch.q_starts is not None,
-        "latent pages": pages.row.latent,
-        "v_head_dim other than head_dim": pages.v_head_dim != pages.head_dim,
     }
     for name, is_asked in asked.items():
         if is_asked:
@@ -130,11 +126,6 @@ def _check_supported(q: Array, pages: KVPages) -> None:
             raise NotImplementedError(
                 f"{name} has dtype {dtype.name}; the TPU kernel has float32 and bfloat16: cast it, or use backend='xla'"
             )
-    if pages.head_dim != LANES // 2 and pages.head_dim % LANES:
-        raise NotImplementedError(
-            f"head_dim={pages.head_dim} must be 64 or a multiple of 128 (the width of a register) for the TPU kernel; "
-            "pad the heads, or use backend='xla'"
-        )
     sublanes = SUBLANES * 4 // pages.dtype.itemsize
     if pages.page_size % sublanes:
         raise NotImplementedError(

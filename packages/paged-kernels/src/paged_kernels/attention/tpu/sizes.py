@@ -54,17 +54,17 @@ def shrink_to_fit(c: Config, chip: Chip) -> Config:
 
 def vmem_bytes(c: Config) -> int:
     """VMEM that the kernel needs, bytes: its buffers, and the values in flight in one step."""
-    in_flight = 6 * c.rows * round_up(c.block_tokens, LANES) * 4 + 2 * c.block_tokens * c.kv_lanes * 4
+    in_flight = 6 * c.rows * round_up(c.block_tokens, LANES) * 4 + 2 * c.block_tokens * c.row.lanes * 4
     return _kv_bytes(c) + _row_bytes(c) + in_flight
 
 
 def _kv_bytes(c: Config) -> int:
-    return c.buffers * c.kv_heads * c.block_tokens * c.kv_lanes * c.kv_dtype.itemsize
+    return c.buffers * c.kv_heads * c.block_tokens * c.row.storage_lanes * c.row.storage_dtype.itemsize
 
 
 def _row_bytes(c: Config) -> int:
-    copies = 2 * c.lanes * (c.compute_dtype.itemsize + c.q_dtype.itemsize)
-    state = (c.lanes + 2 * LANES) * 4
+    copies = 2 * (c.q_lanes * c.compute_dtype.itemsize + c.out_lanes * c.q_dtype.itemsize)
+    state = (c.out_lanes + 2 * LANES) * 4
     return c.kv_heads * c.rows * (copies + state) + 3 * c.lse_rows * LANES * 4
 
 
