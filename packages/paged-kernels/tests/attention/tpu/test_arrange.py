@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paged_kernels import AttentionSpec
+from paged_kernels import AttentionSpec, RowLayout
 from paged_kernels.attention.tpu import arrange
 from paged_kernels.attention.tpu.config import Config
 
@@ -15,33 +15,41 @@ CONFIG = Config(
     tokens=21,
     kv_heads=2,
     group=3,
-    head_dim=64,
+    row=RowLayout.create(64, "bfloat16"),
     page_size=16,
     pages_per_seq=200,
     q_rows=16,
     kv_pages=4,
     buffers=3,
     q_dtype=jnp.dtype("float32"),
-    kv_dtype=jnp.dtype("bfloat16"),
 )
 
 
 @pytest.mark.parametrize("q_rows", [1, 16])
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_rows_come_back_in_their_order(q_rows, head_dim):
-    config = dataclasses.replace(CONFIG, q_rows=q_rows, head_dim=head_dim)
+@pytest.mark.parametrize(("head_dim", "lanes"), [(64, 128), (80, 128), (128, 128), (192, 256)])
+def test_rows_come_back_in_their_order(q_rows, head_dim, lanes):
+    config = dataclasses.replace(CONFIG, q_rows=q_rows, row=RowLayout.create(head_dim, "bfloat16"))
     q = jnp.arange(21 * 6 * head_dim, dtype=jnp.float32).reshape(21, 6, head_dim)
     blocks = arrange.arrange_q(q, config)
-    assert blocks.shape == (config.q_blocks, 2, config.rows, 128)
+    assert blocks.shape == (config.q_blocks, 2, config.rows, lanes)
     assert blocks.dtype == jnp.float32
+    assert not blocks[..., head_dim:].any()  # where V may lie
     np.testing.assert_array_equal(arrange.restore_rows(blocks, config)[..., :head_dim], q)
     np.testing.assert_array_equal(blocks[0, 1, 2 * q_rows, :head_dim], q[0, 5])  # KV head 1, its query head 2, row 0
 
 
-def test_the_output_is_the_half_that_v_has():
-    blocks = jnp.zeros((2, 2, 48, 128)).at[..., 64:].set(1)
-    assert arrange.restore_output(blocks, CONFIG).shape == (21, 6, 64)
-    assert bool(jnp.all(arrange.restore_output(blocks, CONFIG) == 1))
+@pytest.mark.parametrize(
+    ("sizes", "latent", "lanes"),
+    [((64, 64), False, 128), ((192, 192), False, 256), ((80, 40), False, 128), ((576, 512), True, 512)],
+)
+def test_the_output_is_the_lanes_that_v_has(sizes, latent, lanes):
+    row = RowLayout.create(sizes[0], "bfloat16", v_head_dim=sizes[1], latent=latent)
+    config = dataclasses.replace(CONFIG, row=row)
+    first = row.v_start - row.v_lanes.start
+    blocks = jnp.zeros((2, 2, 48, config.out_lanes)).at[..., first : first + sizes[1]].set(1)
+    assert config.out_lanes == lanes
+    assert arrange.restore_output(blocks, config).shape == (21, 6, sizes[1])
+    assert bool(jnp.all(arrange.restore_output(blocks, config) == 1))
 
 
 @pytest.mark.parametrize("kv_pages", [1, 3, 32, 100, 128, 200])

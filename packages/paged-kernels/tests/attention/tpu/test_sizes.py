@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
-from paged_kernels import AttentionSpec
+from paged_kernels import AttentionSpec, RowLayout
 from paged_kernels.attention.tpu.config import Config
 from paged_kernels.attention.tpu.sizes import (
     check_fits,
@@ -26,14 +26,13 @@ def preferred(kv_heads, group, head_dim, page_size, dtype, decode):
         tokens=2048,
         kv_heads=kv_heads,
         group=group,
-        head_dim=head_dim,
+        row=RowLayout.create(head_dim, dtype),
         page_size=page_size,
         pages_per_seq=8192,
         q_rows=q_rows_for(2048, 1 if decode else None, sizes.q_rows),
         kv_pages=sizes.kv_pages,
         buffers=3,
         q_dtype=dtype,
-        kv_dtype=dtype,
     )
 
 

@@ -38,12 +38,12 @@ def paged_attention_tpu(
     *,
     block_sizes: BlockSizes | None,
     interpret: Interpret,
-) -> tuple[Float[Array, "tokens q_heads head_dim"], Float[Array, "tokens q_heads"]]:
+) -> tuple[Float[Array, "tokens q_heads v_head_dim"], Float[Array, "tokens q_heads"]]:
     """The output in `q.dtype` and the log-sum-exp of each row's logits (natural log, float32, -inf for no token).
 
     Args:
         q: the queries, float32 or bfloat16.
-        pages: keys and values; head_dim 64 or a multiple of 128, float32 or bfloat16.
+        pages: keys and values, float32 or bfloat16.
         batch: the sequences; `max_q_len=1` compiles for decode.
         spec: what to compute.
         heads: sinks and ALiBi slopes.
