@@ -61,6 +61,14 @@ def test_q_rows_are_what_the_kernel_can_have(tokens, max_q_len, q_rows, expected
     assert q_rows_for(tokens, max_q_len, q_rows) == expected
 
 
+@pytest.mark.parametrize("decode", [True, False])
+def test_defaults_for_latent_rows_of_128_heads_fit_every_chip(decode):
+    row = RowLayout.create(576, "bfloat16", v_head_dim=512, latent=True)
+    config = dataclasses.replace(preferred(1, 128, 64, 16, "bfloat16", decode), row=row)
+    for chip in CHIPS:
+        check_fits(shrink_to_fit(config, chip), chip, tiles=1024)
+
+
 def test_too_much_vmem_is_refused():
     config = dataclasses.replace(preferred(8, 4, 128, 16, "bfloat16", False), kv_pages=4096)
     with pytest.raises(NotImplementedError, match=r"kv_pages=4096 need \d+ MiB of VMEM, but a v4 core has 16; lower"):

@@ -45,8 +45,8 @@ def shrink_to_fit(c: Config, chip: Chip) -> Config:
     while vmem_bytes(c) > chip.vmem_bytes * 3 // 4:
         if c.kv_pages > 1 and (_kv_bytes(c) >= _row_bytes(c) or c.q_rows <= MIN_Q_ROWS):
             c = dataclasses.replace(c, kv_pages=kv_pages_for(c.pages_per_seq, c.kv_pages // 2, c.page_size))
-        elif c.q_rows > MIN_Q_ROWS:
-            c = dataclasses.replace(c, q_rows=round_up(c.q_rows // 2, MIN_Q_ROWS))
+        elif c.q_rows > 1:  # a block of one row is always possible, and slow for prefill: each row fetches its keys
+            c = dataclasses.replace(c, q_rows=round_up(c.q_rows // 2, MIN_Q_ROWS) if c.q_rows > MIN_Q_ROWS else 1)
         else:
             break
     return c
