@@ -128,7 +128,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def tpu_cost(session: nox.Session) -> None:
-    """The kernels' cost beside jax's by the TPU compiler's own account; needs no TPU; not part of the checks (hours)."""
+    """The kernels' cost beside jax's by the TPU compiler's account; needs no TPU, takes hours; no check."""
     install_layers(session, "paged-kernels", "libtpu", "matplotlib")
     session.run("python", "tools/tpu_cost.py", "--compare", *session.posargs)
 

@@ -3,8 +3,8 @@
     python -m build --outdir dist packages/paged-kernels   # and the others
     python tools/check_release.py --dist dist
 
-For every package: the wheel has the version of `_version.py`, the licence and `py.typed`, no test; the changelog has
-an entry of that version. Then, layer by layer into one fresh environment, the wheel is installed and imported, and
+For every package: the wheel has the version of `_version.py`, the licence, every file of the sources (data and `py.typed`
+too), no test; the changelog has an entry of that version. Then, layer by layer into one fresh environment, the wheel is installed and imported, and
 what must not have come with it is looked for.
 """
 
@@ -39,8 +39,8 @@ def problems_of_wheel(name: str, wheel: Path) -> list[str]:
     module = name.replace("-", "_")
     files = zipfile.ZipFile(wheel).namelist()
     found = []
-    if f"{module}/py.typed" not in files:
-        found.append("the wheel lacks py.typed")
+    if missing := files_of(name) - set(files):
+        found.append(f"the wheel lacks {', '.join(sorted(missing)[:3])}")
     if not any(file.endswith("licenses/LICENSE") for file in files):
         found.append("the wheel lacks the licence")
     if strangers := [file for file in files if not file.startswith((f"{module}/", f"{module}-"))]:
@@ -48,6 +48,13 @@ def problems_of_wheel(name: str, wheel: Path) -> list[str]:
     if f"## {version_of(name)}" not in (ROOT / "packages" / name / "CHANGELOG.md").read_text():
         found.append(f"CHANGELOG.md has no entry for {version_of(name)}")
     return [f"{name}: {problem}" for problem in found]
+
+
+def files_of(name: str) -> set[str]:
+    """The files of a package's sources, as a wheel names them."""
+    source = ROOT / "packages" / name / "src"
+    files = (path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(source).as_posix() for path in files if ".egg-info" not in str(path)}
 
 
 def problems_of_install(name: str, dist: Path, python: Path) -> list[str]:

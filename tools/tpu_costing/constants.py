@@ -23,14 +23,14 @@ KERNEL = "costed"
 class KnownScalars:
     """The integers that each kernel of a call gets, and how many of them the kernels store."""
 
-    def __init__(self, call: Callable[..., Any], integers: Any, shapes: tuple[Any, ...], device: jax.Device) -> None:
+    def __init__(self, call: Callable[..., Any], integers: Any, shapes: tuple[Any, ...], device: Any) -> None:
         """`call(integers, *arrays)` traced for `device`, and its integers computed on the CPU.
 
         Args:
             call: what calls the kernels.
             integers: pytree of numpy arrays.
             shapes: pytrees of `jax.ShapeDtypeStruct` for the other arguments.
-            device: what to trace for.
+            device: the `jax.Device` to trace for.
         """
         self.values: dict[int, list[np.ndarray | None]] = {}
         self.stores = 0

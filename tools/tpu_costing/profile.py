@@ -14,9 +14,8 @@ GRANULE = 32
 _BUNDLE = re.compile(r"^0x[0-9a-f]+: bundle", re.MULTILINE)
 _INSTRUCTION = re.compile(r"^  (?:%\S+ = )?([a-z][\w.]*)(.*)$", re.MULTILINE)
 _STEP = re.compile(r"^Length to end: (\d+), (?:%\S+ = )?([a-z][\w.]*)", re.MULTILINE)
-_FROM_HBM = re.compile(r"dma\.hbm_to_vmem|dma\.general.*/\* hbm-to-vmem \*/")
-_TO_HBM = re.compile(r"dma\.vmem_to_hbm|dma\.general.*/\* vmem-to-hbm \*/")
-_GRANULES = re.compile(r"/\*size_in_granules=\*/(\d+)")
+_FROM_HBM = re.compile(r"dma\.(?:hbm_to_vmem|general(?=.*/\* hbm-to-vmem \*/)).*/\*size_in_granules=\*/(\d+)")
+_TO_HBM = re.compile(r"dma\.(?:vmem_to_hbm|general(?=.*/\* vmem-to-hbm \*/)).*/\*size_in_granules=\*/(\d+)")
 _KINDS = (
     ("dma", r"dma\."),
     ("scalar", r"s[a-z]|p[a-z]|int_to_ptr"),
@@ -83,8 +82,8 @@ def read_folder(folder: Path, kernel: str) -> Figures | None:
 def read_texts(profile: str, bundles: str, path: str) -> Figures:
     """The figures of one kernel, from its profile, every bundle that it executes in order, and its critical path."""
     cycles = re.search(r"estimated_cycles: (\d+)", profile)
-    counts = dict.fromkeys((kind for kind, _ in _KINDS), 0)
-    moved = {_FROM_HBM: [], _TO_HBM: []}
+    counts: dict[str, float] = dict.fromkeys((kind for kind, _ in _KINDS), 0)
+    moved: dict[re.Pattern[str], list[int]] = {_FROM_HBM: [], _TO_HBM: []}
     spills = {"vst": 0, "sst": 0}
     for name, operands in _INSTRUCTION.findall(bundles):
         kind = _kind(name)
@@ -93,8 +92,8 @@ def read_texts(profile: str, bundles: str, path: str) -> Figures:
         counts[kind] += 1
         if kind == "dma":
             for direction, sizes in moved.items():
-                if direction.match(name + operands):
-                    sizes.append(GRANULE * int(_GRANULES.search(operands)[1]))
+                if match := direction.match(name + operands):
+                    sizes.append(GRANULE * int(match[1]))
         elif name in spills and "_spill" in operands:
             spills[name] += 1
     return Figures(
