@@ -67,13 +67,14 @@ def tpu_aot(session: nox.Session) -> None:
 
 @nox.session
 def tpu(session: nox.Session) -> None:
-    """The compiled kernels on the TPU of this machine; skipped with the reason where there is none."""
+    """The compiled kernels on the TPU of this machine, tested and timed; skipped with the reason where there is none."""
     install_layers(session, "paged-kernels", "libtpu", *TEST_TOOLS)
     probe = "import jax; print('attached:', jax.devices('tpu')[0].device_kind)"
     any_exit = range(-128, 128)  # libtpu may abort the process where there is no TPU
     if "attached: TPU" not in str(session.run("python", "-c", probe, silent=True, success_codes=any_exit)):
         session.skip("no TPU is attached to this machine")
     session.run("pytest", "-m", "tpu", "packages/paged-kernels/tests/on_tpu", *session.posargs)
+    session.run("python", "tools/tpu_cost.py", "--time", "--compare")
 
 
 @nox.session

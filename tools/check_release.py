@@ -3,9 +3,9 @@
     python -m build --outdir dist packages/paged-kernels   # and the others
     python tools/check_release.py --dist dist
 
-For every package: the wheel has the version of `_version.py`, the licence, every file of the sources (data and `py.typed`
-too), no test; the changelog has an entry of that version. Then, layer by layer into one fresh environment, the wheel is installed and imported, and
-what must not have come with it is looked for.
+For every package: the wheel has the version of `_version.py`, the licence, every file of the sources (so data and
+`py.typed` too), no test; the changelog has an entry of that version. Then, layer by layer into one fresh environment,
+the wheel is installed and imported, and what must not have come with it is looked for.
 """
 
 import argparse

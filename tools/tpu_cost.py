@@ -17,6 +17,9 @@ not those of the workload, the model did not enter the kernel's loops, and there
 (operations of the causal work over peak). The model lets several DMAs exceed HBM's bandwidth, so what counts in ratios
 is max(cycles, limit). --compare adds the kernels that jax ships as they ship, bounds checks on, at the best of a few
 block sizes. docs/kernels/cost.md says how to read it all.
+
+--time runs the calls instead, on the TPU that is attached, and prints microseconds a call (of decode, the larger of the
+two batches). This has never been run on a TPU.
 """
 
 import argparse
@@ -24,8 +27,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tpu_costing import report
+from tpu_costing import report, timing
 from tpu_costing.calls import Contestant, peers
+from tpu_costing.child_process import ChildError, in_three_words
 from tpu_costing.chips import LIMITS
 from tpu_costing.measure import Result, measure
 from tpu_costing.workloads import GROUPS, Workload, choose
@@ -37,6 +41,9 @@ def main() -> None:
     if options.list:
         for group, names in GROUPS.items():
             print(f"{group}:", *names, sep="\n  ")
+        return
+    if options.time:
+        print_times(options)
         return
     groups = []
     print(report.HEADER, flush=True)
@@ -66,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compare", action="store_true", help="also the kernels that jax ships")
     parser.add_argument("--blocks", metavar="ROWSxPAGES", help="block sizes of ours (default: those that it picks)")
     parser.add_argument("--account", action="store_true", help="also the operations a unit, by what they keep busy")
+    parser.add_argument("--time", action="store_true", help="time the calls on the attached TPU; only with --compare")
     parser.add_argument("--list", action="store_true", help="show the base set and its groups, and stop")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the table there (needs matplotlib)")
@@ -102,6 +110,23 @@ def measured(workload: Workload, chip: str, options: argparse.Namespace) -> Iter
         progress(f"{workload.name} {chip} {contestant.kernel} {contestant.blocks} ...")
         yield measure(workload, chip, contestant, options.cache)
     progress("")
+
+
+def print_times(options: argparse.Namespace) -> None:
+    """Time each contestant of each workload on the attached TPU, a line each."""
+    try:
+        chip = timing.ask_chip()
+    except ChildError as error:
+        sys.exit(str(error))
+    for workload in options.workloads:
+        for contestant in (options.ours, *(peers(workload) if options.compare else ())):
+            progress(f"{workload.name} {contestant.kernel} {contestant.blocks} ...")
+            try:
+                taken = f"{timing.ask_microseconds(workload, contestant):.1f} us"
+            except ChildError as error:
+                taken = f"fails: {in_three_words(str(error))}"
+            progress("")
+            print(f"{workload.name:<34} {chip:<6} {contestant.kernel:<10} {contestant.blocks:>9} {taken}", flush=True)
 
 
 def progress(text: str) -> None:

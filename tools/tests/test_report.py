@@ -2,7 +2,7 @@ import json
 
 import pytest
 from tpu_costing import report
-from tpu_costing.measure import Result, in_three_words, why_void
+from tpu_costing.measure import Result, why_void
 from tpu_costing.profile import Figures
 from tpu_costing.workloads import Workload
 
@@ -70,18 +70,3 @@ def test_figures_are_void_unless_the_keys_are_read_once():
     assert why_void(workload, Figures(bytes_read=0.5 * workload.page_bytes), ours=True).startswith("void: 0.50 of")
     assert why_void(workload, Figures(bytes_read=2 * workload.page_bytes), ours=True).startswith("void: 2.00 times")
     assert why_void(workload, Figures(bytes_read=2 * workload.page_bytes), ours=False) is None
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        ("ValueError: slice must be divisible by 128", "head size unaligned"),
-        ("jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem", "VMEM too small"),
-        ("AssertionError", "fails an assertion"),
-        ("NotImplementedError: decode only", "decode only"),
-        ("NotImplementedError: pages has dtype int8; use xla", "NotImplementedError: pages has dtype int8; use xla"),
-        ("KeyError: one two three four five six seven", "KeyError: one two three four five"),
-    ],
-)
-def test_errors_come_down_to_a_few_words(error, words):
-    assert in_three_words(error) == words

@@ -1,13 +1,8 @@
 """Compiles, reads the dumps, takes the difference of two batches, and checks it."""
 
 import dataclasses
-import functools
 import hashlib
 import json
-import os
-import re
-import subprocess
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -15,25 +10,15 @@ from typing import Any
 
 import paged_kernels
 from tpu_costing.calls import Contestant
+from tpu_costing.child_process import ChildError, ask, in_three_words
 from tpu_costing.chips import matrix_limit, memory_limit
 from tpu_costing.constants import KERNEL
 from tpu_costing.profile import Figures, read_folder
 from tpu_costing.workloads import Workload
 
-TOOLS = Path(__file__).parent.parent
 MOST_READ = 1.15
 """How much more than the keys and values our kernel may read: its queries, and nothing twice."""
 _SETTINGS = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-_REASONS = (
-    ("No DMA issue node", "copies lost: the model has no DMA that is issued in a branch's delay slots"),
-    (r"^AssertionError", "fails an assertion"),
-    (r"divisib|multiple|align|tiled|layout|shape cast|Slice", "head size unaligned"),
-    (r"[Vv]mem", "VMEM too small"),
-    (r"[Ss]mem", "SMEM too small"),
-    (r"pages_per_compute_block|num_kv_pages_per_block", "block too large"),
-    (r"[Dd]type|type|float8|int8", "type not supported"),
-)
-"""What an error says, and that in three words."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,10 +49,6 @@ class Result:
         return self.cycles / self.limit
 
 
-class CompilationError(Exception):
-    """The compiler did not compile it; the message says why, in full."""
-
-
 def measure(workload: Workload, chip: str, contestant: Contestant, cache: Path | None = None) -> Result:
     """What the kernel costs a unit; a result with `failure` where it does not compile, or where no figure holds."""
     facts = {
@@ -80,7 +61,7 @@ def measure(workload: Workload, chip: str, contestant: Contestant, cache: Path |
     }
     try:
         compiled = [_compiled(workload, chip, contestant, batch, cache) for batch in range(len(workload.batches))]
-    except CompilationError as failure:
+    except ChildError as failure:
         return Result(**facts, figures=Figures(), failure=in_three_words(str(failure)))
     figures = [Figures(**entry["figures"]) for entry in compiled]
     unit = figures[-1].per_unit(figures[0] if len(figures) == 2 else Figures(), workload.units)
@@ -109,41 +90,31 @@ def why_void(workload: Workload, unit: Figures, *, ours: bool) -> str | None:
     return None
 
 
-def in_three_words(error: str) -> str:
-    """What a compiler's or a kernel's message comes down to; refusals are kept whole."""
-    name, _, message = error.partition(": ")
-    if name == "NotImplementedError":
-        return message if len(message.split()) <= 3 else error
-    for pattern, words in _REASONS:
-        if re.search(pattern, error):
-            return words
-    return " ".join(error.split()[:6])
-
-
 def _compiled(workload: Workload, chip: str, contestant: Contestant, batch: int, cache: Path | None) -> dict[str, Any]:
     order = {"workload": workload.name, "chip": chip, "batch": batch, "contestant": dataclasses.asdict(contestant)}
     if cache is None:
         return _compile(order)
-    key = hashlib.sha256(json.dumps([order, _sources(contestant.kernel == "ours")]).encode()).hexdigest()[:24]
+    suffixes = (".py", ".json") if contestant.kv_pages is None else (".py",)
+    sources = _sources(suffixes if contestant.kernel == "ours" else ())
+    key = hashlib.sha256(json.dumps([order, sources]).encode()).hexdigest()[:24]
     kept = cache / f"{key}.json"
     if not kept.exists():
         cache.mkdir(parents=True, exist_ok=True)
         try:
             entry = _compile(order)
-        except CompilationError as failure:
+        except ChildError as failure:
             entry = {"failure": str(failure)}
         kept.write_text(json.dumps(entry))
     entry = json.loads(kept.read_text())
     if "failure" in entry:
-        raise CompilationError(entry["failure"])
+        raise ChildError(entry["failure"])
     return entry
 
 
-@functools.cache
-def _sources(ours: bool) -> list[str]:
-    """What the figures depend on."""
-    folders = [Path(__file__).parent, *([Path(paged_kernels.__file__).parent] if ours else [])]
-    files = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in {".py", ".json"})
+def _sources(suffixes: tuple[str, ...]) -> list[str]:
+    """What the figures depend on: these tools, the kernels' files with these suffixes, the compiler."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    files += sorted(path for path in Path(paged_kernels.__file__).parent.rglob("*") if path.suffix in suffixes)
     sources = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     return [sources, version("jax"), version("libtpu")]
 
@@ -158,23 +129,9 @@ def _compile(order: dict[str, Any]) -> dict[str, Any]:
             "--xla_vf_vmem_memory_space_assignment=false",
             "--xla_gf_vmem_memory_space_assignment=false",
         )
-        path = os.pathsep.join(filter(None, (str(TOOLS), os.environ.get("PYTHONPATH"))))
-        environment = {**os.environ, **_SETTINGS, "PYTHONPATH": path, "LIBTPU_INIT_ARGS": " ".join(flags)}
-        command = [sys.executable, "-m", "tpu_costing.child", json.dumps(order)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        said = ask("compilation", order, **_SETTINGS, LIBTPU_INIT_ARGS=" ".join(flags))
         figures = read_folder(Path(folder), KERNEL)
-    # The exit status says nothing: libtpu may abort after it wrote its files.
-    printed = done.stdout.strip().splitlines()
-    if figures is None or not printed or not printed[-1].startswith("{"):
-        raise CompilationError(_last_error(done.stderr))
-    said = json.loads(printed[-1])
+    if figures is None:
+        raise ChildError("the compiler wrote no profile of the kernel")
     stores = Figures(cycles=said["stores"], bundles=said["stores"])
     return {"figures": dataclasses.asdict(figures.per_unit(stores, 1)), "vmem_bytes": said["vmem_bytes"]}
-
-
-def _last_error(stderr: str) -> str:
-    """The exception that ended the child, or what the compiler said when it aborted."""
-    errors = re.findall(
-        r"^(?:F\d+ .*\] )?((?:[\w.]*(?:Error|Exception)|Static LLO profiling)\b.*)", stderr, re.MULTILINE
-    )
-    return errors[-1] if errors else stderr[-500:]

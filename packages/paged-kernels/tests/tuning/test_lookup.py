@@ -52,7 +52,7 @@ def tuned(monkeypatch):
 
 
 def test_every_file_belongs_to_a_chip():
-    files = {file.name for file in resources.files(tuning.__package__).joinpath("data").iterdir()}
+    files = {file.name for file in resources.files("paged_kernels.tuning").joinpath("data").iterdir()}
     assert files <= {f"{chip.name}.json" for chip in CHIPS}
 
 

@@ -31,7 +31,7 @@ class Entry:
     shape: Shape
     block_sizes: BlockSizes
     cost: float
-    """Of `workload`: cycles (a page for decode, a call for prefill) where estimated, microseconds a call where timed."""
+    """Of `workload`: cycles where estimated (a page of decode, a call of prefill), microseconds a call where timed."""
     default_cost: float
     """The same with the block sizes that the heuristic would have picked."""
     how: Literal["estimated", "timed"]
@@ -57,7 +57,7 @@ class Entry:
 @functools.cache
 def entries(chip: str) -> tuple[Entry, ...]:
     """All that is known of a chip, by its name in `paged_kernels.chip`; nothing of a chip that was never tuned for."""
-    file = resources.files(__package__) / "data" / f"{chip}.json"
+    file = resources.files("paged_kernels.tuning") / "data" / f"{chip}.json"
     if not file.is_file():
         return ()
     return tuple(Entry.from_json(line) for line in json.loads(file.read_text()))

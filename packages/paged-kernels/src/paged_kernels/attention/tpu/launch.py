@@ -27,6 +27,7 @@ from paged_kernels.heads import HeadParams
 from paged_kernels.layout import KVPages
 from paged_kernels.mosaic import KERNEL_DTYPES, LANES, SUBLANES, Interpret, interpreter
 from paged_kernels.spec import AttentionSpec
+from paged_kernels.tuning.lookup import Shape, lookup
 
 
 def paged_attention_tpu(
@@ -90,9 +91,7 @@ def make_config(
     """The kernel's static facts for these arguments."""
     tokens, q_heads, _ = q.shape
     group = q_heads // pages.num_kv_heads
-    sizes = block_sizes or preferred_block_sizes(
-        group=group, page_size=pages.page_size, itemsize=pages.dtype.itemsize, decode=batch.max_q_len == 1
-    )
+    sizes = block_sizes or default_block_sizes(group, pages, batch, chip)
     config = Config(
         spec=spec,
         tokens=tokens,
@@ -107,6 +106,22 @@ def make_config(
         q_dtype=q.dtype,
     )
     return config if block_sizes else shrink_to_fit(config, chip)
+
+
+def default_block_sizes(group: int, pages: KVPages, batch: RaggedBatch, chip: Chip) -> BlockSizes:
+    """Those that a search found for the shape on this chip, else by the heuristic."""
+    decode = batch.max_q_len == 1
+    shape = Shape(
+        mode="decode" if decode else "prefill",
+        group=group,
+        kv_heads=pages.num_kv_heads,
+        head_dim=pages.head_dim,
+        page_size=pages.page_size,
+        kv_dtype=pages.dtype.name,
+    )
+    return lookup(chip.name, shape) or preferred_block_sizes(
+        group=group, page_size=pages.page_size, itemsize=pages.dtype.itemsize, decode=decode
+    )
 
 
 def _check_features(pages: KVPages, batch: RaggedBatch, heads: HeadParams) -> None:

@@ -1,6 +1,6 @@
 """Compiles one call for one chip, in a process of its own: libtpu reads its flags once, and may abort after it wrote.
 
-    python -m tpu_costing.child '{"workload": NAME, "chip": NAME, "batch": N, "contestant": {...}}'
+    python -m tpu_costing.compilation '{"workload": NAME, "chip": NAME, "batch": N, "contestant": {...}}'
 
 The last line that it prints is a JSON object of what the compiler's dumps do not say.
 """
@@ -13,6 +13,7 @@ import jax
 from jax.experimental import topologies
 
 from tpu_costing.calls import Contestant, make_call
+from tpu_costing.child_process import answer
 from tpu_costing.chips import LIMITS
 from tpu_costing.constants import KERNEL, KnownScalars
 from tpu_costing.workloads import Workload
@@ -36,7 +37,7 @@ def main() -> None:
     )
     with known.stored(call.page_table), jax.default_device(device):
         compiled = jax.jit(call.function, donate_argnums=call.donate).lower(*arguments).compile()
-    print("\n" + json.dumps({"stores": known.stores, "vmem_bytes": vmem_bytes(compiled)}), flush=True)
+    answer({"stores": known.stores, "vmem_bytes": vmem_bytes(compiled)})
 
 
 def vmem_bytes(compiled: jax.stages.Compiled) -> int | None:

@@ -1,0 +1,66 @@
+"""A module of this package run in a process of its own, that is asked in JSON and answers in JSON."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+TOOLS = Path(__file__).parent.parent
+_ERROR = re.compile(r"^(?:F\d+ .*\] )?((?:[\w.]*(?:Error|Exception)|Static LLO profiling)\b.*)", re.MULTILINE)
+_REASONS = (
+    ("No DMA issue node", "copies lost: the model has no DMA that is issued in a branch's delay slots"),
+    (r"^AssertionError", "fails an assertion"),
+    (r"divisib|multiple|align|tiled|layout|shape cast|Slice", "head size unaligned"),
+    (r"[Vv]mem", "VMEM too small"),
+    (r"[Ss]mem", "SMEM too small"),
+    (r"pages_per_compute_block|num_kv_pages_per_block", "block too large"),
+    (r"[Dd]type|type|float8|int8", "type not supported"),
+)
+"""What an error says, and that in three words."""
+
+
+class ChildError(Exception):
+    """The process ended without an answer; the message is its last error."""
+
+
+def ask(module: str, question: Any, **environment: str) -> Any:
+    """What `python -m tpu_costing.MODULE QUESTION` prints last, as JSON.
+
+    Its exit status is not looked at: libtpu may abort a process that has done all its work.
+
+    Raises:
+        ChildError: it prints no answer.
+    """
+    path = os.pathsep.join(filter(None, (str(TOOLS), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", f"tpu_costing.{module}", json.dumps(question)]
+    variables = {**os.environ, **environment, "PYTHONPATH": path}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    if not lines or not lines[-1].startswith("{"):
+        raise ChildError(last_error(done.stderr))
+    return json.loads(lines[-1])
+
+
+def answer(fields: dict[str, Any]) -> None:
+    """Print the answer, in the child."""
+    print("\n" + json.dumps(fields), flush=True)
+
+
+def last_error(stderr: str) -> str:
+    """The exception that ended the process, or what the compiler said when it aborted."""
+    errors = _ERROR.findall(stderr)
+    return errors[-1] if errors else stderr[-500:]
+
+
+def in_three_words(error: str) -> str:
+    """What a compiler's or a kernel's message comes down to; refusals are kept whole."""
+    name, _, message = error.partition(": ")
+    if name == "NotImplementedError":
+        return message if len(message.split()) <= 3 else error
+    for pattern, words in _REASONS:
+        if re.search(pattern, error):
+            return words
+    return " ".join(error.split()[:6])
