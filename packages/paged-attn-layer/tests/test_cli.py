@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from paged_attn_layer.cli import main, read_prompts
+from paged_attn_layer.engine.engine import Engine
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "<end>"]
 SIZES = ["--max-sequence-length", "32", "--max-seqs", "2", "--page-size", "4", "--prefill-chunk", "8"]
@@ -68,11 +69,14 @@ def test_help_suffices(capsys):
         assert word in shown
 
 
-def test_answers_summary_picture_and_json(model_dir, prompts, tmp_path, capsys):
+def test_answers_summary_picture_and_json(model_dir, prompts, tmp_path, capsys, monkeypatch):
+    loaded, load = [], Engine.load
+    monkeypatch.setattr(Engine, "load", lambda *args, **options: loaded.append(load(*args, **options)) or loaded[0])
     path = prompts('red green\n\n{"prompt": "one two three", "arrival": 2}\n')
     picture, answers = tmp_path / "run.png", tmp_path / "run.json"
-    options = ["--max-new-tokens", "5", "--plot", str(picture), "--json", str(answers), *SIZES]
+    options = ["--max-new-tokens", "5", "--kv-dtype", "int8", "--plot", str(picture), "--json", str(answers), *SIZES]
     assert main(["--model", str(model_dir), "--prompts", path, *options]) == 0
+    assert loaded[0].config.kv_dtype == "int8"
     shown = capsys.readouterr()
     assert str(picture) in shown.out
     assert "after warm-up, which compiled 3" in shown.out

@@ -56,6 +56,7 @@ def dense_layer(layer, hidden):
     if config.rope is not None:
         q, k = turned(q), turned(k)
     options = {"scale": config.softmax_scale, "soft_cap": config.soft_cap, "sliding_window": config.sliding_window}
+    options |= {"sinks": layer.sinks[...] if config.sinks else None, "alibi_slopes": config.alibi_slopes}
     return project(layer.o_proj, attention(q, k, v, **options).reshape(len(hidden), -1))
 
 
@@ -73,14 +74,17 @@ def prefill(layer, hidden, run=run):
         {"rope": RopeConfig(theta=500.0), "num_heads": 6},
         {"qkv_bias": True, "out_bias": True},
         {"softmax_scale": 0.5, "soft_cap": 2.0, "sliding_window": 3},
+        {"rope": None, "sinks": True, "alibi_slopes": (0.5, 0.25, 0.125, 0.0625)},
     ],
-    ids=["plain", "no_rope", "theta", "bias", "options"],
+    ids=["plain", "no_rope", "theta", "bias", "options", "sinks-alibi"],
 )
 def test_a_whole_prompt_is_the_dense_layer(changes):
     layer = make(**changes)
     for linear in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj):
         if linear.bias is not None:
             linear.bias[...] = jnp.linspace(-1, 1, linear.bias.size)  # they start at zero
+    if layer.config.sinks:
+        layer.sinks[...] = jnp.linspace(-1, 2, CONFIG.num_heads)
     hidden = hidden_of(TOKENS)
     out, _ = prefill(layer, hidden)
     assert_allclose(out, dense_layer(layer, hidden), **TOLERANCE)
@@ -105,14 +109,16 @@ def test_eager_is_as_compiled():
 
 def test_on_a_mesh_it_gives_the_same():
     mesh = Mesh(np.array(jax.devices()[:2]), ("tp",))
-    layer = PagedAttention(CONFIG, metadata=AttentionMetadata(mesh=mesh), rngs=nnx.Rngs(0))
+    config = dataclasses.replace(CONFIG, sinks=True)  # which start at 0: a logit like any other
+    layer = PagedAttention(config, metadata=AttentionMetadata(mesh=mesh), rngs=nnx.Rngs(0))
     hidden = hidden_of(TOKENS)
     out, _ = prefill(layer, hidden)
     assert_allclose(out, dense_layer(layer, hidden), **TOLERANCE)
 
 
 def test_its_weights_have_the_names_and_shapes_that_checkpoints_convert_to():
-    shapes = {"/".join(path): leaf[...].shape for path, leaf in nnx.to_flat_state(nnx.state(make(qkv_bias=True)))}
+    state = nnx.state(make(qkv_bias=True, sinks=True))
+    shapes = {"/".join(path): leaf[...].shape for path, leaf in nnx.to_flat_state(state)}
     assert shapes == {
         "q_proj/kernel": (24, 64),
         "q_proj/bias": (64,),
@@ -121,6 +127,7 @@ def test_its_weights_have_the_names_and_shapes_that_checkpoints_convert_to():
         "v_proj/kernel": (24, 32),
         "v_proj/bias": (32,),
         "o_proj/kernel": (64, 24),
+        "sinks": (4,),
     }
 
 
@@ -134,6 +141,7 @@ def test_a_layer_built_again_shares_the_compiled_step():
     [
         ({"num_kv_heads": 3}, "num_heads=4 must be a multiple of num_kv_heads=3"),
         ({"head_dim": 0}, "head_dim=0 must be at least 1"),
+        ({"alibi_slopes": (0.5, 0.25)}, "alibi_slopes has 2 entries; it must have num_heads=4"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, match):

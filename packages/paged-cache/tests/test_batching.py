@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -5,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paged_cache import BatchShapes, ScheduledSequence, StepShape, stack_batches
-from paged_kernels import check_batch, token_rows
+from paged_kernels import check_batch, pack_tree_masks, token_rows
 
 SHAPES = BatchShapes(tokens=(8, 16, 32), seqs=4, pages_per_seq=3)
 NUM_PAGES, PAGE_SIZE = 12, 4
@@ -152,5 +154,10 @@ def test_stacked_batches_have_a_leading_axis():
 def test_only_batches_of_one_shape_stack():
     with pytest.raises(ValueError, match="batches is empty"):
         stack_batches([])
-    with pytest.raises(ValueError, match=r"must agree in page_table\.shape and max_q_len"):
-        stack_batches([build(([1], 3, 2)).batch, build(([1], 3, 1)).batch])
+    chunk, decode = build(([1], 3, 2)).batch, build(([1], 3, 1)).batch
+    with pytest.raises(ValueError, match="must agree in max_q_len, in which arrays they have and in their shapes"):
+        stack_batches([chunk, decode])
+    in_a_tree = dataclasses.replace(chunk, tree_mask=pack_tree_masks([None], [2], tokens=8))
+    with pytest.raises(ValueError, match=r"must agree .* \('\.tree_mask', \(8, 1\)\)"):
+        stack_batches([chunk, in_a_tree])
+    assert stack_batches([in_a_tree, in_a_tree]).tree_mask.shape == (2, 8, 1)

@@ -42,7 +42,7 @@ def test_heads_are_split_over_tp(kind):
     mesh = mesh_of(kind, dp=2, tp=4)
     view = PagedAttentionCache.init_cache(mesh, None, CONFIG, None).views[0]
     assert (view.head_axis, view.mesh) == ("tp", mesh)
-    assert {shard.data.shape for shard in view.pages.data.addressable_shards} == {(6, 1, 4, 16)}
+    assert {shard.data.shape for shard in view.pages.data.addressable_shards} == {(6, 1, 4, 128)}
     # The seed's view of it: `[kv_heads, pages, page_size, head_dim]`, split on the heads.
     assert view.key_pages.sharding.is_equivalent_to(
         jax.sharding.NamedSharding(mesh, PartitionSpec("tp", None, None, None)), 4
@@ -58,7 +58,15 @@ def test_fault_13_kv_heads_that_do_not_divide_are_replicated():
 def test_fault_13_each_data_group_has_pages_of_its_own():
     view = PagedAttentionCache.init_cache(mesh_of(dp=2, tp=4), None, CONFIG, None, data_axis="dp").views[0]
     assert (view.groups, view.pages.num_pages) == (2, 12)
-    assert {shard.data.shape for shard in view.pages.data.addressable_shards} == {(6, 1, 4, 16)}
+    assert {shard.data.shape for shard in view.pages.data.addressable_shards} == {(6, 1, 4, 128)}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "float8_e5m2", "int4"])
+def test_fault_6_scales_lie_with_their_pages(dtype):
+    pages = PagedAttentionCache.init_cache(mesh_of(dp=2, tp=4), dtype, CONFIG, None, data_axis="dp").views[0].pages
+    assert pages.dtype == dtype
+    assert {shard.data.shape for shard in pages.data.addressable_shards} == {(6, 1, 4, 128)}
+    assert {shard.data.shape for shard in pages.scales.addressable_shards} == {(6, 1, 8)}
 
 
 def test_allocation_makes_no_whole_copy():
@@ -84,8 +92,8 @@ def test_a_data_axis_that_cannot_be(mesh_sizes, axis, message):
         PagedAttentionCache.init_cache(mesh, None, CONFIG, None, data_axis=axis)
 
 
-def test_fault_6_a_quantizer_is_refused_not_silently_wrong():
-    with pytest.raises(NotImplementedError, match=r"quantised pages are not supported.*dtype=bfloat16"):
+def test_fault_6_a_quantizer_is_refused_and_the_dtype_named():
+    with pytest.raises(NotImplementedError, match=r"is not supported: the pages' dtype quantises.*dtype=\"int8\""):
         PagedAttentionCache.init_cache(None, None, CONFIG, None, quantizer=object())
 
 

@@ -13,7 +13,8 @@ SIZES = {
     "num_kv_heads": 4,
     "kv_head_dim_size": 8,
 }
-PAGE_BYTES = 3 * 2 * 16 * 4 * 8 * 2  # layers, K and V, tokens, heads, head_dim, bytes of bfloat16
+ROWS = 3 * 16 * 4  # layers, tokens, heads
+PAGE_BYTES = ROWS * 128 * 2  # lanes of a row (K and V of 8 numbers, and padding), bytes of bfloat16
 
 
 def create(mesh=None, **changes):
@@ -113,6 +114,8 @@ def test_not_one_usable_page_is_an_error_that_says_needed_and_available(budget):
         ({"num_pages": 8, "max_sequences": 0}, "max_sequence_length=0 must be"),
         ({"num_pages": 8, "batch_size": True}, "batch_size=True must be a whole number"),
         ({"num_pages": 8, "dtype": "int32"}, "dtype=int32 must be one of"),
+        ({"num_pages": 8, "v_head_dim": 0}, "v_head_dim=0 must be at least 1"),
+        ({"num_pages": 8, "v_head_dim": 9, "latent": True}, "v_head_dim=9 must be at most head_dim=8"),
         ({"hbm_utilization": 0}, r"hbm_utilization=0 must lie in \(0, 1\]"),
         ({"hbm_utilization": 1.5}, r"hbm_utilization=1\.5 must lie"),
     ],
@@ -122,6 +125,16 @@ def test_each_size_is_checked(change, message):
         create(**change)
 
 
-def test_fault_6_a_dtype_that_needs_scales_is_refused():
-    with pytest.raises(NotImplementedError, match="int8 needs scales"):
-        create(num_pages=8, dtype="int8")
+@pytest.mark.parametrize(
+    ("dtype", "row_bytes"), [("int8", 256 + 4), ("float8_e4m3fn", 256 + 4), ("float8_e5m2", 256 + 4), ("int4", 128 + 4)]
+)
+def test_fault_6_quantised_pages_are_sized_with_their_scales(dtype, row_bytes):
+    made = create(mesh_of(2), kv_head_dim_size=128, dtype=dtype, byte_budget=5 * ROWS * row_bytes)
+    assert made.bytes_per_page == ROWS * row_bytes
+    assert made.num_pages == 10  # each device holds half of the heads
+
+
+def test_values_of_another_size_and_latent_rows():
+    assert create(num_pages=4, kv_head_dim_size=192, v_head_dim=128).bytes_per_page == ROWS * 2 * 384
+    latent = create(num_pages=4, num_kv_heads=1, kv_head_dim_size=576, v_head_dim=512, latent=True)
+    assert latent.bytes_per_page == 3 * 16 * 2 * 640

@@ -27,7 +27,7 @@ def mesh_of(kind=AxisType.Auto, **sizes):
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(kind,) * len(sizes))
 
 
-def view_on(mesh=None, heads=HEADS, data_axis=None):
+def view_on(mesh=None, heads=HEADS, data_axis=None, **changes):
     config = CacheConfig(
         num_hidden_layers=1,
         num_pages=NUM_PAGES,
@@ -36,7 +36,7 @@ def view_on(mesh=None, heads=HEADS, data_axis=None):
         head_dim=HEAD_DIM,
         max_sequence_length=12,
         batch_size=4,
-        dtype="float32",
+        **{"dtype": "float32"} | changes,
     )
     return PagedAttentionCache.init_cache(mesh, None, config, None, data_axis=data_axis).views[0]
 
@@ -227,6 +227,47 @@ def test_warm_up_changes_nothing_on_a_live_cache():
     expect(live, (4, 0, k[0], v[0]), (6, 2, k[1], v[1]))
 
 
+HALF_STEP = {"int8": 0.5 / 127, "float8_e4m3fn": 2**-4, "float8_e5m2": 2**-3, "int4": 0.5 / 7}
+"""The most that a stored value is off, over the largest of its row; and a scale is rounded up by less than 2**-7."""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mesh_sizes", "heads"),
+    [
+        ("int8", {"dp": 2, "tp": 4}, 4),
+        ("int8", {"tp": 2}, 3),
+        ("float8_e4m3fn", {"tp": 2}, 4),
+        ("float8_e5m2", {"tp": 2}, 4),
+        ("int4", {"tp": 2}, 4),
+    ],
+)
+def test_fault_6_a_write_quantises_each_row_by_itself_and_alike_on_any_mesh(dtype, mesh_sizes, heads):
+    mesh = mesh_of(**mesh_sizes)
+    k, v = rows(6, heads=heads)
+    k, v = k * 10.0 ** np.arange(-3, 3)[:, None, None], -k  # one scale for all would lose the small ones
+    views = [view_on(where, heads, dtype=dtype) for where in (None, mesh)]
+    one, split = (jit_prefill(view, k, v, prefill(0, 6, chunk=6)) for view in views)
+    for position in range(6):
+        for side, want in zip(stored(split), (k[position], v[position]), strict=True):
+            error = np.abs(side[(3, 1, 2)[position // PAGE_SIZE], position % PAGE_SIZE] - want)
+            assert (error <= HALF_STEP[dtype] * (1 + 2**-7) * np.abs(want).max(-1, keepdims=True)).all()
+    for alone, shared, before in zip(*(jax.tree.leaves(view.pages) for view in (one, split, views[1])), strict=True):
+        np.testing.assert_array_equal(alone, shared)
+        assert shared.sharding.is_equivalent_to(before.sharding, shared.ndim)
+
+
+@pytest.mark.parametrize("mesh_sizes", [{}, {"tp": 2}])
+def test_a_latent_row_is_key_and_value(mesh_sizes):
+    view = view_on(mesh_of(**mesh_sizes) if mesh_sizes else None, heads=1, v_head_dim=1, latent=True)
+    k, v = rows(4, heads=1)
+    after = jit_prefill(view, k, None, prefill(0, 4))
+    np.testing.assert_array_equal(stored(after)[0][3], k)
+    np.testing.assert_array_equal(stored(after)[1][3], k[..., :1])
+    np.testing.assert_array_equal(jit_decodes(view, k[:1], None, decodes([0], [[4]])).key_pages[:, 4, 0], k[0])
+    with pytest.raises(ValueError, match="value must be None for latent pages"):
+        view.write_prefill_to_cache(k, v, prefill(0, 4))
+
+
 def test_rounds_to_the_pages_dtype():
     view = PagedAttentionCacheView(KVPages.zeros(3, PAGE_SIZE, HEADS, HEAD_DIM, jnp.bfloat16))
     k, v = rows(1)
@@ -254,6 +295,8 @@ def test_key_and_value_must_agree():
     k, v = rows(4)
     with pytest.raises(ValueError, match=r"value \(3, 4, 2\) must be .* both of the same number of tokens"):
         view_on().write_prefill_to_cache(k, v[:3], prefill(0, 4))
+    with pytest.raises(ValueError, match="value must be given too"):
+        view_on().write_prefill_to_cache(k, None, prefill(0, 4))
     with pytest.raises(ValueError, match="must have the same dtype"):
         view_on().write_prefill_to_cache(k, v.astype(jnp.bfloat16), prefill(0, 4))
 

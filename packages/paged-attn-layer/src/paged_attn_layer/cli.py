@@ -34,6 +34,8 @@ examples:
   paged-generate --model model.gguf --prompts prompts.txt --max-seqs 32 --num-pages 4096 --plot run.png --json run.json
 """
 
+KV_DTYPES = ("float32", "bfloat16", "int8", "float8_e4m3fn", "float8_e5m2", "int4")
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptLine:
@@ -90,7 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="put prompts into the model's chat template (default: where it has one)",
     )
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="weights and cache (default: %(default)s)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: %(default)s)")
+    add("--kv-dtype", choices=KV_DTYPES, help="of the cached keys and values (default: the weights')")
     add("--page-size", type=int, default=sizes.page_size, metavar="N", help="tokens a page (default: %(default)s)")
     add("--num-pages", type=int, metavar="N", help="pages of the cache (default: enough for all slots, or what fits)")
     add("--max-seqs", type=int, default=sizes.max_seqs, metavar="N", help="prompts at once (default: %(default)s)")
@@ -128,6 +131,7 @@ def run(args: argparse.Namespace) -> None:
         page_size=args.page_size,
         num_pages=args.num_pages,
         prefill_chunk=args.prefill_chunk,
+        kv_dtype=args.kv_dtype,
     )
     _check_outputs(args)
     engine = _load(args, config)

@@ -1,9 +1,11 @@
 """From the seed's three shapes of a step (prefill, decode, mixed) to rows and a `RaggedBatch`."""
 
+import dataclasses
+
 from jaxtyping import Array, Float
 
 from paged_cache import PagedAttentionCacheView, PagedAttentionMetadata
-from paged_kernels import RaggedBatch
+from paged_kernels import HeadParams, RaggedBatch
 
 CacheMetadata = PagedAttentionMetadata | RaggedBatch
 """A step's sequences: the seed's metadata, or a batch (stacked, one a data group, where the pages are split so)."""
@@ -51,13 +53,28 @@ def check_new_tokens(k: Array | None, v: Array | None, q: Array, view: PagedAtte
     Raises:
         ValueError: names what does not fit, what it is, and what it must be.
     """
-    if (k is None) != (v is None):
+    pages = view.pages
+    if pages.row.latent and v is not None:
+        raise ValueError("v must be None for latent pages, whose values are in their keys")
+    if not pages.row.latent and (k is None) != (v is None):
         missing, given = ("k", "v") if k is None else ("v", "k")
         raise ValueError(f"{missing} is None but {given} is not; give both to write them, or neither to read only")
-    want = (*q.shape[:-2], view.pages.num_kv_heads, view.pages.head_dim)
-    for name, rows in (("k", k), ("v", v)):
+    for name, rows, dim in (("k", k, pages.head_dim), ("v", v, pages.v_head_dim)):
+        want = (*q.shape[:-2], pages.num_kv_heads, dim)
         if rows is not None and rows.shape != want:
             raise ValueError(f"{name} {rows.shape} must be {want}: the rows of q, and heads and head_dim of the pages")
+
+
+def check_head_params(heads: HeadParams, q_heads: int) -> None:
+    """Refuse parameters that are not one for each query head. Here, where heads are whole.
+
+    Raises:
+        ValueError: names the parameter, its shape, and what it must be.
+    """
+    for field in dataclasses.fields(heads):
+        value = getattr(heads, field.name)
+        if value is not None and value.shape != (q_heads,):
+            raise ValueError(f"heads.{field.name} {value.shape} must be ({q_heads},): one for each head of q")
 
 
 def _mode_and_lead(cache_metadata: CacheMetadata, view: PagedAttentionCacheView) -> tuple[str, tuple[int | str, ...]]:

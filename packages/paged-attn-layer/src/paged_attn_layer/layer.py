@@ -12,7 +12,7 @@ from paged_attn_layer.operator import PagedAttn
 from paged_attn_layer.registry import AttentionMetadata
 from paged_attn_layer.rope import RopeConfig, apply_rope
 from paged_cache import PagedAttentionCacheView
-from paged_kernels import RaggedBatch
+from paged_kernels import HeadParams, RaggedBatch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class AttentionConfig:
     """Sizes of one attention layer, and what is computed in it. Static and hashable.
 
     Raises:
-        ValueError: a size is below 1, or the KV heads do not divide the heads.
+        ValueError: a size is below 1, the KV heads do not divide the heads, or there is not one slope for each head.
     """
 
     hidden_size: int
@@ -43,6 +43,10 @@ class AttentionConfig:
     """Bound on the logits' magnitude; `None` means no bound."""
     sliding_window: int | None = None
     """How many keys a query sees, itself included; `None` means all."""
+    sinks: bool = False
+    """Whether each head has an attention sink, a weight of the layer (gpt-oss)."""
+    alibi_slopes: tuple[float, ...] | None = None
+    """What a logit of each head loses for every position between query and key (ALiBi); `None` means nothing."""
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_heads", "num_kv_heads", "head_dim"):
@@ -51,6 +55,9 @@ class AttentionConfig:
                 raise ValueError(f"{name}={size} must be at least 1")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
+        slopes = self.alibi_slopes
+        if slopes is not None and len(slopes) != self.num_heads:
+            raise ValueError(f"alibi_slopes has {len(slopes)} entries; it must have num_heads={self.num_heads}")
 
 
 class PagedAttention(nnx.Module):
@@ -60,6 +67,7 @@ class PagedAttention(nnx.Module):
 
     `q_proj`, `k_proj`, `v_proj` and `o_proj` are `nnx.Linear`, each with a `kernel [in, out]`: a Hugging Face weight
     transposed. Heads are contiguous in `out` (in `in` for `o_proj`), so kernels split over a mesh as the heads do.
+    `sinks [num_heads]` is there where the config asks for it.
     """
 
     def __init__(
@@ -96,6 +104,8 @@ class PagedAttention(nnx.Module):
         self.k_proj = linear(config.hidden_size, kv_size, config.qkv_bias)
         self.v_proj = linear(config.hidden_size, kv_size, config.qkv_bias)
         self.o_proj = linear(q_size, config.hidden_size, config.out_bias)
+        if config.sinks:
+            self.sinks = nnx.Param(jnp.zeros(config.num_heads, param_dtype))
 
     def __call__(
         self,
@@ -118,12 +128,19 @@ class PagedAttention(nnx.Module):
         q = self._rotate(self._split_heads(self.q_proj(hidden)), positions)
         k = self._rotate(self._split_heads(self.k_proj(hidden)), positions)
         v = self._split_heads(self.v_proj(hidden))
-        output = PagedAttn(self.metadata)(q, k, v, cache_view, batch)
+        output = PagedAttn(self.metadata)(q, k, v, cache_view, batch, heads=self._head_params())
         heads = output.attention_outputs
         return self.o_proj(heads.reshape(*heads.shape[:-2], -1)), cast(PagedAttentionCacheView, output.cache_view)
 
     def _split_heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], -1, self.config.head_dim)
+
+    def _head_params(self) -> HeadParams:
+        slopes = self.config.alibi_slopes
+        return HeadParams(
+            sinks=self.sinks[...] if self.config.sinks else None,
+            alibi_slopes=None if slopes is None else jnp.array(slopes, jnp.float32),
+        )
 
     def _rotate(self, x: Array, positions: Array) -> Array:
         return x if self.config.rope is None else apply_rope(x, positions, self.config.rope)

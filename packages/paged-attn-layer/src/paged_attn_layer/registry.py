@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from paged_attn_layer.dispatch import CacheMetadata
 from paged_attn_layer.mesh import platform_of, resolve_mesh
 from paged_cache import PagedAttentionCacheView
-from paged_kernels import BACKENDS, AttentionSpec, Backend
+from paged_kernels import BACKENDS, AttentionSpec, Backend, HeadParams
 
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 """The platforms that an implementation has a `forward_*` for, by jax's names for them."""
@@ -86,6 +86,9 @@ class AttentionOutput:
     """The softmax weights, of an implementation that gives them."""
     cache_view: PagedAttentionCacheView | None = None
     """The cache view after the call, with the new keys and values in it; the caller's own is unchanged."""
+    lse: Float[Array, "*rows heads"] | None = None
+    """The log of each row's softmax denominator: outputs over parts of the context merge by it
+    (`paged_kernels.merge_attention_states`)."""
 
 
 class AttentionImpl(abc.ABC):
@@ -118,6 +121,8 @@ class AttentionImpl(abc.ABC):
         v: Heads | None,
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
+        *,
+        heads: HeadParams | None = None,
     ) -> AttentionOutput:
         """The output where there is nothing better for the platform."""
 
@@ -128,9 +133,11 @@ class AttentionImpl(abc.ABC):
         v: Heads | None,
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
+        *,
+        heads: HeadParams | None = None,
     ) -> AttentionOutput:
         """The output on CPU."""
-        return self.forward_native(q, k, v, cache_view, cache_metadata)
+        return self.forward_native(q, k, v, cache_view, cache_metadata, heads=heads)
 
     def forward_tpu(
         self,
@@ -139,9 +146,11 @@ class AttentionImpl(abc.ABC):
         v: Heads | None,
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
+        *,
+        heads: HeadParams | None = None,
     ) -> AttentionOutput:
         """The output on TPU."""
-        return self.forward_native(q, k, v, cache_view, cache_metadata)
+        return self.forward_native(q, k, v, cache_view, cache_metadata, heads=heads)
 
     def forward_gpu(
         self,
@@ -150,9 +159,11 @@ class AttentionImpl(abc.ABC):
         v: Heads | None,
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
+        *,
+        heads: HeadParams | None = None,
     ) -> AttentionOutput:
         """The output on a GPU of any make."""
-        return self.forward_native(q, k, v, cache_view, cache_metadata)
+        return self.forward_native(q, k, v, cache_view, cache_metadata, heads=heads)
 
     def forward_cuda(
         self,
@@ -161,9 +172,11 @@ class AttentionImpl(abc.ABC):
         v: Heads | None,
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
+        *,
+        heads: HeadParams | None = None,
     ) -> AttentionOutput:
         """The output on an NVIDIA GPU."""
-        return self.forward_gpu(q, k, v, cache_view, cache_metadata)
+        return self.forward_gpu(q, k, v, cache_view, cache_metadata, heads=heads)
 
     def forward_rocm(
         self,
@@ -172,9 +185,11 @@ class AttentionImpl(abc.ABC):
         v: Heads | None,
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
+        *,
+        heads: HeadParams | None = None,
     ) -> AttentionOutput:
         """The output on an AMD GPU."""
-        return self.forward_gpu(q, k, v, cache_view, cache_metadata)
+        return self.forward_gpu(q, k, v, cache_view, cache_metadata, heads=heads)
 
     def __call__(
         self,
@@ -184,6 +199,7 @@ class AttentionImpl(abc.ABC):
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
         *,
+        heads: HeadParams | None = None,
         mesh: Mesh | AbstractMesh | None = None,
         softmax_scale: float | None = None,
         soft_cap: float | None = None,
@@ -192,6 +208,8 @@ class AttentionImpl(abc.ABC):
         return_attention_weights: bool = False,
     ) -> AttentionOutput:
         """The output of the platform's `forward_*`. A keyword that is not `None` stands in for the metadata's field.
+
+        `heads` are the layer's parameters of the query heads: attention sinks, ALiBi slopes.
 
         Raises:
             NotImplementedError: `return_attention_weights`: the weights of a paged cache are never materialised.
@@ -215,7 +233,7 @@ class AttentionImpl(abc.ABC):
         }
         impl = self.replace({name: value for name, value in overrides.items() if value is not None})
         forward = getattr(impl, f"forward_{impl._platform(cache_view)}")
-        return forward(q, k, v, cache_view, cache_metadata)
+        return forward(q, k, v, cache_view, cache_metadata, heads=heads)
 
     def replace(self, overrides: dict[str, object]) -> "AttentionImpl":
         """The same implementation with these fields of its metadata replaced."""

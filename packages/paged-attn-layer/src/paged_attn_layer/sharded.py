@@ -2,19 +2,31 @@
 
 import dataclasses
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 from eformer.escale import PartitionManager
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from paged_attn_layer.mesh import AnyMesh
 from paged_cache import PagedAttentionCacheView, kv_head_axis, sharded_call
 from paged_cache import PartitionManager as LayerTwoManager
-from paged_kernels import AttentionSpec, Backend, KVPages, RaggedBatch, paged_attention
+from paged_kernels import AttentionSpec, Backend, HeadParams, KVPages, RaggedBatch, paged_attention
 
 Rows = Float[Array, "*groups tokens heads head_dim"]
+LogSumExp = Float[Array, "*groups tokens heads"]
+
+
+class Inputs(NamedTuple):
+    """The arrays of a call, as rows."""
+
+    q: Rows
+    k: Rows | None
+    v: Rows | None
+    view: PagedAttentionCacheView
+    batch: RaggedBatch
+    heads: HeadParams
 
 
 def view_on_mesh(
@@ -34,59 +46,64 @@ def view_on_mesh(
     return dataclasses.replace(view, mesh=concrete, head_axis=head_axis)
 
 
-def place(
-    q: Rows, k: Rows | None, v: Rows | None, view: PagedAttentionCacheView, batch: RaggedBatch
-) -> tuple[Rows, Rows | None, Rows | None, PagedAttentionCacheView, RaggedBatch]:
+def place(inputs: Inputs) -> Inputs:
     """The same, laid out as the view's mesh splits them; what is in place already is not moved.
 
     `jax.jit` refuses arrays that are committed to one device, so in eager calls this must come before it.
     """
+    q, k, v, view, batch, heads = inputs
     if view.mesh is None:
-        return q, k, v, view, batch
-    rows, pages, whole = (NamedSharding(view.mesh, spec) for spec in (view.rows_spec, view.pages_spec, view.batch_spec))
-    q, k, v = jax.device_put((q, k, v), rows)
-    return q, k, v, dataclasses.replace(view, pages=jax.device_put(view.pages, pages)), jax.device_put(batch, whole)
+        return inputs
+    specs = (view.rows_spec, view.pages_spec, view.batch_spec, heads_spec(view))
+    places = tuple(NamedSharding(view.mesh, spec) for spec in specs)
+    (q, k, v), pages, batch, heads = jax.device_put(((q, k, v), view.pages, batch, heads), places)
+    return Inputs(q, k, v, dataclasses.replace(view, pages=pages), batch, heads)
+
+
+def heads_spec(view: PagedAttentionCacheView) -> PartitionSpec:
+    """How parameters `[q_heads]` are split: as the queries that they belong to."""
+    return PartitionSpec(view.head_axis)
 
 
 @partial(jax.jit, static_argnames=("spec", "backend"))
-def write_and_attend(
-    q: Rows,
-    k: Rows | None,
-    v: Rows | None,
-    view: PagedAttentionCacheView,
-    batch: RaggedBatch,
-    *,
-    spec: AttentionSpec,
-    backend: Backend,
-) -> tuple[Rows, KVPages]:
-    """The attention of each row, and the pages with `k` and `v` in them, or as they were where both are `None`.
+def write_and_attend(inputs: Inputs, *, spec: AttentionSpec, backend: Backend) -> tuple[Rows, LogSumExp, KVPages]:
+    """The attention of each row, and the pages with `k` and `v` in them, or as they were where there is no `k`.
 
     Compiled by itself, so that eager calls are compiled once, and not run one operation at a time on each device.
     """
-    if k is not None and v is not None:
+    q, k, v, view, batch, heads = inputs
+    if k is not None:
         view = view.write(k, v, batch, backend=backend)
-    return attend(q, view, batch, spec, backend=backend), view.pages
+    return *attend(q, view, batch, heads, spec=spec, backend=backend), view.pages
 
 
 def attend(
-    q: Rows, view: PagedAttentionCacheView, batch: RaggedBatch, spec: AttentionSpec, *, backend: Backend
-) -> Rows:
+    q: Rows,
+    view: PagedAttentionCacheView,
+    batch: RaggedBatch,
+    heads: HeadParams,
+    *,
+    spec: AttentionSpec,
+    backend: Backend,
+) -> tuple[Rows, LogSumExp]:
     """`paged_attention`, each device attending its own heads of its own group; nothing is communicated.
 
                       q [groups, tokens, q_heads, head_dim]   pages [pages, kv_heads, ...]   batch [groups, ...]
         data_axis        groups                                  pages                          groups
         head_axis                        q_heads                        kv_heads                everywhere
 
-    Without a data axis `q` and the batch have no `groups`. KV heads lie with their queries: both are split in order.
+    Without a data axis `q` and the batch have no `groups`. KV heads lie with their queries: both are split in order,
+    and so are the parameters of the query heads, which every group shares.
     """
     if view.mesh is None:
-        return paged_attention(q, view.pages, batch, spec, backend=backend)
+        return paged_attention(q, view.pages, batch, spec, heads, backend=backend, return_lse=True)
 
-    def attend_part(q: Array, pages: KVPages, batch: RaggedBatch) -> Array:
-        if view.data_axis is None:
-            return paged_attention(q, pages, batch, spec, backend=backend)
-        own = jax.tree.map(lambda leaf: leaf[0], batch)  # the one batch of this device's group
-        return paged_attention(q[0], pages, own, spec, backend=backend)[None]
+    def attend_part(q: Array, pages: KVPages, batch: RaggedBatch, heads: HeadParams) -> tuple[Array, Array]:
+        if view.data_axis is not None:  # each device sees the one batch of its group
+            q, batch = jax.tree.map(lambda leaf: leaf[0], (q, batch))
+        results = paged_attention(q, pages, batch, spec, heads, backend=backend, return_lse=True)
+        return results if view.data_axis is None else jax.tree.map(lambda leaf: leaf[None], results)
 
-    in_specs = (view.rows_spec, view.pages_spec, view.batch_spec)
-    return sharded_call(attend_part, view.mesh, in_specs, view.rows_spec, q, view.pages, batch)
+    in_specs = (view.rows_spec, view.pages_spec, view.batch_spec, heads_spec(view))
+    out_specs = (view.rows_spec, PartitionSpec(*view.rows_spec[:-1]))
+    return sharded_call(attend_part, view.mesh, in_specs, out_specs, q, view.pages, batch, heads)

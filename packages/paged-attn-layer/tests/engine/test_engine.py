@@ -289,9 +289,12 @@ def test_over_a_mesh_the_text_is_the_same_and_nothing_recompiles(model, asked, a
     assert sharded.stats.compilations == 0
 
 
-def test_half_precision_models_have_a_cache_of_their_type(model):
+def test_the_cache_is_of_the_model_s_type_or_of_another(model):
     graph, weights = nnx.split(model)
     half = nnx.merge(graph, jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights))
-    engine = Engine(half, config=CONFIG)
-    assert {leaf.dtype for leaf in jax.tree.leaves(engine._compute._cache)} == {jnp.dtype(jnp.bfloat16)}
-    assert len(engine.generate([[1]], max_new_tokens=3)[0].token_ids) == 3
+    quantised = dataclasses.replace(CONFIG, kv_dtype="int8")
+    engines = [Engine(half, config=config) for config in (CONFIG, quantised)]
+    assert [engine._compute._cache.views[0].pages.dtype for engine in engines] == ["bfloat16", "int8"]
+    assert len(engines[1].generate([[1]], max_new_tokens=3)[0].token_ids) == 3
+    with pytest.raises(ValueError, match="dtype=int32 must be one of"):
+        Engine(half, config=dataclasses.replace(CONFIG, kv_dtype="int32"))

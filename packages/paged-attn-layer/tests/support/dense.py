@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from paged_cache import PagedAttentionCacheView
-from paged_kernels import KVPages, RaggedBatch
+from paged_kernels import HeadParams, KVPages, RaggedBatch, pack_tree_masks
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
 
 
-def attention(q, k, v, *, scale=None, causal=True, sliding_window=None, soft_cap=None):
+def attention(q, k, v, *, scale=None, causal=True, sliding_window=None, soft_cap=None, sinks=None, alibi_slopes=None):
     """The last `len(q)` tokens of one sequence over all of it: `[n, q_heads, head_dim]` in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     n, heads, head_dim = q.shape
@@ -23,10 +23,13 @@ def attention(q, k, v, *, scale=None, causal=True, sliding_window=None, soft_cap
     if soft_cap is not None:
         s = soft_cap * np.tanh(s / soft_cap)
     t, p = np.arange(len(k) - n, len(k))[:, None], np.arange(len(k))[None]
+    if alibi_slopes is not None:
+        s -= np.asarray(alibi_slopes)[:, None, None] * np.abs(t - p)
     hidden = (causal & (p > t)) | (t - p >= (len(k) if sliding_window is None else sliding_window))
     s = np.where(hidden, -np.inf, s)
-    weights = np.exp(s - s.max(-1, keepdims=True))
-    return np.einsum("htp,phd->thd", weights / weights.sum(-1, keepdims=True), v)
+    weights = np.exp(s)
+    beside = 0 if sinks is None else np.exp(np.asarray(sinks, np.float64))[:, None, None]
+    return np.einsum("htp,phd->thd", weights / (weights.sum(-1, keepdims=True) + beside), v)
 
 
 @dataclasses.dataclass
@@ -65,6 +68,19 @@ class Step:
                 at = (slice(None), pages[p // self.page_size], p % self.page_size)
                 k[at], v[at] = self.k[i][p], self.v[i][p]
         return KVPages.from_kv(jnp.asarray(k), jnp.asarray(v))
+
+    def heads(self):
+        """A sink and an ALiBi slope of each query head."""
+        sinks, slopes = jnp.linspace(-1, 2, self.q_heads), jnp.linspace(0.01, 0.3, self.q_heads)
+        return HeadParams(sinks=sinks, alibi_slopes=slopes)
+
+    def in_a_tree(self, tokens):
+        """The batch in which each new token sees itself, the first, and every other one between them."""
+        masks = [np.tri(n) * ((np.arange(n)[:, None] - np.arange(n)) % 2 == 0) for n in self.q_lens]
+        for mask in masks:
+            mask[:, 0] = 1
+        packed = jnp.asarray(pack_tree_masks(masks, self.q_lens, tokens=tokens))
+        return dataclasses.replace(self.batch, max_q_len=max(self.q_lens), tree_mask=packed)
 
     def view(self, *, with_new=False):
         return PagedAttentionCacheView(self.pages(with_new=with_new))

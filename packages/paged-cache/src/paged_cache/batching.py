@@ -240,11 +240,20 @@ def stack_batches(batches: Sequence[RaggedBatch]) -> RaggedBatch:
     """One batch for each data group, stacked: every array gets a leading `[groups]` axis.
 
     Raises:
-        ValueError: there is none, or their shapes or `max_q_len` differ; build them with one `BatchShapes`.
+        ValueError: there is none, or they differ in shapes, `max_q_len`, or which of the optional arrays they have;
+            build them with one `BatchShapes`.
     """
     if not batches:
         raise ValueError("batches is empty; give one for each data group")
-    kinds = {(batch.page_table.shape, batch.max_q_len) for batch in batches}
+    kinds = {(batch.max_q_len, *_shapes(batch)) for batch in batches}
     if len(kinds) > 1:
-        raise ValueError(f"batches must agree in page_table.shape and max_q_len, but have {sorted(kinds, key=str)}")
+        raise ValueError(
+            "batches must agree in max_q_len, in which arrays they have and in their shapes, but have "
+            f"{sorted(kinds, key=str)}"
+        )
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+
+
+def _shapes(batch: RaggedBatch) -> list[tuple[str, tuple[int, ...]]]:
+    """The fields that are arrays, and their shapes."""
+    return [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(batch)]

@@ -35,11 +35,12 @@ class PagedAttentionCache:
 
         Args:
             mesh: the devices that share the cache; `None` for the default one.
-            dtype: type of the stored keys and values; `None` for the config's, by which `create` sized it.
+            dtype: type of the stored keys and values; `None` for the config's, by which `create` sized it. With a type
+                that needs scales (int8, float8_e4m3fn, float8_e5m2, int4) a write quantises.
             metadata: the sizes.
             partition_manager: names the mesh axis that heads are split over; `None` means `"tp"` if the mesh has it.
                 Heads that it does not divide are replicated.
-            quantizer: not supported yet; must be `None`.
+            quantizer: must be `None`; the dtype says how the cache is quantised.
             data_axis: mesh axis for data parallelism; each of its groups gets a pool of `metadata.num_pages` pages.
 
         Raises:
@@ -48,8 +49,8 @@ class PagedAttentionCache:
         """
         if quantizer is not None:
             raise NotImplementedError(
-                f"quantizer={quantizer!r}: quantised pages are not supported, for pages carry no scales yet; "
-                "pass None and choose dtype=bfloat16"
+                f"quantizer={quantizer!r} is not supported: the pages' dtype quantises, with scales by token and head; "
+                'pass None, and dtype="int8" (or float8_e4m3fn, float8_e5m2, int4)'
             )
         config = metadata if dtype is None else dataclasses.replace(metadata, dtype=dtype)
         head_axis = kv_head_axis(mesh, config.num_kv_heads, partition_manager)
@@ -64,12 +65,23 @@ def _allocate(
     groups = 1 if mesh is None else axis_size(mesh, data_axis)
 
     def zeros() -> list[KVPages]:
-        sizes = (groups * config.num_pages, config.page_size, config.num_kv_heads, config.head_dim)
-        return [KVPages.zeros(*sizes, config.dtype) for _ in range(config.num_hidden_layers)]
+        return [_zeros(config, groups * config.num_pages) for _ in range(config.num_hidden_layers)]
 
     if mesh is None:
         return zeros()
     return jax.jit(zeros, out_shardings=NamedSharding(mesh, KVPages.partition_spec(head_axis, data_axis)))()
+
+
+def _zeros(config: CacheConfig, num_pages: int) -> KVPages:
+    return KVPages.zeros(
+        num_pages,
+        config.page_size,
+        config.num_kv_heads,
+        config.head_dim,
+        config.dtype,
+        v_head_dim=config.v_head_dim,
+        latent=config.latent,
+    )
 
 
 def _check_data_axis(mesh: Mesh | None, head_axis: str | tuple[str, ...] | None, data_axis: str | None) -> None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from paged_cache.sharding import PartitionManager, axis_size, kv_head_axis
-from paged_kernels import KVPages
+from paged_kernels import KVPages, RowLayout
 
 HOST_MEMORY_FRACTION = 1 / 8
 """Share of the host's memory that a cache may take where devices report none (CPU): the model and others live there
@@ -40,22 +40,27 @@ class CacheConfig:
     num_kv_heads: int
     """Number of KV heads."""
     head_dim: int
-    """Size of one head's key (and value)."""
+    """Size of one head's key, and of its value unless `v_head_dim` says otherwise."""
     max_sequence_length: int
     """Tokens of the longest sequence: gives the width of page tables."""
     batch_size: int
     """Sequences that run at once: gives the height of page tables."""
     dtype: DTypeLike = jnp.bfloat16
-    """Type of the stored keys and values."""
+    """Type of the stored keys and values; int8, float8_e4m3fn, float8_e5m2 and int4 bring their scales."""
+    v_head_dim: int | None = None
+    """Size of one head's value; `None` means `head_dim`."""
+    latent: bool = False
+    """Whether a value is the start of its key, and stored once (multi-head latent attention)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))  # one spelling, so that equal configs hash alike
-        _check_sizes({name: getattr(self, name) for name in _SIZES})
+        sizes = {name: getattr(self, name) for name in _SIZES}
+        _check_sizes(sizes if self.v_head_dim is None else sizes | {"v_head_dim": self.v_head_dim})
         if self.num_pages < MIN_PAGES:
             raise ValueError(
                 f"num_pages={self.num_pages} must be at least {MIN_PAGES}: page 0 is the null page, never handed out"
             )
-        KVPages.bytes_per_page(self.page_size, self.num_kv_heads, self.head_dim, self.dtype)  # refuses the dtype
+        RowLayout.create(self.head_dim, self.dtype, v_head_dim=self.v_head_dim, latent=self.latent)  # refuses the dtype
 
     @property
     def pages_per_seq(self) -> int:
@@ -64,8 +69,15 @@ class CacheConfig:
 
     @property
     def bytes_per_page(self) -> int:
-        """Bytes of one page over all layers, keys and values together, all heads."""
-        one_layer = KVPages.bytes_per_page(self.page_size, self.num_kv_heads, self.head_dim, self.dtype)
+        """Bytes of one page over all layers: keys, values and scales of all heads, padding of the rows included."""
+        one_layer = KVPages.bytes_per_page(
+            self.page_size,
+            self.num_kv_heads,
+            self.head_dim,
+            self.dtype,
+            v_head_dim=self.v_head_dim,
+            latent=self.latent,
+        )
         return one_layer * self.num_hidden_layers
 
     @property
@@ -102,6 +114,8 @@ class CacheConfig:
         num_pages: int | None = None,
         *,
         dtype: DTypeLike = jnp.bfloat16,
+        v_head_dim: int | None = None,
+        latent: bool = False,
         byte_budget: int | None = None,
         partition_manager: PartitionManager | None = None,
     ) -> Self:
@@ -120,10 +134,12 @@ class CacheConfig:
             max_sequences: the seed's word for the tokens of the longest sequence.
             page_size: tokens a page holds.
             num_kv_heads: number of KV heads.
-            kv_head_dim_size: size of one head's key (and value).
+            kv_head_dim_size: size of one head's key, and of its value unless `v_head_dim` says otherwise.
             hbm_utilization: share of a device's memory to fill, with what is in use already; in (0, 1].
             num_pages: pages a layer, the null page included.
-            dtype: type of the stored keys and values.
+            dtype: type of the stored keys and values, with scales or without.
+            v_head_dim: size of one head's value; `None` means that of its key.
+            latent: whether a value is the start of its key, and stored once.
             byte_budget: bytes of each device for the pages of all layers.
             partition_manager: names the mesh axis that heads are split over; as for `init_cache`.
 
@@ -144,6 +160,8 @@ class CacheConfig:
             max_sequence_length=max_sequences,
             batch_size=batch_size,
             dtype=dtype,
+            v_head_dim=v_head_dim,
+            latent=latent,
         )
         if num_pages is not None:
             return smallest

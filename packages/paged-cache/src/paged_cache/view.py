@@ -22,7 +22,7 @@ class PagedAttentionCacheView:
     """
 
     pages: KVPages
-    """Keys and values."""
+    """Keys, values and their scales."""
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
     """The devices that share the pages; `None` for a single device."""
     head_axis: MeshAxis | None = dataclasses.field(default=None, metadata={"static": True})
@@ -39,12 +39,12 @@ class PagedAttentionCacheView:
 
     @property
     def key_pages(self) -> Float[Array, "kv_heads pages page_size head_dim"]:
-        """The keys, `[kv_heads, pages, page_size, head_dim]`."""
+        """The keys, `[kv_heads, pages, page_size, head_dim]`; float32 where they are quantised."""
         return self.pages.k
 
     @property
-    def value_pages(self) -> Float[Array, "kv_heads pages page_size head_dim"]:
-        """The values, `[kv_heads, pages, page_size, head_dim]`."""
+    def value_pages(self) -> Float[Array, "kv_heads pages page_size v_head_dim"]:
+        """The values, `[kv_heads, pages, page_size, v_head_dim]`; float32 where they are quantised."""
         return self.pages.v
 
     @property
@@ -71,15 +71,16 @@ class PagedAttentionCacheView:
     def write(
         self,
         key: Float[Array, "*groups tokens kv_heads head_dim"],
-        value: Float[Array, "*groups tokens kv_heads head_dim"],
+        value: Float[Array, "*groups tokens kv_heads v_head_dim"] | None,
         batch: RaggedBatch,
         *,
         backend: Backend | None = None,
     ) -> "PagedAttentionCacheView":
-        """The view with the batch's new keys and values stored at their tokens' positions.
+        """The view with the batch's new keys and values stored at their tokens' positions, in the pages' type.
 
-        Gaps (idle slots) and padding write nothing. With `data_axis`, every argument has a leading `[groups]` axis
-        (`stack_batches`). Inside `jax.jit` with the view donated, nothing is copied.
+        Latent pages take their values from `key`, and `value` must be `None`. Gaps (idle slots) and padding write
+        nothing. With `data_axis`, every argument has a leading `[groups]` axis (`stack_batches`). Inside `jax.jit` with
+        the view donated, nothing is copied.
 
         Raises:
             ValueError: an argument does not fit the pages or the others. Values of the batch (page ids, lengths) are
@@ -92,7 +93,7 @@ class PagedAttentionCacheView:
     def write_prefill_to_cache(
         self,
         key: Float[Array, "*one tokens kv_heads head_dim"],
-        value: Float[Array, "*one tokens kv_heads head_dim"],
+        value: Float[Array, "*one tokens kv_heads v_head_dim"] | None,
         metadata: PagedAttentionMetadata,
     ) -> "PagedAttentionCacheView":
         """The view with one prompt's chunk stored: `[1, tokens, heads, head_dim]`, or without the leading axis.
@@ -104,14 +105,14 @@ class PagedAttentionCacheView:
             ValueError: the metadata has no prefill part, or an argument does not fit.
         """
         part = metadata.prefill_part()
-        key, value = _drop_axis("key", key, 0), _drop_axis("value", value, 0)
+        key, value = _drop_axis("key", key, 0), None if value is None else _drop_axis("value", value, 0)
         _check_row_count(key, part.prefill_position, "prefill")
         return self.write(key, value, part.to_ragged_batch())
 
     def write_decodes_to_cache(
         self,
         key: Float[Array, "seqs *one kv_heads head_dim"],
-        value: Float[Array, "seqs *one kv_heads head_dim"],
+        value: Float[Array, "seqs *one kv_heads v_head_dim"] | None,
         metadata: PagedAttentionMetadata,
     ) -> "PagedAttentionCacheView":
         """The view with each decode slot's token stored: `[seqs, 1, heads, head_dim]`, or without the axis of 1.
@@ -123,7 +124,7 @@ class PagedAttentionCacheView:
             ValueError: the metadata has no decode part, or an argument does not fit.
         """
         part = metadata.decode_part()
-        key, value = _drop_axis("key", key, 1), _drop_axis("value", value, 1)
+        key, value = _drop_axis("key", key, 1), None if value is None else _drop_axis("value", value, 1)
         _check_row_count(key, part.decodes_position, "decode")
         return self.write(key, value, part.to_ragged_batch())
 
@@ -143,11 +144,11 @@ class PagedAttentionCacheView:
                 each, num_pages=self.pages.num_pages // self.groups, page_size=self.pages.page_size, tokens=tokens
             )
 
-    def _write_pages(self, key: Array, value: Array, batch: RaggedBatch, backend: Backend | None) -> KVPages:
+    def _write_pages(self, key: Array, value: Array | None, batch: RaggedBatch, backend: Backend | None) -> KVPages:
         if self.mesh is None:
             return write_kv(self.pages, key, value, batch, backend=backend)
 
-        def write_part(pages: KVPages, key: Array, value: Array, batch: RaggedBatch) -> KVPages:
+        def write_part(pages: KVPages, key: Array, value: Array | None, batch: RaggedBatch) -> KVPages:
             if self.data_axis is not None:  # each device sees the one batch of its group
                 key, value, batch = jax.tree.map(lambda leaf: leaf[0], (key, value, batch))
             return write_kv(pages, key, value, batch, backend=backend)
@@ -155,14 +156,17 @@ class PagedAttentionCacheView:
         in_specs = (self.pages_spec, self.rows_spec, self.rows_spec, self.batch_spec)
         return sharded_call(write_part, self.mesh, in_specs, self.pages_spec, self.pages, key, value, batch)
 
-    def _check_rows(self, key: Array, value: Array) -> None:
+    def _check_rows(self, key: Array, value: Array | None) -> None:
         """Refuse rows of the wrong shape here, where shapes are whole: under `shard_map` they are a device's part."""
+        if (value is None) != self.pages.row.latent:
+            needs = "None for latent pages, whose values are in their keys" if self.pages.row.latent else "given too"
+            raise ValueError(f"value must be {needs}")
         lead = () if self.data_axis is None else (self.groups,)
-        want = (*lead, key.shape[-3] if key.ndim >= 3 else -1, self.pages.num_kv_heads, self.pages.head_dim)
+        tokens = key.shape[-3] if key.ndim >= 3 else -1
         names = "[groups, tokens, kv_heads, head_dim]" if lead else "[tokens, kv_heads, head_dim]"
-        for name, rows in (("key", key), ("value", value)):
-            if rows.shape != want:
-                shape = ", ".join(["tokens" if i == len(lead) else str(n) for i, n in enumerate(want)])
+        for name, rows, dim in (("key", key, self.pages.head_dim), ("value", value, self.pages.v_head_dim)):
+            if rows is not None and rows.shape != (*lead, tokens, self.pages.num_kv_heads, dim):
+                shape = ", ".join(map(str, [*lead, "tokens", self.pages.num_kv_heads, dim]))
                 raise ValueError(f"{name} {rows.shape} must be {names} = [{shape}], both of the same number of tokens")
 
 

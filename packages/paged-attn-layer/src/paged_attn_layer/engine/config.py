@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from jax.typing import DTypeLike
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -24,6 +26,9 @@ class EngineConfig:
     """Prompt tokens that a step has room for beside `max_seqs` decodes."""
     prefix_reuse: bool = True
     """Whether requests share pages that hold the same prefix."""
+    kv_dtype: DTypeLike | None = None
+    """Type of the cached keys and values (`paged_kernels.KVPages`), also int8, float8_e4m3fn, float8_e5m2 or int4;
+    `None` means that of the model."""
 
     def __post_init__(self) -> None:
         least = {"max_seqs": 1, "max_sequence_length": 2, "page_size": 1, "num_pages": 2, "prefill_chunk": 1}

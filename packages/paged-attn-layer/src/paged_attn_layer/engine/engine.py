@@ -296,7 +296,7 @@ def _cache_config(config: EngineConfig, model: LlamaForCausalLM, mesh: Mesh | No
         num_kv_heads=model.config.num_key_value_heads,
         kv_head_dim_size=model.config.head_dim,
         num_pages=config.num_pages,
-        dtype=model.embed.embedding[...].dtype,
+        dtype=model.embed.embedding[...].dtype if config.kv_dtype is None else config.kv_dtype,
     )
     if config.num_pages is not None:
         return fitting
