@@ -70,13 +70,12 @@ def prefill(layer, hidden, run=run):
     "changes",
     [
         {},
-        {"rope": None},
         {"rope": RopeConfig(theta=500.0), "num_heads": 6},
         {"qkv_bias": True, "out_bias": True},
         {"softmax_scale": 0.5, "soft_cap": 2.0, "sliding_window": 3},
         {"rope": None, "sinks": True, "alibi_slopes": (0.5, 0.25, 0.125, 0.0625)},
     ],
-    ids=["plain", "no_rope", "theta", "bias", "options", "sinks-alibi"],
+    ids=["plain", "theta", "bias", "options", "sinks-alibi"],
 )
 def test_a_whole_prompt_is_the_dense_layer(changes):
     layer = make(**changes)
