@@ -29,6 +29,7 @@ attend = jax.jit(paged_attention, static_argnames=("spec", "backend", "block_siz
 """`paged_attention`, compiled once for each shape, spec and backend in the whole test run."""
 write = jax.jit(write_kv, static_argnames=("backend",))
 """`write_kv`, likewise."""
+from_kv = jax.jit(KVPages.from_kv, static_argnames=("dtype",))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -315,7 +316,7 @@ def make_pages(workload: Workload, page_lists, rows, spec: AttentionSpec | None,
     def build(spec):
         source = "float64" if kv_dtype == "float64" else "float32"
         k, v = (jnp.asarray(fill_pages(workload, page_lists, of, spec), source) for of in (keys, values))
-        pages = KVPages.from_kv(k, None if workload.latent else v, kv_dtype)
+        pages = from_kv(k, None if workload.latent else v, kv_dtype)
         row = RowLayout.create(workload.head_dim, kv_dtype, v_head_dim=workload.value_dim, latent=workload.latent)
         return dataclasses.replace(pages, row=row)
 
@@ -341,16 +342,16 @@ def dequantised(pages: KVPages) -> tuple[np.ndarray, np.ndarray]:
         stored = np.concatenate([stored & 0xF, (stored >> 4) & 0xF], axis=-1)  # the low nibbles are the first lanes
         stored = np.where(stored < 8, stored, stored - 16)
     stored = stored.astype(np.float64)
-    k_scales, v_scales = scales[..., : pages.page_size], scales[..., -pages.page_size :]
+    kinds = [scales[:, :, 0, kind * pages.page_size :][..., : pages.page_size, None] for kind in (0, 1 - row.latent)]
     v = stored[..., row.v_start : row.v_start + row.v_dim]
-    return stored[..., : row.k_dim] * k_scales[..., None], v * v_scales[..., None]
+    return stored[..., : row.k_dim] * kinds[0], v * kinds[1]
 
 
 def with_any_integers(pages: KVPages) -> KVPages:
     """Quantised pages with random integers, which can be no NaN, where scales are NaN."""
     if pages.data.dtype != jnp.int8:
         return pages
-    unread = np.isnan(np.asarray(pages.scales[..., : pages.page_size], np.float32))[..., None]
+    unread = np.isnan(np.asarray(pages.scales[:, :, 0, : pages.page_size]))[..., None]
     nonsense = np.random.default_rng(1).integers(-128, 128, pages.data.shape, np.int8)
     return dataclasses.replace(pages, data=jnp.asarray(np.where(unread, nonsense, pages.data)))
 
