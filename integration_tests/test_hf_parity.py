@@ -51,7 +51,6 @@ def expected(hf_logits, prompt):
         pytest.param([1, 7, 17, 33, 17], id="odd-chunks"),
         pytest.param([16, 16, 15, 2, 26], id="at-page-edges"),
         pytest.param([1] * 75, id="token-by-token"),
-        pytest.param([40] + [1] * 35, id="prefill-then-decode"),
     ],
 )
 def test_logits_of_all_rows_agree(runner, prompt, expected, chunks):
@@ -59,21 +58,49 @@ def test_logits_of_all_rows_agree(runner, prompt, expected, chunks):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("kv_dtype", "most_divergence", "least_agreement"),
+    [("int8", 2e-3, 0.95), ("float8_e4m3fn", 1e-2, 0.85), ("float8_e5m2", 3e-2, 0.8), ("int4", 0.5, 0.5)],
+)
+def test_fault_6_a_quantised_cache_gives_nearly_the_same_distribution(
+    model, prompt, expected, kv_dtype, most_divergence, least_agreement
+):
+    """Teacher-forced over the prompt: KL divergence in nats, and the share of rows whose likeliest token is theirs."""
+    runner = PagedRunner(model, tokens=(48,), seqs=1, pages_per_seq=5, kv_dtype=kv_dtype)
+    ours, theirs = (log_softmax(logits) for logits in (runner.feed(prompt, [40, 1, 1, 33]), expected))
+    divergence = (np.exp(theirs) * (theirs - ours)).sum(-1).mean()
+    agreement = (ours.argmax(-1) == theirs.argmax(-1)).mean()
+    print(f"{kv_dtype}: divergence {divergence:.1e}, the same likeliest token in {agreement:.0%} of the rows")
+    assert divergence < most_divergence
+    assert agreement >= least_agreement
+
+
+def test_greedy_answers_from_an_int8_cache_are_nearly_hugging_faces(model, tokenizer, hf_logits):
+    prompts, length = [chat_prompt(tokenizer, question) for question in QUESTIONS[1:3]], NEW_TOKENS // 2
+    runner = PagedRunner(model, tokens=(48,), seqs=2, pages_per_seq=5, kv_dtype="int8")
+    answers, _ = serve_greedy(runner, prompts, length, budget=48, chunk=37)
+    same = [
+        count_same(hf_logits, prompt, answer, most_gap=1.0) for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    print(f"{sum(same)} of {2 * length} tokens are Hugging Face's choice after those before them")
+    assert sum(same) >= 0.9 * 2 * length
+
+
 def test_greedy_tokens_agree_in_one_ragged_batch(model, tokenizer, hf_logits, record_property):
     prompts = [chat_prompt(tokenizer, question) for question in QUESTIONS]
     answers, mixed = serve_greedy(PagedRunner(model, tokens=(24, 96)), prompts, NEW_TOKENS, budget=96, chunk=37)
     assert mixed >= len(prompts), "prefill and decode must have shared steps"
-    ties = sum(count_ties(hf_logits, *pair) for pair in zip(prompts, answers, strict=True))
+    ties = sum(NEW_TOKENS - count_same(hf_logits, *pair) for pair in zip(prompts, answers, strict=True))
     record_property("ties", ties)
     print(f"{len(prompts)} prompts x {NEW_TOKENS} tokens, {mixed} mixed steps, {ties} ties closer than {TIE}")
 
 
 def test_greedy_tokens_agree_through_the_engine(model, tokenizer, hf_logits):
-    prompts = [chat_prompt(tokenizer, question) for question in QUESTIONS]
+    prompts = [chat_prompt(tokenizer, question) for question in QUESTIONS[::2]]
     engine = Engine(model, tokenizer=tokenizer, config=EngineConfig(max_sequence_length=128, prefill_chunk=64))
     completions = engine.generate(prompts, max_new_tokens=NEW_TOKENS, stop_token_ids=())
     for prompt, completion in zip(prompts, completions, strict=True):
-        count_ties(hf_logits, prompt, completion.token_ids)
+        count_same(hf_logits, prompt, completion.token_ids)
 
 
 def test_the_tokenizer_is_hugging_faces(tokenizer, gguf_path):
@@ -97,11 +124,16 @@ def chat_prompt(tokenizer, question: str) -> list[int]:
     return tokenizer.apply_chat_template(message, add_generation_prompt=True)["input_ids"]
 
 
-def count_ties(hf_logits, prompt: list[int], answer: list[int]) -> int:
-    """Check that each token is Hugging Face's greedy choice after those before it; count the ones that are ties."""
-    ties = 0
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def count_same(hf_logits, prompt: list[int], answer: list[int], most_gap: float = TIE) -> int:
+    """How many tokens are Hugging Face's greedy choice after those before them; checks that the rest are nearly."""
+    same = 0
     for token, logits in zip(answer, hf_logits(prompt + answer[:-1])[len(prompt) - 1 :], strict=True):
         gap = logits.max() - logits[token]
-        assert gap < TIE, f"chose {token}, {gap} below the best, {logits.argmax()}"
-        ties += int(token != logits.argmax())
-    return ties
+        assert gap < most_gap, f"chose {token}, {gap} below the best, {logits.argmax()}"
+        same += int(token == logits.argmax())
+    return same

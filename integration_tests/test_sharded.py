@@ -48,9 +48,9 @@ def small(tmp_path_factory):
     return directory, run(directory, None, 320)
 
 
-@pytest.mark.parametrize("devices", DEVICES)
+@pytest.mark.parametrize("devices", [1, 2, 3, 8])
 def test_the_real_model(smollm2, devices):
-    """Its 3 KV heads are split over 3 devices, and whole on each of 2, 4 and 8."""
+    """Its 3 KV heads are split over 3 devices, and whole on each of 2 and 8."""
     directory, (_, logits, tokens) = smollm2
     model, sharded_logits, sharded_tokens = run(directory, mesh_of(devices), 49152)
     np.testing.assert_allclose(sharded_logits, logits, rtol=0, atol=1e-3)

@@ -14,7 +14,7 @@ class PagedRunner:
     So only one layer is compiled per shape, not thirty; the engine's tests compile whole steps.
     """
 
-    def __init__(self, model, *, mesh=None, tokens=(96,), seqs=8, pages_per_seq=8):
+    def __init__(self, model, *, mesh=None, tokens=(96,), seqs=8, pages_per_seq=8, kv_dtype=jnp.float32):
         self._model = model
         self._shapes = BatchShapes(tokens=tokens, seqs=seqs, pages_per_seq=pages_per_seq)
         self._pool = PagePool(1 + seqs * pages_per_seq)
@@ -28,7 +28,7 @@ class PagedRunner:
             head_dim=model.config.head_dim,
             max_sequence_length=pages_per_seq * PAGE_SIZE,
             batch_size=seqs,
-            dtype=jnp.float32,
+            dtype=kv_dtype,
         )
         self._cache = PagedAttentionCache.init_cache(mesh, None, sizes, None)
 
