@@ -4,6 +4,7 @@ import pytest
 from jax.sharding import AxisType
 
 from paged_cache import CacheConfig, PagedAttentionCacheMetaData, config
+from paged_kernels import KVPages
 
 SIZES = {
     "batch_size": 4,
@@ -126,11 +127,13 @@ def test_each_size_is_checked(change, message):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "row_bytes"), [("int8", 256 + 4), ("float8_e4m3fn", 256 + 4), ("float8_e5m2", 256 + 4), ("int4", 128 + 4)]
+    ("dtype", "row_bytes"), [("int8", 256), ("float8_e4m3fn", 256), ("float8_e5m2", 256), ("int4", 128)]
 )
 def test_fault_6_quantised_pages_are_sized_with_their_scales(dtype, row_bytes):
-    made = create(mesh_of(2), kv_head_dim_size=128, dtype=dtype, byte_budget=5 * ROWS * row_bytes)
-    assert made.bytes_per_page == ROWS * row_bytes
+    pages = KVPages.zeros(1, 16, 4, 128, dtype)
+    page_bytes = 3 * (pages.data.nbytes + pages.scales.nbytes)
+    made = create(mesh_of(2), kv_head_dim_size=128, dtype=dtype, byte_budget=5 * page_bytes)
+    assert made.bytes_per_page == page_bytes > ROWS * row_bytes
     assert made.num_pages == 10  # each device holds half of the heads
 
 

@@ -227,7 +227,7 @@ def test_warm_up_changes_nothing_on_a_live_cache():
 
 
 HALF_STEP = {"int8": 0.5 / 127, "float8_e4m3fn": 2**-4, "float8_e5m2": 2**-3, "int4": 0.5 / 7}
-"""The most that a stored value is off, over the largest of its row; and a scale is rounded up by less than 2**-7."""
+"""The most that a stored value is off, over the largest of its row."""
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_fault_6_a_write_quantises_each_row_by_itself_and_alike_on_any_mesh(dtyp
     for position in range(6):
         for side, want in zip(stored(split), (k[position], v[position]), strict=True):
             error = np.abs(side[(3, 1, 2)[position // PAGE_SIZE], position % PAGE_SIZE] - want)
-            assert (error <= HALF_STEP[dtype] * (1 + 2**-7) * np.abs(want).max(-1, keepdims=True)).all()
+            assert (error <= HALF_STEP[dtype] * 1.0001 * np.abs(want).max(-1, keepdims=True)).all()
     for alone, shared, before in zip(*(jax.tree.leaves(view.pages) for view in (one, split, views[1])), strict=True):
         np.testing.assert_array_equal(alone, shared)
         assert shared.sharding.is_equivalent_to(before.sharding, shared.ndim)
