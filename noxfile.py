@@ -67,7 +67,7 @@ def tpu_aot(session: nox.Session) -> None:
 
 @nox.session
 def tpu(session: nox.Session) -> None:
-    """The compiled kernels on the TPU of this machine, tested and timed; skipped with the reason where there is none."""
+    """The compiled kernels on the TPU of this machine, tested and timed; skipped where there is none, and why."""
     install_layers(session, "paged-kernels", "libtpu", *TEST_TOOLS)
     probe = "import jax; print('attached:', jax.devices('tpu')[0].device_kind)"
     any_exit = range(-128, 128)  # libtpu may abort the process where there is no TPU
