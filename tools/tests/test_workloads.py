@@ -70,6 +70,11 @@ def test_prefill_is_one_call():
     assert workload.bytes_needed() == 3 * 2 * 128 * 16 * 2
 
 
+def test_heads_take_whole_matrix_units():
+    workload = Workload.parse("prefill-8-1-64-p16-n4-c32")
+    assert [workload.flops(width) / workload.flops() for width in (1, 64, 128, 256)] == [1, 1, 2, 4]
+
+
 def test_mixed_is_decode_beside_a_chunk():
     workload = Workload.parse("mixed-8-1-128-p16-n4-c32")
     assert workload.batches == ([(32, 1)] * 16 + [(36, 4)],)

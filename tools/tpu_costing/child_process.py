@@ -16,6 +16,7 @@ _REASONS = (
     (r"divisib|multiple|align|tiled|layout|shape cast|Slice", "head size unaligned"),
     (r"[Vv]mem", "VMEM too small"),
     (r"[Ss]mem", "SMEM too small"),
+    ("Mosaic failed to compile", "does not compile"),
     (r"pages_per_compute_block|num_kv_pages_per_block", "block too large"),
     (r"[Dd]type|type|float8|int8", "type not supported"),
 )

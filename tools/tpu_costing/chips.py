@@ -19,13 +19,15 @@ class Limits:
     """Cycles a second."""
     flops_per_cycle: int
     """bfloat16 operations of all matrix units in a cycle."""
+    matrix_width: int
+    """Rows and columns of a matrix unit's tile: a head of half that size leaves half of it idle."""
 
 
 LIMITS = {
-    "v5e": Limits(topology="v5e:2x2", clock=1.50e9, flops_per_cycle=131072),
-    "v5p": Limits(topology="v5p:2x2x1", clock=1.75e9, flops_per_cycle=131072),
-    "v6e": Limits(topology="v6e:2x2", clock=1.75e9, flops_per_cycle=524288),
-    "tpu7x": Limits(topology="tpu7x:2x2x1", clock=2.20e9, flops_per_cycle=524288),
+    "v5e": Limits(topology="v5e:2x2", clock=1.50e9, flops_per_cycle=131072, matrix_width=128),
+    "v5p": Limits(topology="v5p:2x2x1", clock=1.75e9, flops_per_cycle=131072, matrix_width=128),
+    "v6e": Limits(topology="v6e:2x2", clock=1.75e9, flops_per_cycle=524288, matrix_width=256),
+    "tpu7x": Limits(topology="tpu7x:2x2x1", clock=2.20e9, flops_per_cycle=524288, matrix_width=256),
 }
 """By the names of `paged_kernels.chip`. v4 is missing: the compiler has no such cost model for it."""
 

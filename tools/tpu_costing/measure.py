@@ -11,7 +11,7 @@ from typing import Any
 import paged_kernels
 from tpu_costing.calls import Contestant
 from tpu_costing.child_process import ChildError, ask, in_three_words
-from tpu_costing.chips import matrix_limit, memory_limit
+from tpu_costing.chips import LIMITS, matrix_limit, memory_limit
 from tpu_costing.constants import KERNEL
 from tpu_costing.profile import Figures, read_folder
 from tpu_costing.workloads import Workload
@@ -77,7 +77,7 @@ def limit(workload: Workload, chip: str) -> float:
     memory = memory_limit(chip, moved)
     if workload.unit != "call":
         return memory
-    return max(memory, matrix_limit(chip, workload.flops()))
+    return max(memory, matrix_limit(chip, workload.flops(LIMITS[chip].matrix_width)))
 
 
 def why_void(workload: Workload, unit: Figures, *, ours: bool) -> str | None:

@@ -152,13 +152,16 @@ class Workload:
             return self.page_bytes // self.page_size * (8 + 1)
         return sum(-(-tokens // self.page_size) for tokens, _ in self.batches[0]) * self.page_bytes
 
-    def flops(self) -> int:
-        """Operations of a call's two products over the pairs of row and key that the mask leaves."""
+    def flops(self, width: int = 1) -> int:
+        """Operations of a call's two products over the pairs of row and key that the mask leaves.
+
+        `width` is that of the matrix unit: heads take whole ones, in the first product's depth and in the second's width.
+        """
         pairs = 0
         for tokens, new in self.batches[0]:
             seen = (min(tokens - new + row + 1, self.window or tokens) for row in range(new))
             pairs += sum(seen)
-        return 4 * self.q_heads * self.head_dim * pairs
+        return 4 * self.q_heads * -(-self.head_dim // width) * width * pairs
 
 
 DECODE = (
