@@ -14,9 +14,9 @@ the figures are the difference: start-up drops out, what each sequence costs sta
 not those of the workload, the model did not enter the kernel's loops, and there is no figure.
 
 `limit` is HBM's for decode and write (bytes of keys and values over bandwidth) and the matrix units' for prefill
-(operations of the causal work over peak, heads rounded up to the unit's width of 128 or 256). The model lets several DMAs exceed HBM's bandwidth, so what counts in ratios
-is max(cycles, limit). --compare adds the kernels that jax ships as they ship, bounds checks on, at the best of a few
-block sizes. docs/kernels/cost.md says how to read it all.
+(operations of the causal work over peak, heads rounded up to the unit's width of 128 or 256). The model lets several
+DMAs exceed HBM's bandwidth, so what counts in ratios is max(cycles, limit). --compare adds the kernels that jax ships
+as they ship, bounds checks on, at the best of a few block sizes. docs/kernels/cost.md says how to read it all.
 
 --time runs the calls instead, on the TPU that is attached, and prints microseconds a call (of decode, the larger of the
 two batches). This has never been run on a TPU.
@@ -59,6 +59,8 @@ def main() -> None:
         print(report.last_line(groups))
     if options.json:
         report.write_json(options.json, groups)
+    if options.markdown:
+        options.markdown.write_text(report.markdown(groups))
     if options.plot:
         report.plot(options.plot, groups)
 

@@ -57,6 +57,22 @@ def test_last_line_counts_only_what_compares():
     assert report.last_line(groups[1:]).startswith("no workload")
 
 
+def test_markdown_puts_the_kernels_side_by_side():
+    groups = [
+        [result("ours", 15.0), result("jax paged", 0, "head size unaligned"), result("jax ragged", 30.0)],
+        [result("ours", 7.0), result("jax ragged", 20.0)],
+    ]
+    assert report.markdown(groups).splitlines() == [
+        "| workload | chip | ours | limit | bundles | spills | jax paged | jax ragged | ours / better |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| `decode-8-1-128-p16-c8192` | v6e | 15 | 10 | 8 | 0.0 | head size unaligned | 30 | 0.50 |",
+        "| `decode-8-1-128-p16-c8192` | v6e | 7 | 10 | 4 | 0.0 | – | 20 | 0.50 |",
+    ]
+    assert report.markdown([[result("ours", 7.0)]]).splitlines()[2] == (
+        "| `decode-8-1-128-p16-c8192` | v6e | 7 | 10 | 4 | 0.0 |"
+    )
+
+
 def test_json_holds_what_counts(tmp_path):
     report.write_json(tmp_path / "cost.json", [[result("ours", 7.0)]])
     written = json.loads((tmp_path / "cost.json").read_text())

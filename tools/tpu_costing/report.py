@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+from tpu_costing.calls import CONTESTANTS
 from tpu_costing.measure import Result
 
 _COLUMNS = "{:<34} {:<6} {:<10} {:>9} {:>10} {:>9} {:>7} {:>9} {:>7} {:>7} {:>8} {:>6}"
@@ -101,6 +102,28 @@ def last_line(groups: list[list[Result]]) -> str:
         f"geometric mean of ours / the better of jax's, max(cycles, limit), over {len(ratios)} of {len(groups)}: "
         f"{geometric_mean(ratios):.3f}"
     )
+
+
+def markdown(groups: list[list[Result]]) -> str:
+    """A table with a line for each workload and chip, the kernels side by side."""
+    peers = [kernel for kernel in CONTESTANTS if any(r.kernel == kernel for group in groups for r in group)][1:]
+    columns = ["workload", "chip", "ours", "limit", "bundles", "spills", *peers, *(["ours / better"] if peers else [])]
+    lines = [columns, ["---"] * len(columns), *(_markdown_cells(group, peers) for group in groups)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _markdown_cells(group: list[Result], peers: list[str]) -> list[str]:
+    best = {result.kernel: result for result in best_by_kernel(group)}
+    ours = best["ours"]
+    figures = ours.figures
+    counts = ["–", "–"] if ours.failure else [f"{figures.bundles:.0f}", f"{figures.vector_spills:.1f}"]
+    ratio = ratio_to_peers(group)
+    others = [
+        best[kernel].failure or f"{best[kernel].figures.cycles:.0f}" if kernel in best else "–" for kernel in peers
+    ]
+    last = [] if not peers else ["–" if ratio is None else f"{ratio:.2f}"]
+    ours_cycles = ours.failure or f"{figures.cycles:.0f}"
+    return [f"`{ours.workload}`", ours.chip, ours_cycles, f"{ours.limit:.0f}", *counts, *others, *last]
 
 
 def write_json(path: Path, groups: list[list[Result]]) -> None:

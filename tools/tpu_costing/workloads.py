@@ -155,7 +155,7 @@ class Workload:
     def flops(self, width: int = 1) -> int:
         """Operations of a call's two products over the pairs of row and key that the mask leaves.
 
-        `width` is that of the matrix unit: heads take whole ones, in the first product's depth and in the second's width.
+        `width` is the matrix unit's: heads take whole ones, in the first product's depth and in the second's width.
         """
         pairs = 0
         for tokens, new in self.batches[0]:
