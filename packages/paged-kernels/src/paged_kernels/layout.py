@@ -230,16 +230,26 @@ class KVPages:
         v: Float[Array, "rows kv_heads v_head_dim"] | None,
     ) -> "KVPages":
         """Pages with these rows stored at these slots; a row for page 0 or for no page at all is dropped."""
-        drop = (page_ids <= 0) | (page_ids >= self.num_pages)
-        page_ids = jnp.where(drop, self.num_pages, page_ids)
         rows, scales = self.row.pack(k, v)
-        data = self.data.at[page_ids, :, slots].set(rows, mode="drop")
+        data = self.data.at[self._or_none(page_ids), :, slots].set(rows, mode="drop")
+        return dataclasses.replace(self, data=data, scales=self.put_scales(page_ids, slots, scales))
+
+    def put_scales(
+        self,
+        page_ids: Int32[Array, " rows"],
+        slots: Int32[Array, " rows"],
+        scales: Float[Array, "rows kv_heads kinds"] | None,
+    ) -> Array | None:
+        """`self.scales` with these at these slots, dropped as by `put_rows`; `None` where rows have no scales."""
         if self.scales is None or scales is None:
-            return dataclasses.replace(self, data=data)
-        kinds = jnp.arange(self.row.scales_per_row)  # [rows, kinds] places of [rows, kinds, kv_heads] scales
-        at = slots[:, None] + kinds * self.page_size
-        put = self.scales.at[page_ids[:, None], :, 0, at].set(jnp.swapaxes(scales, 1, 2), mode="drop")
-        return dataclasses.replace(self, data=data, scales=put)
+            return self.scales
+        lanes = slots[:, None] + jnp.arange(self.row.scales_per_row) * self.page_size  # [rows, kinds]
+        at = self.scales.at[self._or_none(page_ids)[:, None], :, 0, lanes]
+        return at.set(jnp.swapaxes(scales, 1, 2), mode="drop")
+
+    def _or_none(self, page_ids: Int32[Array, " rows"]) -> Int32[Array, " rows"]:
+        """An index out of bounds, which scatters drop, in place of each id that is no page to write."""
+        return jnp.where((page_ids > 0) & (page_ids < self.num_pages), page_ids, self.num_pages)
 
     def _kv(self) -> tuple[Array, Array]:
         scales = None if self.scales is None else self._scales_by_slot(self.scales)

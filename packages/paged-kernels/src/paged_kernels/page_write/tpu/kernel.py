@@ -18,14 +18,17 @@ from jax.experimental.pallas import tpu as pltpu
 from paged_kernels.page_write.tpu.merge import merge_rows
 from paged_kernels.page_write.tpu.runs import Runs
 
+UNROLLED_ROWS = 256
+"""New rows, of some KV heads, that are merged as one piece of straight code."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Buffers:
     """The kernel's VMEM and semaphores; run `i` has buffer `i % depth` of each kind to itself."""
 
-    spans: Any  # [depth, kv_heads, span, K‖V]
-    strips: Any  # [depth, kv_heads, strip, K‖V]
+    spans: Any  # [depth, kv_heads, span, lanes]
+    strips: Any  # [depth, kv_heads, strip, lanes]
     span_read: Any  # [depth]
     strip_read: Any  # [depth]
     span_written: Any  # [depth]
@@ -36,8 +39,8 @@ class RunCopies:
     """The three copies of each run: its span of slots in, a strip of the new rows in, and the span out."""
 
     runs: Runs  # SMEM
-    rows: Any  # HBM [kv_heads, rows, K‖V], whole tiles, and at least one strip
-    pages: Any  # HBM [pages, kv_heads, page_size, K‖V]
+    rows: Any  # HBM [kv_heads, rows, lanes], whole tiles, and at least one strip
+    pages: Any  # HBM [pages, kv_heads, page_size, lanes]
     buffers: Buffers
     row_tile: int
 
@@ -126,21 +129,19 @@ def write_runs_kernel(runs: Runs, rows, pages_in, pages, buffers: Buffers, *, ro
 
 
 def _merge(copies: RunCopies, run) -> None:
-    """Puts the run's rows among the slots of its span, one KV head at a time."""
+    """Puts the run's rows among the slots of its span, some KV heads at once: the steps of one alone would wait."""
     _, kv_heads, span, _ = copies.buffers.spans.shape
     buffer = copies.buffer(run)
     strip = copies.buffers.strips.shape[2]
     first = copies.runs.slot[run] % span
-    row_in_strip = copies.runs.row[run] - copies.strip_start(run)
+    end = first + copies.runs.length[run]
+    shift = (first - copies.runs.row[run] + copies.strip_start(run)) % strip
+    unrolled = max(n for n in range(1, kv_heads + 1) if kv_heads % n == 0 and n * strip <= max(strip, UNROLLED_ROWS))
 
-    def merge_head(head, _):
-        slots = copies.buffers.spans.at[buffer, head]
-        slots[...] = merge_rows(
-            slots[...],
-            copies.buffers.strips[buffer, head],
-            first=first,
-            end=first + copies.runs.length[run],
-            shift=(first - row_in_strip) % strip,
-        )
+    def merge_heads(i, _):
+        for j in range(unrolled):
+            slots = copies.buffers.spans.at[buffer, i * unrolled + j]
+            new = copies.buffers.strips[buffer, i * unrolled + j]
+            slots[...] = merge_rows(slots[...], new, first=first, end=end, shift=shift)
 
-    jax.lax.fori_loop(0, kv_heads, merge_head, None)
+    jax.lax.fori_loop(0, kv_heads // unrolled, merge_heads, None)
