@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, Shaped
 
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.layout import KVPages
-from paged_kernels.mosaic import KERNEL_DTYPES, Interpret, interpreter, round_up
+from paged_kernels.mosaic import KERNEL_DTYPES, LANES, SUBLANES, Interpret, interpreter, round_up
 from paged_kernels.page_write.slots import row_slots
-from paged_kernels.page_write.tpu.kernel import Buffers, write_runs_kernel
+from paged_kernels.page_write.tpu.copies import Buffers
+from paged_kernels.page_write.tpu.kernel import write_runs_kernel
 from paged_kernels.page_write.tpu.runs import Runs, max_runs, plan_runs
 from paged_kernels.page_write.xla import write_kv_xla
 from paged_kernels.row_layout import LARGEST
@@ -41,25 +42,41 @@ class WriteSizes:
     """New rows that are read for a run: whole row tiles, and no fewer than `span`."""
     row_tile: int
     """Rows that fill a register; strips start at a multiple of it, so that they are rolled register by register."""
+    scale_strip: int
+    """Tokens whose scales are read for a run: whole registers, and no fewer than a page's scales have lanes."""
     depth: int
     """Buffers."""
 
     @classmethod
     def of_span(cls, span: int, longest: int, pages: KVPages) -> "WriteSizes":
         """The sizes for spans of this many slots and runs of at most `longest` rows."""
-        row_tile = SLOT_TILE * 4 // pages.data.dtype.itemsize
+        row_tile = SUBLANES * WORD_BYTES // pages.data.dtype.itemsize
         # The run may start at the last row of a tile.
-        strip = max(span, round_up(row_tile - 1 + min(longest, span), row_tile))
-        row_bytes = pages.num_kv_heads * pages.row.storage_lanes * pages.data.dtype.itemsize
-        depth = BUFFER_BYTES // ((span + strip) * row_bytes)
-        return cls(span=span, strip=strip, row_tile=row_tile, depth=max(2, min(MAX_DEPTH, depth)))
+        longest = min(longest, span)
+        strip = max(span, round_up(row_tile - 1 + longest, row_tile))
+        scale_strip = max(pages.row.scale_lanes(pages.page_size), round_up(LANES - 1 + longest, LANES))
+        depth = BUFFER_BYTES // ((span + strip) * _row_bytes(pages))
+        return cls(
+            span=span,
+            strip=strip,
+            row_tile=row_tile,
+            scale_strip=scale_strip,
+            depth=max(2, min(MAX_DEPTH, depth)),
+        )
 
     @classmethod
     def choose(cls, pages: KVPages, max_q_len: int | None) -> "WriteSizes":
-        """The sizes for these pages: spans just long enough for a sequence's rows, of a page at most, that fit well."""
+        """The sizes for these pages: spans just long enough for a sequence's rows, of a page at most, that fit well.
+
+        Raises:
+            NotImplementedError: spans must be pages, because of their scales, and pages are too large for that.
+        """
         longest = min(max_q_len or pages.page_size, pages.page_size)
         tile = min(SLOT_TILE, pages.page_size)
         spans = [size for size in range(tile, pages.page_size + 1, tile) if pages.page_size % size == 0]
+        if pages.scales is not None and longest > 1:
+            _check_page_fits(pages)
+            spans = [pages.page_size]  # else two runs could be of one page, and both write all of its scales
         enough = min(size for size in spans if size >= longest)
         choices = [cls.of_span(size, longest, pages) for size in spans if size <= enough]
         return max((sizes for sizes in choices if sizes.depth >= 4), key=lambda sizes: sizes.span, default=choices[0])
@@ -75,8 +92,8 @@ def write_kv_tpu(
 ) -> KVPages:
     """Pages with each row in its slot, in place if `pages` is donated; rows that go nowhere are dropped.
 
-    Rows are packed first (`RowLayout.pack`); the bytes of slots that get no row do not change. Scales, a few bytes a
-    row, are scattered by XLA, and so are the rows where no copy can move a page.
+    Rows are packed first (`RowLayout.pack`); bits of slots that get no row do not change. Pages that no copy can move
+    as they lie are left to XLA's scatter.
 
     Args:
         pages: one layer's pages.
@@ -86,73 +103,101 @@ def write_kv_tpu(
         interpret: `True` for Pallas's TPU interpreter at its strictest, or the interpreter's own parameters.
 
     Raises:
-        NotImplementedError: the pages have a type that the hardware does not.
+        NotImplementedError: the pages have a type that the hardware does not have, or scales and far too many slots.
     """
     if pages.dtype.name not in DTYPES:
         raise NotImplementedError(
-            f"pages of {pages.dtype.name} cannot be written by the TPU kernel; use {', '.join(DTYPES)}, or backend='xla'"
+            f"pages of {pages.dtype.name} cannot be written by the TPU kernel; use {', '.join(DTYPES)}, "
+            "or backend='xla'"
         )
     if not copies_fit(pages):
         return write_kv_xla(pages, k, v, batch)
     sizes = WriteSizes.choose(pages, batch.max_q_len)
     tokens = k.shape[0]
-    rows, scales = pages.row.pack(k, v)
-    rows = _by_head(rows, sizes)
+    new = _new_by_head(*pages.row.pack(k, v), sizes)
     with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
         page_ids, slots = row_slots(pages, batch, tokens)
         runs = plan_runs(page_ids, slots, span=sizes.span, size=max_runs(tokens, batch.seqs, sizes.span))
-        data = _call_kernel(runs, rows, pages, sizes, interpreter(interpret))
-        return dataclasses.replace(pages, data=data, scales=pages.put_scales(page_ids, slots, scales))
+        data, *scales = _call_kernel(runs, new, pages, sizes, interpreter(interpret))
+        return dataclasses.replace(pages, data=data, scales=scales[0] if scales else None)
 
 
 def copies_fit(pages: KVPages) -> bool:
-    """Whether copies can move these pages as they lie: whole words, and whole tiles or a divisor of one.
+    """Whether copies can move these pages as they lie: whole words, and a divisor or a multiple of a tile.
 
-    Other pages (of bfloat16 with one slot, of 12 slots) XLA keeps in another order.
+    Other pages (one slot of bfloat16, 12 of anything) XLA keeps in another order.
     """
     itemsize = pages.data.dtype.itemsize
-    tile = SLOT_TILE * max(1, WORD_BYTES // itemsize // 2)
-    divides = SLOT_TILE * WORD_BYTES // itemsize % pages.page_size == 0
-    return pages.page_size * itemsize % WORD_BYTES == 0 and (divides or pages.page_size % tile == 0)
+    register = SUBLANES * WORD_BYTES // itemsize
+    tile = register if itemsize == 1 else SLOT_TILE
+    fills_words = pages.page_size * itemsize % WORD_BYTES == 0
+    return fills_words and (register % pages.page_size == 0 or pages.page_size % tile == 0)
 
 
-def _call_kernel(runs: Runs, rows: Array, pages: KVPages, sizes: WriteSizes, interpret: Interpret) -> Array:
+def _call_kernel(
+    runs: Runs, new: tuple[Array, ...], pages: KVPages, sizes: WriteSizes, interpret: Interpret
+) -> tuple[Array, ...]:
+    old = (pages.data,) if pages.scales is None else (pages.data, pages.scales)
+    hbm = pl.BlockSpec(memory_space=pltpu.HBM)
+    first_old = len(jax.tree.leaves(runs)) + len(new)
     return pl.pallas_call(
-        functools.partial(write_runs_kernel, row_tile=sizes.row_tile),
-        out_shape=jax.ShapeDtypeStruct(pages.data.shape, pages.data.dtype),
+        functools.partial(write_runs_kernel, span=sizes.span, page_size=pages.page_size),
+        out_shape=[tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in old)],
         in_specs=[
             jax.tree.map(lambda _: pl.BlockSpec(memory_space=pltpu.SMEM), runs),
-            pl.BlockSpec(memory_space=pltpu.HBM),
-            pl.BlockSpec(memory_space=pltpu.HBM),
+            (hbm,) * len(new),
+            (hbm,) * len(old),
         ],
-        out_specs=pl.BlockSpec(memory_space=pltpu.HBM),
+        out_specs=[(hbm,) * len(old)],
         scratch_shapes=[_buffers(pages, sizes)],
-        input_output_aliases={len(jax.tree.leaves(runs)) + 1: 0},
+        input_output_aliases={first_old + i: i for i in range(len(old))},
         # The plan holds no page but 1..num_pages-1, and no strip leaves the rows.
         compiler_params=pltpu.CompilerParams(disable_bounds_checks=True),
         interpret=interpret,
         name="write_kv",
-    )(runs, rows, pages.data)
+    )(runs, new, old)[0]
 
 
-def _buffers(pages: KVPages, sizes: WriteSizes) -> Any:
-    """The `Buffers` to allocate."""
-
-    def vmem(rows: int) -> Any:
-        return pltpu.VMEM((sizes.depth, pages.num_kv_heads, rows, pages.row.storage_lanes), pages.data.dtype)
-
+def _buffers(pages: KVPages, sizes: WriteSizes) -> tuple[Any, ...]:
+    """The `Buffers` to allocate, for the rows and for the scales."""
     semaphores = pltpu.SemaphoreType.DMA((sizes.depth,))
-    return Buffers(
-        spans=vmem(sizes.span),
-        strips=vmem(sizes.strip),
-        span_read=semaphores,
-        strip_read=semaphores,
-        span_written=semaphores,
-    )
+
+    def buffers(span: tuple[int, ...], strip: tuple[int, ...], dtype: Any) -> Any:
+        spans, strips = (pltpu.VMEM((sizes.depth, *shape), dtype) for shape in (span, strip))
+        return Buffers(spans, strips, span_read=semaphores, strip_read=semaphores, span_written=semaphores)
+
+    heads, lanes, kinds = pages.num_kv_heads, pages.row.storage_lanes, pages.row.scales_per_row
+    rows = buffers((heads, sizes.span, lanes), (heads, sizes.strip, lanes), pages.data.dtype)
+    if pages.scales is None:
+        return (rows,)
+    return rows, buffers((heads, pages.scales.shape[-1]), (kinds, heads, sizes.scale_strip), pages.scales.dtype)
 
 
-def _by_head(rows: Shaped[Array, "tokens kv_heads lanes"], sizes: WriteSizes) -> Shaped[Array, "kv_heads rows lanes"]:
-    """The rows head by head, padded to whole tiles and to at least one strip."""
-    tokens = rows.shape[0]
-    padding = max(round_up(tokens, sizes.row_tile), sizes.strip) - tokens
-    return jnp.pad(jnp.swapaxes(rows, 0, 1), ((0, 0), (0, padding), (0, 0)))
+def _new_by_head(
+    rows: Shaped[Array, "tokens kv_heads lanes"],
+    scales: Float[Array, "tokens kv_heads kinds"] | None,
+    sizes: WriteSizes,
+) -> tuple[Array, ...]:
+    """The rows `[kv_heads, rows, lanes]` and scales `[kinds, kv_heads, rows]`, padded to registers and a strip."""
+
+    def pad(array: Array, axis: int, unit: int, least: int) -> Array:
+        tokens = array.shape[axis]
+        widths = [(0, 0)] * array.ndim
+        widths[axis] = (0, max(round_up(tokens, unit), least) - tokens)
+        return jnp.pad(array, widths)
+
+    padded = pad(jnp.swapaxes(rows, 0, 1), 1, sizes.row_tile, sizes.strip)
+    return (padded,) if scales is None else (padded, pad(scales.T, 2, LANES, sizes.scale_strip))
+
+
+def _row_bytes(pages: KVPages) -> int:
+    return pages.num_kv_heads * pages.row.storage_lanes * pages.data.dtype.itemsize
+
+
+def _check_page_fits(pages: KVPages) -> None:
+    page_bytes = pages.page_size * _row_bytes(pages)
+    if page_bytes > BUFFER_BYTES // 2:
+        raise NotImplementedError(
+            f"page_size={pages.page_size} makes pages of {page_bytes} bytes, of which the TPU kernel takes "
+            f"{BUFFER_BYTES // 2} where rows have scales; use smaller pages, or backend='xla'"
+        )

@@ -26,6 +26,15 @@ def merge_rows(
     return pltpu.bitcast((old_words & ~mask) | (new_words & mask), old.dtype)
 
 
+def merge_lanes(
+    old: Float[Array, "heads lanes"], strip: Float[Array, "heads strip"], *, first: Scalar, end: Scalar, shift: Scalar
+) -> Float[Array, "heads lanes"]:
+    """`old`, but in lanes `first <= l < end` lane `(l - shift) mod strip` of `strip`, which has no fewer lanes."""
+    lane = jax.lax.broadcasted_iota(jnp.int32, old.shape, 1)
+    moved = pltpu.roll(strip, shift, axis=1)[:, : old.shape[1]]
+    return jnp.where((lane >= first) & (lane < end), moved, old)
+
+
 def _shift_rows(words: Words, rows: Scalar, packing: int) -> Words:
     """The rows in `words` moved on by `rows >= 0`, those at the end round to the front."""
     moved = pltpu.roll(words, rows // packing, axis=0)
