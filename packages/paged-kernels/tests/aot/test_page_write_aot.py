@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -10,16 +9,26 @@ from paged_kernels import KVPages, RaggedBatch, write_kv
 
 pytestmark = pytest.mark.aot
 
-KV_HEADS, NUM_PAGES, SEQS, PAGES_PER_SEQ = 8, 512, 16, 2048
-SHAPES = [
-    (head_dim, dtype, page_size)
-    for head_dim in (64, 128)
-    for dtype in ("bfloat16", "float32")
-    for page_size in (16, 64)
+KV_HEADS, NUM_PAGES, SEQS, PAGES_PER_SEQ = 8, 1024, 16, 2048
+LATENT = {"head_dim": 576, "v_head_dim": 512, "latent": True}
+CASES = [
+    ("bfloat16", 16, 8, {"head_dim": 128}),
+    ("bfloat16", 2, 4, {"head_dim": 80}),
+    ("bfloat16", 24, 8, {"head_dim": 192, "v_head_dim": 128}),
+    ("bfloat16", 64, 4, LATENT),
+    ("float32", 1, 4, {"head_dim": 256}),
+    ("float32", 64, 8, {"head_dim": 64}),
+    ("int8", 16, 8, {"head_dim": 128}),
+    ("int8", 64, 4, LATENT),
+    ("float8_e4m3fn", 4, 8, {"head_dim": 128}),
+    ("float8_e5m2", 128, 4, {"head_dim": 80}),
+    ("int4", 16, 8, {"head_dim": 64}),
 ]
+"""Type, page size, KV heads and row: each of them with some of the others."""
+SCATTERED = [("bfloat16", 1, 8, {"head_dim": 128}), ("int8", 24, 4, {"head_dim": 64})]
 
 
-def arguments(head_dim, dtype, page_size, *, tokens=256, max_q_len=None):
+def arguments(dtype, page_size, kv_heads, row, *, tokens=256, max_q_len=None):
     def of(shape, dtype=jnp.int32):
         return jax.ShapeDtypeStruct(shape, dtype)
 
@@ -30,33 +39,34 @@ def arguments(head_dim, dtype, page_size, *, tokens=256, max_q_len=None):
         num_seqs=of(()),
         max_q_len=max_q_len,
     )
-    kv = of((tokens, KV_HEADS, head_dim), dtype)
-    return KVPages.shapes(NUM_PAGES, page_size, KV_HEADS, head_dim, dtype), kv, kv, batch
+    pages = KVPages.shapes(NUM_PAGES, page_size, kv_heads, dtype=dtype, **row)
+    k, v = (of((tokens, kv_heads, dim), jnp.bfloat16) for dim in (pages.head_dim, pages.v_head_dim))
+    return pages, k, None if pages.row.latent else v, batch
 
 
 def kv_bytes(pages):
-    return int(np.prod(pages.data.shape)) * pages.dtype.itemsize
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pages))
 
 
 def write(pages, k, v, batch):
     return write_kv(pages, k, v, batch, backend="tpu")
 
 
-@pytest.mark.parametrize(("head_dim", "dtype", "page_size"), SHAPES)
-def test_compiles_for_one_chip_in_place(target, assert_in_place, head_dim, dtype, page_size):
-    args = arguments(head_dim, dtype, page_size)
+@pytest.mark.parametrize("case", CASES + SCATTERED, ids=str)
+def test_compiles_for_one_chip_in_place(target, assert_in_place, case):
+    args = arguments(*case)
     assert_in_place(target.compile(write, *args, donate=(0,)), kv_bytes(args[0]))
 
 
-@pytest.mark.parametrize(("head_dim", "dtype", "page_size"), [(64, "bfloat16", 64), (128, "float32", 16)])
-def test_compiles_for_decode_in_place(target, assert_in_place, head_dim, dtype, page_size):
-    args = arguments(head_dim, dtype, page_size, tokens=SEQS, max_q_len=1)
+@pytest.mark.parametrize("case", [CASES[3], CASES[6]], ids=str)
+def test_compiles_for_decode_in_place(target, assert_in_place, case):
+    args = arguments(*case, tokens=SEQS, max_q_len=1)
     assert_in_place(target.compile(write, *args, donate=(0,)), kv_bytes(args[0]))
 
 
-@pytest.mark.parametrize(("head_dim", "dtype", "page_size"), SHAPES)
-def test_compiles_for_four_chips_in_place(target, assert_in_place, head_dim, dtype, page_size):
-    args = arguments(head_dim, dtype, page_size)
+@pytest.mark.parametrize("case", [CASES[0], CASES[4], CASES[10]], ids=str)
+def test_compiles_for_four_chips_in_place(target, assert_in_place, case):
+    args = arguments(*case)
     pages, rows = KVPages.partition_spec("tp"), P(None, "tp")
     compiled = target.compile_sharded(write, *args, in_specs=(pages, rows, rows, P()), out_specs=pages, donate=(0,))
     assert_in_place(compiled, kv_bytes(args[0]) // 4)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from page_write_data import TOKENS, WRITES, make_batch, nan_pages, ragged_writes
+from page_write_data import TOKENS, WRITES, make_batch, noise_pages, ragged_writes
 
 from paged_kernels.page_write.slots import row_slots
 
@@ -25,7 +25,7 @@ def slots_by_loop(pages, batch, tokens):
 
 
 def assert_same_slots(write):
-    pages, batch = nan_pages(16, "float32"), make_batch(write)
+    pages, batch = noise_pages(16), make_batch(write)
     page_ids, slots = map(np.asarray, row_slots_jit(pages, batch, TOKENS))
     got = [(page, slot if page else None) for page, slot in zip(page_ids.tolist(), slots.tolist(), strict=True)]
     assert got == slots_by_loop(pages, batch, TOKENS)
@@ -43,7 +43,7 @@ def test_rows_of_any_batch_go_where_the_definition_says(write):
 
 
 def test_page_zero_means_nowhere():
-    pages, batch = nan_pages(16, "float32"), make_batch(WRITES["null_page"])
+    pages, batch = noise_pages(16), make_batch(WRITES["null_page"])
     page_ids, _ = row_slots(pages, batch, TOKENS)
     assert page_ids.tolist()[:8] == [0] * 8  # positions 8..15, whose table entry is the null page
     assert page_ids.tolist()[16:] == [0] * 8  # padding

@@ -3,45 +3,59 @@
 import jax
 import pytest
 from hypothesis import given, settings
-from page_write_data import WRITES, assert_written, finite_pages, make_batch, make_rows, nan_pages, ragged_writes
+from page_write_data import (
+    KINDS,
+    WRITES,
+    assert_written,
+    finite_pages,
+    make_batch,
+    make_rows,
+    noise_pages,
+    ragged_writes,
+)
 
 from paged_kernels.page_write.xla import write_kv_xla
 
 write_jit = jax.jit(write_kv_xla)
 
 
+def write_and_check(pages, write, dtype=None):
+    (k, v), batch = make_rows(pages, dtype), make_batch(write)
+    assert_written(write_jit(pages, k, v, batch), pages, k, v, batch)
+
+
 @pytest.mark.parametrize("name", WRITES)
 def test_writes_its_slots_and_no_other_byte(name):
-    pages, (k, v), batch = nan_pages(16, "float32"), make_rows("float32"), make_batch(WRITES[name])
-    assert_written(write_jit(pages, k, v, batch), pages, k, v, batch)
+    write_and_check(noise_pages(16), WRITES[name])
 
 
-@pytest.mark.parametrize("name", WRITES)
-def test_bfloat16(name):
-    pages, (k, v), batch = finite_pages(16, "bfloat16"), make_rows("bfloat16"), make_batch(WRITES[name])
-    assert_written(write_jit(pages, k, v, batch), pages, k, v, batch)
+@pytest.mark.parametrize("name", ["gaps", "past_the_table", "null_page"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_row(kind, name):
+    exact = KINDS[kind]["dtype"] in {"float32", "int8", "int4"}
+    write_and_check(noise_pages(16, kind) if exact else finite_pages(16, kind), WRITES[name])
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(write=ragged_writes())
 def test_any_batch(write):
-    pages, (k, v), batch = nan_pages(16, "float32"), make_rows("float32"), make_batch(write)
-    assert_written(write_jit(pages, k, v, batch), pages, k, v, batch)
+    write_and_check(noise_pages(16), write)
 
 
-@pytest.mark.parametrize("page_size", [1, 5, 64])
-def test_any_page_size(page_size):
-    pages, (k, v), batch = nan_pages(page_size, "float32"), make_rows("float32"), make_batch(WRITES["gaps"])
-    assert_written(write_jit(pages, k, v, batch), pages, k, v, batch)
+@pytest.mark.parametrize(("page_size", "kind"), [(1, "float32"), (5, "int8"), (64, "int4")])
+def test_any_page_size(page_size, kind):
+    write_and_check(noise_pages(page_size, kind), WRITES["gaps"])
 
 
 def test_rows_are_rounded_to_the_pages_dtype():
-    pages, (k, v), batch = finite_pages(16, "bfloat16"), make_rows("float32"), make_batch(WRITES["chunks"])
-    assert_written(write_jit(pages, k, v, batch), pages, k, v, batch)
+    write_and_check(finite_pages(16, "bfloat16"), WRITES["chunks"], dtype="float32")
 
 
-def test_donated_float32_pages_are_written_in_place():
-    pages, (k, v), batch = nan_pages(16, "float32", num_pages=2000), make_rows("float32"), make_batch(WRITES["mixed"])
-    memory = jax.jit(write_kv_xla, donate_argnums=0).lower(pages, k, v, batch).compile().memory_analysis()
-    assert memory.alias_size_in_bytes == pages.data.nbytes
-    assert memory.temp_size_in_bytes < pages.data.nbytes / 100
+@pytest.mark.parametrize("kind", ["float32", "int8", "int4"])
+def test_donated_pages_are_written_in_place(kind):
+    pages = noise_pages(16, kind, num_pages=2000)
+    args = (pages, *make_rows(pages), make_batch(WRITES["mixed"]))
+    memory = jax.jit(write_kv_xla, donate_argnums=0).lower(*args).compile().memory_analysis()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(pages))
+    assert memory.alias_size_in_bytes == size
+    assert memory.temp_size_in_bytes < size / 100

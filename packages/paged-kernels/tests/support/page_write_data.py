@@ -1,6 +1,7 @@
-"""Page writes to test with: pages full of distinct NaNs, and what a plain double loop makes of them.
+"""Page writes to test with: pages full of noise, and what a plain double loop makes of them.
 
-Each unwritten value is a NaN with a payload of its own, so that a byte that moves, or is computed with, shows.
+Each unwritten value, and each unwritten scale, is a NaN with a payload of its own where its type has them, and any bits
+where not, so that a byte that moves, or is computed with, shows.
 """
 
 import dataclasses
@@ -14,6 +15,19 @@ from paged_kernels import KVPages, RaggedBatch
 
 TOKENS, SEQS, PAGES_PER_SEQ, NUM_PAGES, KV_HEADS, HEAD_DIM = 24, 5, 3, 20, 2, 64
 """One shape for all cases, so that each backend is compiled once for each dtype and page size."""
+KINDS = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"dtype": "int8"},
+    "float8_e4m3fn": {"dtype": "float8_e4m3fn"},
+    "float8_e5m2": {"dtype": "float8_e5m2"},
+    "int4": {"dtype": "int4"},
+    "aligned": {"dtype": "bfloat16", "head_dim": 80},
+    "v_longer": {"dtype": "bfloat16", "head_dim": 40, "v_head_dim": 96},
+    "latent": {"dtype": "bfloat16", "head_dim": 136, "v_head_dim": 128, "latent": True},
+    "latent_int8": {"dtype": "int8", "head_dim": 136, "v_head_dim": 128, "latent": True},
+}
+"""Every kind of row, by what `KVPages.zeros` makes it of."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,26 +91,40 @@ def make_batch(write: Write, *, max_q_len: int | None = None, seed: int = 0) -> 
     )
 
 
-def nan_pages(page_size: int, dtype: str, num_pages: int = NUM_PAGES) -> KVPages:
-    """Pages of quiet NaNs whose payloads differ from slot to slot and lane to lane."""
-    payload_bits, quiet = {"float32": (22, 0x7FC00000), "bfloat16": (6, 0x7FC0)}[dtype]
-    shapes = KVPages.shapes(num_pages, page_size, KV_HEADS, HEAD_DIM, dtype)
-    payload = np.random.default_rng(1).integers(0, 1 << payload_bits, shapes.data.shape)
-    bit_type = f"uint{8 * jnp.dtype(dtype).itemsize}"
-    return dataclasses.replace(shapes, data=jnp.asarray((quiet | payload).astype(bit_type).view(jnp.dtype(dtype))))
+def noise_pages(page_size: int, kind: str = "float32", num_pages: int = NUM_PAGES) -> KVPages:
+    """Pages of noise: of quiet NaNs where the type has payloads to tell them apart."""
+    shapes = pages_shape(page_size, kind, num_pages)
+    return jax.tree.map(lambda leaf: jnp.asarray(noise(leaf.shape, leaf.dtype)), shapes)
 
 
-def finite_pages(page_size: int, dtype: str) -> KVPages:
-    """Pages of numbers, for XLA on CPU: before jax 0.12 it moves bfloat16 through float32, which changes NaNs."""
-    shapes = KVPages.shapes(NUM_PAGES, page_size, KV_HEADS, HEAD_DIM, dtype)
-    return dataclasses.replace(shapes, data=jnp.asarray(np.random.default_rng(1).normal(size=shapes.data.shape), dtype))
+def finite_pages(page_size: int, kind: str) -> KVPages:
+    """Pages of numbers, for XLA on CPU: it moves bfloat16 (before jax 0.12) and float8 through wider types."""
+    shapes, rng = pages_shape(page_size, kind), np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(10 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
 
 
-def make_rows(dtype: str, tokens: int = TOKENS, seed: int = 2) -> tuple[jax.Array, jax.Array]:
-    """New keys and values; among them infinities, a NaN and a minus zero."""
-    k, v = np.random.default_rng(seed).normal(size=(2, tokens, KV_HEADS, HEAD_DIM))
-    k[0, 0, :4] = np.inf, -np.inf, np.nan, -0.0
-    return jnp.asarray(k, dtype), jnp.asarray(v, dtype)
+def pages_shape(page_size: int, kind: str, num_pages: int = NUM_PAGES) -> KVPages:
+    """The shapes of such pages."""
+    return KVPages.shapes(num_pages, page_size, KV_HEADS, **{"head_dim": HEAD_DIM, **KINDS[kind]})
+
+
+def noise(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Values of distinct bits."""
+    payload_bits, quiet = {"float32": (22, 0x7FC00000), "bfloat16": (6, 0x7FC0)}.get(dtype.name, (8, 0))
+    payload = np.random.default_rng(1).integers(0, 1 << payload_bits, shape)
+    return (quiet | payload).astype(f"uint{8 * dtype.itemsize}").view(dtype)
+
+
+def make_rows(
+    pages: KVPages, dtype: str | None = None, tokens: int = TOKENS, seed: int = 2
+) -> tuple[jax.Array, jax.Array | None]:
+    """New keys and values for these pages; where no scale is made of them an infinity, a NaN and a minus zero too."""
+    rng = np.random.default_rng(seed)
+    k, v = (rng.normal(size=(tokens, KV_HEADS, dim)) for dim in (pages.head_dim, pages.v_head_dim))
+    if pages.scales is None:
+        k[0, 0, :4] = np.inf, -np.inf, np.nan, -0.0
+    dtype = dtype or ("bfloat16" if pages.dtype.name == "bfloat16" else "float32")
+    return jnp.asarray(k, dtype), None if pages.row.latent else jnp.asarray(v, dtype)
 
 
 def bits(array: jax.Array) -> np.ndarray:
@@ -105,10 +133,10 @@ def bits(array: jax.Array) -> np.ndarray:
     return host.view(f"uint{8 * host.dtype.itemsize}")
 
 
-def written_by_loop(pages: KVPages, k: jax.Array, v: jax.Array, batch: RaggedBatch) -> np.ndarray:
+def written_by_loop(pages: KVPages, k: jax.Array, v: jax.Array | None, batch: RaggedBatch) -> KVPages:
     """The bits of the pages after the write, by the definition, a row at a time."""
-    data = bits(pages.data).copy()
-    rows = bits(np.concatenate([k, v], axis=-1).astype(pages.dtype))
+    data, scales = (None if array is None else bits(array).copy() for array in (pages.data, pages.scales))
+    rows, row_scales = (None if array is None else bits(array) for array in pages.row.pack(k, v))
     table, kv_lens, starts = (np.asarray(array) for array in (batch.page_table, batch.kv_lens, batch.cu_q_lens))
     for seq in range(int(batch.num_seqs)):
         n = starts[seq + 1] - starts[seq]
@@ -116,15 +144,22 @@ def written_by_loop(pages: KVPages, k: jax.Array, v: jax.Array, batch: RaggedBat
             position = kv_lens[seq] - n + j
             if not 0 <= position < batch.pages_per_seq * pages.page_size:
                 continue
-            page = table[seq, position // pages.page_size]
+            page, slot = table[seq, position // pages.page_size], position % pages.page_size
             if 0 < page < pages.num_pages:
-                data[page, :, position % pages.page_size] = rows[starts[seq] + j]
-    return data
+                data[page, :, slot] = rows[starts[seq] + j]
+                if scales is not None:
+                    for kind in range(pages.row.scales_per_row):
+                        scales[page, :, 0, kind * pages.page_size + slot] = row_scales[starts[seq] + j, :, kind]
+    return dataclasses.replace(pages, data=data, scales=scales)
 
 
-def assert_written(got: KVPages, pages: KVPages, k: jax.Array, v: jax.Array, batch: RaggedBatch) -> None:
+def assert_written(got: KVPages, pages: KVPages, k: jax.Array, v: jax.Array | None, batch: RaggedBatch) -> None:
     """Fails unless `got` is `pages` after the write, bit for bit (a NaN that is written may have any payload)."""
-    want = written_by_loop(pages, k, v, batch)
-    new_nan = (want != bits(pages.data)) & np.isnan(want.view(pages.dtype))
-    same = (bits(got.data) == want) | (new_nan & np.isnan(np.asarray(got.data)))
-    assert same.all(), f"{(~same).sum()} values differ, in pages {sorted(set(np.nonzero(~same)[0].tolist()))}"
+    expected = written_by_loop(pages, k, v, batch)
+    for name in ("data", "scales") if pages.row.is_quantised else ("data",):
+        after, before, want = (getattr(each, name) for each in (got, pages, expected))
+        new_nan = (want != bits(before)) & np.isnan(want.view(before.dtype))
+        same = (bits(after) == want) | (new_nan & np.isnan(np.asarray(after)))
+        assert same.all(), (
+            f"{(~same).sum()} values differ in {name}, pages {sorted(set(np.nonzero(~same)[0].tolist()))}"
+        )

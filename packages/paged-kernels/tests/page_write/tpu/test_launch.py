@@ -9,12 +9,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from jax.sharding import Mesh, PartitionSpec
-from page_write_data import TOKENS, WRITES, assert_written, make_batch, make_rows, nan_pages, ragged_writes
+from page_write_data import (
+    KINDS,
+    TOKENS,
+    WRITES,
+    assert_written,
+    finite_pages,
+    make_batch,
+    make_rows,
+    noise_pages,
+    ragged_writes,
+)
 
 from paged_kernels import KVPages
 from paged_kernels.mosaic import INTERPRET
-from paged_kernels.page_write.tpu import kernel, launch
-from paged_kernels.page_write.tpu.launch import WriteSizes, write_kv_tpu
+from paged_kernels.page_write.tpu import copies, launch
+from paged_kernels.page_write.tpu.launch import WriteSizes, copies_fit, write_kv_tpu
 
 write_jit = jax.jit(functools.partial(write_kv_tpu, interpret=True))
 DETECT_RACES = dataclasses.replace(INTERPRET, detect_races=True)
@@ -28,58 +38,71 @@ def two_buffers(monkeypatch):
     monkeypatch.setattr(launch, "MAX_DEPTH", 2)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def check(pages, write, *, write_kv=write_jit, dtype=None, tokens=TOKENS, max_q_len=None):
+    (k, v), batch = make_rows(pages, dtype, tokens), make_batch(write, max_q_len=max_q_len)
+    assert_written(write_kv(pages, k, v, batch), pages, k, v, batch)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
 @pytest.mark.parametrize("name", WRITES)
-def test_writes_its_slots_and_no_other_byte(name, dtype):
-    pages, (k, v), batch = nan_pages(16, dtype), make_rows(dtype), make_batch(WRITES[name])
-    assert_written(write_jit(pages, k, v, batch), pages, k, v, batch)
+def test_writes_its_slots_and_no_other_byte(name, kind):
+    check(noise_pages(16, kind), WRITES[name])
+
+
+@pytest.mark.parametrize("name", ["gaps", "mixed"])
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"bfloat16", "int8"}))
+def test_every_kind_of_row(kind, name):
+    check(noise_pages(16, kind), WRITES[name])
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(write=ragged_writes())
 def test_any_batch(write):
-    pages, (k, v), batch = nan_pages(16, "bfloat16"), make_rows("bfloat16"), make_batch(write)
-    assert_written(write_jit(pages, k, v, batch), pages, k, v, batch)
+    check(noise_pages(16, "bfloat16"), write)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("page_size", [8, 24, 64])
-def test_other_page_sizes(page_size, dtype):
-    pages, (k, v), batch = nan_pages(page_size, dtype), make_rows(dtype), make_batch(WRITES["gaps"])
-    assert_written(write_jit(pages, k, v, batch), pages, k, v, batch)
+@pytest.mark.parametrize(
+    ("page_size", "kind"),
+    [(1, "float32"), (2, "bfloat16"), (4, "int8"), (8, "float32"), (24, "bfloat16"), (64, "int4"), (64, "float32")],
+)
+def test_other_page_sizes(page_size, kind):
+    pages = noise_pages(page_size, kind)
+    assert copies_fit(pages)
+    check(pages, WRITES["gaps"])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("page_size", [16, 64])
-def test_decode_touches_one_tile_a_sequence(page_size, dtype):
-    pages, (k, v) = nan_pages(page_size, dtype), make_rows(dtype, tokens=5)
-    batch = make_batch(WRITES["decode"], max_q_len=1)
+@pytest.mark.parametrize(("page_size", "kind"), [(1, "bfloat16"), (2, "int8"), (12, "float32"), (24, "int4")])
+def test_page_sizes_that_no_copy_can_move(page_size, kind):
+    pages = finite_pages(page_size, kind)
+    assert not copies_fit(pages)
+    check(pages, WRITES["gaps"])
+
+
+@pytest.mark.parametrize(("page_size", "kind"), [(16, "bfloat16"), (64, "float32"), (64, "int8")])
+def test_decode_touches_one_tile_a_sequence(page_size, kind):
+    pages = noise_pages(page_size, kind)
     assert WriteSizes.choose(pages, 1).span == 8
-    assert_written(write_jit(pages, k, v, batch), pages, k, v, batch)
+    check(pages, WRITES["decode"], tokens=5, max_q_len=1)
 
 
 @pytest.mark.parametrize(("name", "max_q_len"), [("no_rows", 5), ("chunks", 11)])
 def test_the_promise_of_few_rows_changes_nothing(name, max_q_len):
-    pages, (k, v) = nan_pages(16, "bfloat16"), make_rows("bfloat16")
-    batch = make_batch(WRITES[name], max_q_len=max_q_len)
-    assert_written(write_jit(pages, k, v, batch), pages, k, v, batch)
+    check(noise_pages(16, "bfloat16"), WRITES[name], max_q_len=max_q_len)
 
 
 def test_rows_are_rounded_to_the_pages_dtype():
-    pages, (k, v), batch = nan_pages(16, "bfloat16"), make_rows("float32"), make_batch(WRITES["chunks"])
-    assert_written(write_jit(pages, k, v, batch), pages, k, v, batch)
+    check(noise_pages(16, "bfloat16"), WRITES["chunks"], dtype="float32")
 
 
 def test_with_64_bit_types_enabled():
-    pages, batch = nan_pages(16, "float32"), make_batch(WRITES["chunks"])
+    pages, batch = noise_pages(16, "int8"), make_batch(WRITES["chunks"])
     with jax.enable_x64(True):
-        k, v = make_rows("float64")
+        k, v = make_rows(pages, "float64")
         got = jax.jit(functools.partial(write_kv_tpu, interpret=True))(pages, k, v, batch)
-    assert_written(got, pages, k, v, batch)
+        assert_written(got, pages, k, v, batch)
 
 
 def test_split_over_heads(two_buffers):
-    pages, (k, v), batch = nan_pages(16, "float32"), make_rows("float32"), make_batch(WRITES["mixed"])
     by_head, rows = KVPages.partition_spec("tp"), PartitionSpec(None, "tp")
     sharded = jax.shard_map(
         functools.partial(write_kv_tpu, interpret=True),
@@ -88,44 +111,57 @@ def test_split_over_heads(two_buffers):
         out_specs=by_head,
         check_vma=False,
     )
-    assert_written(jax.jit(sharded)(pages, k, v, batch), pages, k, v, batch)
+    check(noise_pages(16, "int8"), WRITES["mixed"], write_kv=jax.jit(sharded))
 
 
-@pytest.mark.parametrize("name", ["chunks", "mixed"])
-def test_no_copy_races_with_another(name, two_buffers, capsys):
-    write_and_check(DETECT_RACES, name)
+CASES = [("chunks", "int8"), ("mixed", "bfloat16")]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_no_copy_races_with_another(name, kind, two_buffers, capsys):
+    write_and_check(DETECT_RACES, name, kind)
     assert "RACE DETECTED" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["chunks", "mixed"])
-def test_copies_may_complete_at_once(name, two_buffers):
-    write_and_check(EAGER, name)
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_copies_may_complete_at_once(name, kind, two_buffers):
+    write_and_check(EAGER, name, kind)
 
 
-def write_and_check(interpret, name="chunks"):
-    pages, (k, v), batch = nan_pages(16, "bfloat16"), make_rows("bfloat16"), make_batch(WRITES[name])
-    got = jax.jit(functools.partial(write_kv_tpu, interpret=interpret))(pages, k, v, batch)
-    assert_written(got, pages, k, v, batch)
+def write_and_check(interpret, name="chunks", kind="int8"):
+    write_kv = jax.jit(functools.partial(write_kv_tpu, interpret=interpret))
+    check(noise_pages(16, kind), WRITES[name], write_kv=write_kv)
 
 
 class TestMutations:
     """The tests above can fail: each of these changes to the kernel makes a wrong result."""
 
-    def test_slots_that_are_kept_but_never_read(self, monkeypatch):
-        monkeypatch.setattr(kernel.RunCopies, "_keeps_some", lambda self, run: run < 0)
+    @pytest.mark.parametrize("part", [copies.RowCopies, copies.ScaleCopies])
+    def test_what_is_kept_but_never_read(self, part, monkeypatch):
+        monkeypatch.setattr(part, "_keeps_some", lambda self, run: run < 0)
         self.fails(interpret=True)
 
-    def test_rows_one_slot_too_far(self, monkeypatch):
-        original = kernel.merge_rows
-        monkeypatch.setattr(kernel, "merge_rows", lambda *a, shift, **k: original(*a, shift=shift + 1, **k))
+    @pytest.mark.parametrize("merge", ["merge_rows", "merge_lanes"])
+    def test_one_slot_too_far(self, merge, monkeypatch):
+        original = getattr(copies, merge)
+        monkeypatch.setattr(copies, merge, lambda *a, shift, **k: original(*a, shift=shift + 1, **k))
+        self.fails(interpret=True)
+
+    def test_scales_of_v_where_those_of_k_are(self, monkeypatch):
+        original = copies.merge_lanes
+        monkeypatch.setattr(
+            copies,
+            "merge_lanes",
+            lambda *a, first, end, shift: original(*a, first=first % 16, end=first % 16 + end - first, shift=shift),
+        )
         self.fails(interpret=True)
 
     def test_merged_before_it_arrives(self, monkeypatch):
-        monkeypatch.setattr(kernel.RunCopies, "wait_read", lambda self, run: None)
+        monkeypatch.setattr(copies.RunCopies, "wait_read", lambda self, run: None)
         self.fails(interpret=True)
 
     def test_runs_that_share_a_buffer(self, monkeypatch, two_buffers):
-        monkeypatch.setattr(kernel.RunCopies, "buffer", lambda self, run: run * 0)
+        monkeypatch.setattr(copies.RunCopies, "buffer", lambda self, run: run * 0)
         self.fails(interpret=EAGER)
 
     def fails(self, interpret):
@@ -135,20 +171,28 @@ class TestMutations:
 
 class TestSizes:
     def test_spans_are_a_tile_for_decode_and_a_page_for_more(self):
-        pages = nan_pages(64, "bfloat16")
+        pages = KVPages.shapes(4, 64, 2, 64)
         assert WriteSizes.choose(pages, 1).span == 8
         assert WriteSizes.choose(pages, 12).span == 16
         assert WriteSizes.choose(pages, None).span == 64
 
-    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_spans_of_pages_with_scales_are_pages_so_that_no_two_write_the_same_scales(self):
+        pages = KVPages.shapes(4, 64, 2, 64, "int8")
+        assert WriteSizes.choose(pages, 1).span == 8
+        assert WriteSizes.choose(pages, 2).span == 64
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
     @pytest.mark.parametrize("max_q_len", [None, 1, 3, 9, 200])
     @pytest.mark.parametrize("page_size", [8, 24, 64, 256])
     def test_a_strip_holds_the_longest_run_wherever_it_starts(self, page_size, max_q_len, dtype):
-        sizes = WriteSizes.choose(KVPages.zeros(2, page_size, 8, 128, jnp.dtype(dtype)), max_q_len)
+        pages = KVPages.shapes(2, page_size, 8, 128, dtype)
+        sizes = WriteSizes.choose(pages, max_q_len)
         longest = min(max_q_len or page_size, sizes.span)
         assert sizes.strip % sizes.row_tile == 0
         assert sizes.strip >= max(sizes.span, sizes.row_tile - 1 + longest)
         assert page_size % sizes.span == 0
+        assert sizes.scale_strip % 128 == 0
+        assert sizes.scale_strip >= max(pages.row.scale_lanes(page_size), 127 + longest)
 
     def test_huge_pages_are_cut_to_fit(self):
         sizes = WriteSizes.choose(KVPages.shapes(4, 1024, 32, 128, jnp.float32), None)
@@ -156,14 +200,14 @@ class TestSizes:
 
 
 class TestRefusals:
-    def refuses(self, message, page_size=16, head_dim=64, dtype="float32"):
-        pages = KVPages.zeros(4, page_size, 2, head_dim, jnp.dtype(dtype))
-        k = jnp.zeros((TOKENS, 2, head_dim))
+    def refuses(self, message, page_size=16, kv_heads=2, dtype="float16"):
+        pages = KVPages.zeros(2, page_size, kv_heads, 128, dtype)
+        k = jnp.zeros((TOKENS, kv_heads, 128))
         with pytest.raises(NotImplementedError, match=message):
             write_kv_tpu(pages, k, k, make_batch(WRITES["decode"]), interpret=True)
 
-    def test_page_size(self):
-        self.refuses(r"page_size=12 must be a multiple of 8 .* use 16, or backend='xla'", page_size=12)
-
     def test_dtype(self):
-        self.refuses(r"pages of float16 cannot be written .* use float32 or bfloat16", dtype="float16")
+        self.refuses(r"pages of float16 cannot be written by the TPU kernel; use float32, bfloat16, int8, .*'xla'")
+
+    def test_huge_pages_with_scales(self):
+        self.refuses(r"page_size=512 .* pages of 4194304 bytes, .* takes 2097152", 512, 32, "int8")

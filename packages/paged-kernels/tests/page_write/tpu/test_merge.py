@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from page_write_data import bits
 
-from paged_kernels.page_write.tpu.merge import merge_rows
+from paged_kernels.page_write.tpu.merge import merge_lanes, merge_rows
 
 
 @jax.jit
@@ -27,8 +27,8 @@ def random_bits(rng, rows, dtype):
     return rng.integers(0, 1 << 8 * size, (rows, 128)).astype(f"uint{8 * size}").view(jnp.dtype(dtype))
 
 
-@pytest.mark.parametrize(("slots", "strip"), [(8, 16), (16, 16), (16, 32)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("slots", "strip"), [(8, 32), (16, 16), (16, 32)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_rows_land_in_their_slots_bit_for_bit(dtype, slots, strip):
     rng = np.random.default_rng(0)
     old, new = random_bits(rng, slots, dtype), random_bits(rng, strip, dtype)
@@ -39,3 +39,14 @@ def test_rows_land_in_their_slots_bit_for_bit(dtype, slots, strip):
         want = bits(old).copy()
         want[first:end] = bits(new)[(np.arange(first, end) - shift) % strip]
         np.testing.assert_array_equal(result, want)
+
+
+@pytest.mark.parametrize("strip", [128, 256])
+def test_scales_land_in_their_lanes_bit_for_bit(strip):
+    rng = np.random.default_rng(0)
+    old, new = random_bits(rng, 2, "float32"), np.concatenate([random_bits(rng, 2, "float32")] * (strip // 128), axis=1)
+    merge = jax.jit(lambda first, end, shift: merge_lanes(old, new, first=first, end=end, shift=shift))
+    for first, end, shift in [(0, 128, 0), (5, 9, 3), (127, 128, strip - 1), (16, 32, 77), (4, 4, 1)]:
+        want = bits(old).copy()
+        want[:, first:end] = bits(new)[:, (np.arange(first, end) - shift) % strip]
+        np.testing.assert_array_equal(bits(merge(first, end, shift)), want)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from page_write_data import SEQS, TOKENS, WRITES, make_batch, nan_pages, ragged_writes
+from page_write_data import SEQS, TOKENS, WRITES, make_batch, noise_pages, ragged_writes
 
 from paged_kernels.page_write.slots import row_slots
 from paged_kernels.page_write.tpu.runs import max_runs, plan_runs
@@ -39,7 +39,7 @@ def test_no_rows_make_no_runs():
 
 
 def assert_plan_covers(write, page_size, span):
-    page_ids, slots = map(np.asarray, row_slots(nan_pages(page_size, "float32"), make_batch(write), TOKENS))
+    page_ids, slots = map(np.asarray, row_slots(noise_pages(page_size), make_batch(write), TOKENS))
     size = max_runs(TOKENS, SEQS, span)
     runs = runs_of(page_ids, slots, span, size)
     assert len(runs) <= size
