@@ -9,7 +9,7 @@ from paged_kernels import KVPages, RaggedBatch, write_kv
 
 pytestmark = pytest.mark.aot
 
-KV_HEADS, NUM_PAGES, SEQS, PAGES_PER_SEQ = 8, 1024, 16, 2048
+NUM_PAGES, SEQS, PAGES_PER_SEQ = 8192, 16, 2048
 LATENT = {"head_dim": 576, "v_head_dim": 512, "latent": True}
 CASES = [
     ("bfloat16", 16, 8, {"head_dim": 128}),
