@@ -23,6 +23,7 @@ two batches). This has never been run on a TPU.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,27 +37,36 @@ from tpu_costing.workloads import GROUPS, Workload, choose
 
 
 def main() -> None:
-    """Measure, print a table, write what was asked for."""
+    """Do what is asked for."""
     options = parse()
     if options.list:
         for group, names in GROUPS.items():
             print(f"{group}:", *names, sep="\n  ")
-        return
-    if options.time:
+    elif options.time:
         print_times(options)
-        return
+    else:
+        groups = print_estimates(options)
+        write_files(options, groups)
+
+
+def print_estimates(options: argparse.Namespace) -> list[list[Result]]:
+    """Estimate each workload on each chip, and print the table; all results."""
     groups = []
     print(report.HEADER, flush=True)
-    for workload, chip in [(workload, chip) for workload in options.workloads for chip in options.chip]:
+    for workload, chip in itertools.product(options.workloads, options.chip):
         group = list(measured(workload, chip, options))
         groups.append(group)
-        ours = next((result for result in group if result.kernel == "ours"), None)
         for result in report.best_by_kernel(group):
-            print(report.line(result, ours), flush=True)
+            print(report.line(result, group[0]), flush=True)
             if options.account and result.failure is None:
                 print(report.account(result), flush=True)
     if options.compare:
         print(report.last_line(groups))
+    return groups
+
+
+def write_files(options: argparse.Namespace, groups: list[list[Result]]) -> None:
+    """Write the files that are asked for."""
     if options.json:
         report.write_json(options.json, groups)
     if options.markdown:
@@ -106,7 +116,7 @@ def our_contestant(blocks: str | None) -> Contestant:
 
 
 def measured(workload: Workload, chip: str, options: argparse.Namespace) -> Iterator[Result]:
-    """Each contestant's result, with a line of progress."""
+    """Each contestant's result, ours first, with a line of progress."""
     contestants = (options.ours, *(peers(workload) if options.compare else ()))
     for contestant in contestants:
         progress(f"{workload.name} {chip} {contestant.kernel} {contestant.blocks} ...")
