@@ -25,7 +25,6 @@ two batches). This has never been run on a TPU.
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from tpu_costing import report, timing
@@ -53,8 +52,9 @@ def print_estimates(options: argparse.Namespace) -> list[list[Result]]:
     """Estimate each workload on each chip, and print the table; all results."""
     groups = []
     print(report.HEADER, flush=True)
-    for workload, chip in itertools.product(options.workloads, options.chip):
-        group = list(measured(workload, chip, options))
+    pairs = list(itertools.product(options.workloads, options.chip))
+    for number, (workload, chip) in enumerate(pairs, start=1):
+        group = measured(workload, chip, options, f"{number}/{len(pairs)}")
         groups.append(group)
         for result in report.best_by_kernel(group):
             print(report.line(result, group[0]), flush=True)
@@ -115,13 +115,14 @@ def our_contestant(blocks: str | None) -> Contestant:
     return Contestant(kernel="ours", q_rows=int(rows), kv_pages=int(pages))
 
 
-def measured(workload: Workload, chip: str, options: argparse.Namespace) -> Iterator[Result]:
-    """Each contestant's result, ours first, with a line of progress."""
-    contestants = (options.ours, *(peers(workload) if options.compare else ()))
-    for contestant in contestants:
-        progress(f"{workload.name} {chip} {contestant.kernel} {contestant.blocks} ...")
-        yield measure(workload, chip, contestant, options.cache)
+def measured(workload: Workload, chip: str, options: argparse.Namespace, number: str) -> list[Result]:
+    """Each contestant's result, ours first."""
+    results = []
+    for contestant in (options.ours, *(peers(workload) if options.compare else ())):
+        progress(f"{number} {workload.name} {chip} {contestant.kernel} {contestant.blocks} ...")
+        results.append(measure(workload, chip, contestant, options.cache))
     progress("")
+    return results
 
 
 def print_times(options: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ def result(kernel, cycles, failure=None, blocks="default", limit=10.0):
         kernel=kernel,
         blocks=blocks,
         unit="page",
+        tokens=16,
         limit=limit,
         figures=figures,
         failure=failure,

@@ -91,6 +91,14 @@ def test_write_moves_a_tile_and_a_row():
     assert workload.bytes_needed() == 2 * 8 * 128 * 2 * 9
 
 
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [("decode-8-1-128-p32", 32), ("write-8-128", 1), ("prefill-8-1-128-n4-c32", 4), ("mixed-8-1-128-n4-c32", 20)],
+)
+def test_tokens_of_a_unit(name, tokens):
+    assert Workload.parse(name).tokens == tokens
+
+
 def test_page_bytes_follow_the_type():
     assert Workload.parse("decode-32-8-128").page_bytes == 65536
     assert Workload.parse("decode-32-8-128-p32-int8").page_bytes == 65536

@@ -30,6 +30,8 @@ class Result:
     kernel: str
     blocks: str
     unit: str
+    tokens: int
+    """Tokens of a unit."""
     limit: float
     """Cycles that the hardware's limit leaves: of HBM for decode and writes, of the matrix units for prefill; the
     greater for mixed batches."""
@@ -57,6 +59,7 @@ def measure(workload: Workload, chip: str, contestant: Contestant, cache: Path |
         "kernel": contestant.kernel,
         "blocks": contestant.blocks,
         "unit": workload.unit,
+        "tokens": workload.tokens,
         "limit": limit(workload, chip),
     }
     try:

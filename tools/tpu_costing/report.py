@@ -11,13 +11,14 @@ from pathlib import Path
 from tpu_costing.calls import CONTESTANTS
 from tpu_costing.measure import Result
 
-_COLUMNS = "{:<34} {:<6} {:<10} {:>9} {:>10} {:>9} {:>7} {:>9} {:>7} {:>7} {:>8} {:>6}"
+_COLUMNS = "{:<34} {:<6} {:<10} {:>9} {:>10} {:>8} {:>9} {:>7} {:>9} {:>7} {:>7} {:>8} {:>6}"
 HEADER = _COLUMNS.format(
     "workload",
     "chip",
     "kernel",
     "blocks",
     "cycles",
+    "a token",
     "limit",
     "/limit",
     "bundles",
@@ -73,6 +74,7 @@ def line(result: Result, ours: Result | None = None) -> str:
     return _COLUMNS.format(
         *head,
         f"{f.cycles:.1f}",
+        f"{f.cycles / result.tokens:.2f}",
         f"{result.limit:.1f}",
         f"{result.ratio:.2f}",
         f"{f.bundles:.1f}",

@@ -95,6 +95,13 @@ class Workload:
         return {"decode": "page", "write": "row"}.get(self.mode, "call")
 
     @property
+    def tokens(self) -> int:
+        """Tokens of a unit: the page's keys, the row, or the call's new rows."""
+        if self.unit == "page":
+            return self.page_size
+        return 1 if self.mode == "write" else sum(new for _, new in self.batches[0])
+
+    @property
     def batches(self) -> tuple[Batch, ...]:
         """The calls that are compiled; of two, the difference is the steady state.
 
