@@ -186,7 +186,7 @@ GROUPS = {
     "decode": DECODE,
     "prefill": PREFILL,
     "mixed": ("mixed-8-1-128-p16-n512-c2048",),
-    "window": tuple(f"decode-{heads}-128-p16-c8192-w1024" for heads in ("32-8", "8-1")),
+    "window": tuple(f"decode-{of}-w1024" for of in ("32-8-128-p16-c8192", "8-1-128-p16-c8192", "8-1-128-p16-c2048")),
     "quantised": tuple(f"decode-32-8-128-p32-c8192-{dtype}" for dtype in ("int8", "float8_e4m3fn")),
     "write": tuple(f"write-{heads}-128-p16" for heads in (8, 1)),
 }
