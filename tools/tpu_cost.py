@@ -85,10 +85,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compare", action="store_true", help="also the kernels that jax ships")
     parser.add_argument("--blocks", metavar="ROWSxPAGES", help="block sizes of ours (default: those that it picks)")
     parser.add_argument("--account", action="store_true", help="also the operations a unit, by what they keep busy")
-    parser.add_argument("--time", action="store_true", help="time the calls on the attached TPU; only with --compare")
+    parser.add_argument("--time", action="store_true", help="time the calls on the attached TPU")
     parser.add_argument("--list", action="store_true", help="show the base set and its groups, and stop")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the table there (needs matplotlib)")
+    parser.add_argument("--markdown", type=Path, metavar="PATH", help="write a line a workload there")
     parser.add_argument(
         "--cache", type=Path, metavar="FOLDER", help="keep figures there, until sources or versions change"
     )

@@ -36,9 +36,11 @@ def test_what_it_cannot_measure_is_refused(monkeypatch, capsys, arguments, messa
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_decode_is_costed_by_the_compiler(monkeypatch, capsys, tmp_path):
     cost = tmp_path / "cost.json"
-    run(monkeypatch, "decode-8-1-128-p128-c8192", "--chip", "v6e", "--json", cost)
+    table = tmp_path / "cost.md"
+    run(monkeypatch, "decode-8-1-128-p128-c8192", "--chip", "v6e", "--json", cost, "--markdown", table)
     [result] = json.loads(cost.read_text())["results"]
     assert result["failure"] is None
     assert result["figures"]["dmas"] >= 1
     assert result["figures"]["cycles"] == pytest.approx(sum(result["figures"]["path"].values()), rel=0.01)
+    assert "| `decode-8-1-128-p128-c8192` | v6e |" in table.read_text()
     assert "decode-8-1-128-p128-c8192" in capsys.readouterr().out
