@@ -1,46 +1,47 @@
 """The test data itself: every key that a row may see matters, and the check of a result tells what is wrong."""
 
+import functools
+
 import numpy as np
 import pytest
-from kernel_data import (
-    SPECS,
-    TOLERANCE,
-    WORKLOADS,
-    assert_lse_close,
-    assert_rows_close,
-    attend_one,
-    make_case,
-    token_places,
-)
+from kernel_data import ALL_CASES, FEATURES, SPECS, WORKLOADS, make_case, make_named_case, token_places
+from kernel_oracle import TOLERANCE, assert_lse_close, assert_rows_close, attend_one
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("workload", WORKLOADS)
-def test_each_visible_key_of_each_head_matters(workload, spec):
-    case = make_case(WORKLOADS[workload], spec=SPECS[spec])
+@pytest.mark.parametrize("names", [case for case in ALL_CASES if case[0] != "long"], ids="-".join)
+def test_each_visible_key_of_each_head_matters(names):
+    case, spec = make_named_case(*names), SPECS[names[2]]
     for seq, row in token_places(case.workload):
-        if not case.workload.q_lens[seq]:
-            continue
-        q = np.asarray(case.q[row : row + case.workload.q_lens[seq]], np.float64)
-        effects = key_effects(q, case.keys[seq], case.values[seq], SPECS[spec])
+        rows = slice(row, row + case.workload.q_lens[seq])
+        attend = functools.partial(
+            attend_one,
+            np.asarray(case.q[rows], np.float64),
+            case.keys[seq],
+            spec=spec,
+            heads=case.heads,
+            t0=case.workload.first_position(seq),
+            tree=None if case.trees is None else case.trees[rows],
+        )
+        effects = key_effects(attend, case.values[seq])
         seen = np.isfinite(effects)
-        assert seen.any()
+        assert seen.any() or case.workload.q_starts is not None or rows.start == rows.stop
         assert (effects[seen] > TOLERANCE["bfloat16"]).all()  # a thousand times the tolerance in float32
 
 
-def key_effects(q, k, v, spec):
+def key_effects(attend, v):
     """`[keys, kv_heads]`: how far dropping the key moves some row, relative to its scale; -inf where no row sees it."""
-    out, _ = attend_one(q, k, v, spec)
-    effects = np.empty(k.shape[:2])
-    for p in range(len(k)):
+    out, _ = attend(v=v)
+    effects = np.empty(v.shape[:2])
+    for p in range(len(v)):
         marked = v.copy()
         marked[p] += 1000
-        weight = (attend_one(q, k, marked, spec)[0] - out)[..., 0] / 1000  # [rows, q_heads]
+        weight = (attend(v=marked)[0] - out)[..., 0] / 1000  # [rows, q_heads]
         # Without a key of weight w, `out` becomes `(out - w v) / (1 - w)`.
-        away = np.abs(out - np.repeat(v[p], q.shape[1] // k.shape[1], axis=0)).max(axis=-1) / np.abs(out).max(axis=-1)
+        scale = np.maximum(np.abs(out).max(axis=-1), 1e-30)
+        away = np.abs(out - np.repeat(v[p], out.shape[1] // v.shape[1], axis=0)).max(axis=-1) / scale
         moved = np.where(weight > 1 - 1e-9, 1, weight * away / np.maximum(1 - weight, 1e-9))
         moved = np.where(weight > 1e-12, moved, -np.inf)
-        effects[p] = moved.reshape(len(q), k.shape[1], -1).max(axis=(0, 2), initial=-np.inf)
+        effects[p] = moved.max(axis=0, initial=-np.inf).reshape(v.shape[1], -1).max(axis=1)
     return effects
 
 
@@ -53,6 +54,33 @@ def test_what_must_not_be_read_is_nan():
     assert np.isnan(k[:, owned[:2]]).all(), "pages outside the window"
     assert not np.isnan(k[:, owned[2:4]]).any()
     assert np.isnan(np.asarray(case.q)[33:]).all(), "padding rows"
+
+
+def test_what_must_not_be_read_of_quantised_pages_has_scales_of_nan():
+    case = make_case(WORKLOADS["mixed"], spec=SPECS["window"], kv_dtype="int8")
+    k, v = np.asarray(case.pages.k), np.asarray(case.pages.v)
+    owned = case.batch.page_table[4, :5]
+    for pages in (k, v):
+        assert np.isnan(pages[:, 0]).all()
+        assert np.isnan(pages[:, owned[4], 66 % 16 :]).all()
+        assert np.isnan(pages[:, owned[:2]]).all()
+        assert not np.isnan(pages[:, owned[2:4]]).any()
+    assert len(np.unique(case.pages.data[0])) > 200, "the integers of the null page are anything"
+
+
+@pytest.mark.parametrize("kv_dtype", ["int8", "float8_e4m3fn", "float8_e5m2", "int4"])
+def test_quantised_keys_are_near_to_those_given_and_are_what_the_pages_read_as(kv_dtype):
+    case = make_case(FEATURES["head_24_40"], kv_dtype=kv_dtype)
+    for seq, n in enumerate(case.workload.kv_lens):
+        page = case.batch.page_table[seq, 0]
+        for held, given, read in (
+            (case.keys, case.given_keys, case.pages.k),
+            (case.values, case.given_values, case.pages.v),
+        ):
+            np.testing.assert_allclose(held[seq], given[seq], atol=0.08 * np.abs(given[seq]).max())
+            np.testing.assert_allclose(
+                held[seq][:16], np.asarray(read[:, page, : min(n, 16)]).swapaxes(0, 1), rtol=1e-6
+            )
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """The ordinary workloads catch a kernel's faults: the twin passes them, and with any of the seeded faults it fails."""
 
+import functools
+
 import numpy as np
 import pytest
-from kernel_data import CASES, SPECS, WORKLOADS, assert_lse_close, assert_rows_close, attend_densely, make_case
+from kernel_data import ALL_CASES, SPECS, assert_lse_close, assert_rows_close, attend_densely, make_named_case
 from kernel_twin import Twin
 
 
@@ -17,15 +19,15 @@ class DropsAPage(Twin):
 class DropsOneKey(Twin):
     """The newest key is left out for all rows but where it is the only one."""
 
-    def visible(self, t, p, kv_len):
-        return super().visible(t, p, kv_len) & ((p < kv_len - 1) | (kv_len == 1))
+    def kv_end(self, seq):
+        return max(1, super().kv_end(seq) - 1)
 
 
 class DropsTheKeyAtAPageEdge(Twin):
     """The first key of the second page is left out."""
 
-    def visible(self, t, p, kv_len):
-        return super().visible(t, p, kv_len) & (p != self.page_size)
+    def visible(self, t, p, *args):
+        return super().visible(t, p, *args) & (p != self.page_size)
 
 
 class SkipsTheFirstBlock(Twin):
@@ -74,8 +76,8 @@ class IgnoresTheCap(Twin):
 class CapsBeforeTheScale(Twin):
     """`scale * cap(q k)` in place of `cap(scale * q k)`."""
 
-    def logits(self, q, k):
-        return self.scale(q.shape[1]) * self.cap(q @ k.T)
+    def logits(self, q, k, bias):
+        return self.scale(q.shape[1]) * self.cap(q @ k.T) + bias
 
 
 class HalvesTheScale(Twin):
@@ -96,7 +98,7 @@ class WrongHeadOfTheGroup(Twin):
     """Query heads dealt round the KV heads in place of in groups."""
 
     def kv_head(self, head):
-        return head % self.k.shape[0]
+        return head % self.k.shape[1]
 
 
 class StalePage(Twin):
@@ -145,8 +147,8 @@ class SwapsKeysAndValues(Twin):
 class ReadsTheLastPageWhole(Twin):
     """Slots past the sequence's end count as keys, where causality does not hide them."""
 
-    def visible(self, t, p, kv_len):
-        return super().visible(t, p, -(-kv_len // self.page_size) * self.page_size)
+    def kv_end(self, seq):
+        return -(-super().kv_end(seq) // self.page_size) * self.page_size
 
 
 class CausalOneTooMany(Twin):
@@ -177,15 +179,181 @@ class RowsAtTheStart(Twin):
         return super().in_causal(t - t[0], p)
 
 
+class IgnoresTheFirstPosition(Twin):
+    """The rows of a part of a context taken for its newest tokens."""
+
+    def first_position(self, seq, rows):
+        return self.kv_lens[seq] - rows
+
+
+class ScaleOfAnotherHead(Twin):
+    """Quantised keys times the scale of the next KV head."""
+
+    def k_scales(self, ids, head):
+        return super().k_scales(ids, (head + 1) % self.k.shape[1])
+
+
+class ScaleOfKForV(Twin):
+    """One scale for both."""
+
+    def v_scales(self, ids, head):
+        return self.k_scales(ids, head)
+
+
+class ScalesOfAStalePage(Twin):
+    """The scales of a block's first page for all its pages, as after a late copy."""
+
+    def v_scales(self, ids, head):
+        return super().v_scales(np.full_like(ids, ids[0]), head)
+
+
+class ScaleOfTheNextSlot(Twin):
+    """The scales a slot off."""
+
+    def k_scales(self, ids, head):
+        return np.roll(super().k_scales(ids, head), 1, axis=-1)
+
+
+class SwapsTheNibbles(Twin):
+    """The low nibbles taken for the upper half of the lanes."""
+
+    def halves(self, low, high):
+        return high, low
+
+
+class NibblesWithoutSign(Twin):
+    """The low nibble of a byte read as 0 to 15."""
+
+    def halves(self, low, high):
+        return low & 0xF, high
+
+
+class ShiftsTheLanesOfV(Twin):
+    """V read from the start of its first register, where half a register of K lies too (head size 192)."""
+
+    def v_start(self):
+        return super().v_start() // 128 * 128 if self.row.lanes > 128 else super().v_start()
+
+
+class LatentVFromTheLastLanes(Twin):
+    """V as the end of the latent row in place of its beginning."""
+
+    def v_start(self):
+        return self.row.k_dim - self.row.v_dim if self.row.latent else super().v_start()
+
+
+class IgnoresTheSink(Twin):
+    """The parameter is swallowed."""
+
+    def sink(self, head):
+        return -np.inf
+
+
+class SinkOfAnotherHead(Twin):
+    """The sink of the next query head."""
+
+    def sink(self, head):
+        return super().sink((head + 1) % self.q.shape[1])
+
+
+class CountsTheSinkInEachBlock(Twin):
+    """The sink once more in each block's sum."""
+
+    def sum_of_block(self, weights, shift, head):
+        return super().sum_of_block(weights, shift, head) + np.exp(self.sink(head) - shift)
+
+
+class GivesTheSinkAValue(Twin):
+    """The sink adds a value too."""
+
+    def before_keys(self, head, rows):
+        top, total, values = super().before_keys(head, rows)
+        return top, total, values + total[:, None]
+
+
+class IgnoresTheSlopes(Twin):
+    """The parameter is swallowed."""
+
+    def slope(self, head):
+        return 0.0
+
+
+class SlopeOfAnotherHead(Twin):
+    """The slope of the next query head."""
+
+    def slope(self, head):
+        return super().slope((head + 1) % self.q.shape[1])
+
+
+class RewardsDistance(Twin):
+    """ALiBi with the wrong sign."""
+
+    def bias(self, *args):
+        return -super().bias(*args)
+
+
+class CapsTheBias(Twin):
+    """`cap(scale q k + bias)` in place of `cap(scale q k) + bias`."""
+
+    def logits(self, q, k, bias):
+        return self.cap(self.scale(q.shape[1]) * (q @ k.T) + bias)
+
+
+class TreeBitOffByOne(Twin):
+    """The bit of the next new token."""
+
+    def in_tree(self, words, new):
+        return super().in_tree(words, np.where(new < 0, new, new + 1))
+
+
+class TreeReadAsCausal(Twin):
+    """The mask is swallowed."""
+
+    def visible(self, t, p, seq, rows):
+        return (p < self.kv_end(seq)) & self.in_causal(t, p) & self.in_window(t, p)
+
+
+class FirstWordForAll(Twin):
+    """New tokens past the 32nd look their bits up in the first word."""
+
+    def in_tree(self, words, new):
+        return super().in_tree(words, np.where(new < 0, new, new % 32))
+
+
+class TreeHidesTheOldKeys(Twin):
+    """Only new tokens are seen."""
+
+    def in_tree(self, words, new):
+        return super().in_tree(words, new) & (new >= 0)
+
+
+class PositionsOf16Bits(Twin):
+    """Positions that wrap at 32,768."""
+
+    def positions(self, start, stop):
+        return super().positions(start, stop).astype(np.int16)
+
+
+class MergesAPartTwice(Twin):
+    """The first block's result goes in twice."""
+
+    def blocks(self, first, end):
+        yield from [*super().blocks(first, end)][:1]
+        yield from super().blocks(first, end)
+
+
 MUTANTS = {mutant.__name__: mutant for mutant in Twin.__subclasses__()}
+
+
+prepare = functools.cache(make_named_case)
 
 
 def run_all_cases(kernel: Twin, tolerance_of: str) -> None:
     """Raises AssertionError at the first of the ordinary cases that tells `kernel` from the oracle."""
-    for workload, spec in CASES:
-        case = make_case(WORKLOADS[workload], spec=SPECS[spec])
-        expected, expected_lse = attend_densely(case, SPECS[spec])
-        out, lse = kernel(case.q, case.pages, case.batch, SPECS[spec])
+    for names in ALL_CASES:
+        case, spec = prepare(*names), SPECS[names[2]]
+        expected, expected_lse = attend_densely(case, spec)
+        out, lse = kernel(case.q, case.pages, case.batch, spec, case.heads)
         assert_rows_close(out, expected, tolerance_of)
         assert_lse_close(lse, expected_lse, tolerance_of)
 

@@ -89,6 +89,14 @@ def test_rows_of_zeros_and_rows_that_are_not_finite(dtype):
     assert jnp.isfinite(back[3]).all()
 
 
+@pytest.mark.parametrize("dtype", LARGEST)
+def test_many_rows_of_nan_do_not_pass_for_numbers(dtype):
+    """XLA's reduction to the largest drops NaN on CPU, where there are enough of them."""
+    row = RowLayout.create(64, dtype)
+    k = jnp.full((128, 64), jnp.nan)
+    assert jnp.isnan(row.unpack(*row.pack(k, k))[0]).all()
+
+
 def test_int4_halves_share_a_byte():
     row = RowLayout.create(128, "int4")
     k, v = jnp.full((1, 128), -7.0), jnp.full((1, 128), 3.0).at[0, 0].set(7.0)

@@ -141,7 +141,9 @@ def scale_of(x: Float[Array, "*rows dim"], dtype: str) -> Float[Array, "*rows"]:
 
     A row that holds an infinity or a NaN gets a scale that makes all of it NaN.
     """
-    scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1) / LARGEST[dtype]
+    x = jnp.abs(x.astype(jnp.float32))
+    largest = jnp.where(jnp.isnan(x).any(axis=-1), jnp.nan, jnp.max(x, axis=-1))  # XLA's max on CPU may drop a NaN
+    scale = largest / LARGEST[dtype]
     return jnp.where(scale < jnp.finfo(jnp.float32).tiny, 1, scale)
 
 

@@ -1,0 +1,41 @@
+"""Few rows out of many features, in which every two features meet: most faults need no more than two to show."""
+
+import itertools
+from collections.abc import Callable, Hashable, Sequence
+
+Row = dict[str, Hashable]
+Pair = tuple[tuple[str, Hashable], tuple[str, Hashable]]
+
+
+def pairwise(factors: dict[str, Sequence], allowed: Callable[[Row], bool] = lambda row: True) -> list[Row]:
+    """Rows with a value for each factor, so that every two values of two factors that may meet do so in some row.
+
+    Greedy: each row starts with a pair that is missing yet, and takes for each other factor the value that brings most.
+
+    Args:
+        factors: the values of each factor.
+        allowed: whether a row's values may stand together; it is asked of incomplete rows too.
+    """
+    missing = dict.fromkeys(pair for pair in all_pairs(factors) if allowed(dict(pair)))
+    rows = []
+    while missing:
+        row = dict(next(iter(missing)))
+        for name in [name for name in factors if name not in row]:
+            row[name] = max(
+                (value for value in factors[name] if allowed({**row, name: value})),
+                key=lambda value: sum(pair in missing for pair in pairs_of({**row, name: value}, factors)),
+            )
+        for pair in pairs_of(row, factors):
+            missing.pop(pair, None)
+        rows.append({name: row[name] for name in factors})
+    return rows
+
+
+def all_pairs(factors: dict[str, Sequence]) -> list[Pair]:
+    """Every two values of two factors."""
+    return [((a, x), (b, y)) for a, b in itertools.combinations(factors, 2) for x in factors[a] for y in factors[b]]
+
+
+def pairs_of(row: Row, factors: dict[str, Sequence]) -> list[Pair]:
+    """Every two values of a row, which may be incomplete."""
+    return list(itertools.combinations([(name, row[name]) for name in factors if name in row], 2))
