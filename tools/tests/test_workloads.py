@@ -53,14 +53,14 @@ def test_long_context_is_one_sequence_of_two_lengths():
 
 def test_short_context_is_many_sequences():
     workload = Workload.parse("decode-8-1-128-p16-c512")
-    assert [len(batch) for batch in workload.batches] == [32, 64]
-    assert workload.units == 32 * 32
+    assert [len(batch) for batch in workload.batches] == [16, 32]
+    assert workload.units == 16 * 32
 
 
 def test_window_counts_its_own_pages_whatever_the_context():
     workload = Workload.parse("decode-8-1-128-p16-c8192-w1024")
-    assert workload.batches[0] == [(8192, 1)] * 16
-    assert workload.units == 16 * 64
+    assert workload.batches[0] == [(8192, 1)] * 8
+    assert workload.units == 8 * 64
 
 
 def test_prefill_is_one_call():

@@ -7,7 +7,9 @@ MODES = ("decode", "prefill", "mixed", "write")
 DTYPES = {"bfloat16": 2, "float32": 4, "int8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
 """Types of the stored keys and values, with their bytes. Queries are bfloat16, or float32 with float32 pages."""
 STEADY_TOKENS = 16384
-"""Keys by which the two batches of a decode workload differ: eight blocks of 2048, so that prefetch hides none."""
+"""Keys by which one sequence's two lengths differ: eight blocks of 2048, so that prefetch hides none."""
+BATCH_TOKENS = 8192
+"""Keys of the smaller of two batches of many sequences."""
 LONG = 8192
 """From this context on, decode is measured by one sequence of two lengths."""
 Batch = list[tuple[int, int]]
@@ -106,7 +108,7 @@ class Workload:
         """The calls that are compiled; of two, the difference is the steady state.
 
         Decode over long contexts is one sequence, from half of `context` on, as published figures are; over shorter
-        ones, and in a window, as many sequences as have `STEADY_TOKENS` and twice as many, so that what each sequence
+        ones, and in a window, as many sequences as have `BATCH_TOKENS` and twice as many, so that what each sequence
         costs is in the figures.
         """
         if self.mode == "decode" and self.is_long:
@@ -114,7 +116,7 @@ class Workload:
             return ([(shorter, 1)], [(shorter + STEADY_TOKENS, 1)])
         decode = [(self.context, 1)]
         if self.mode == "decode":
-            seqs = max(2, STEADY_TOKENS // (self.pages_seen * self.page_size))
+            seqs = max(2, BATCH_TOKENS // (self.pages_seen * self.page_size))
             return (decode * seqs, decode * 2 * seqs)
         if self.mode == "write":
             rows = [(seq % self.page_size + 1, 1) for seq in range(64)]
