@@ -19,12 +19,12 @@ CASES = [
     ("float32", 1, 4, {"head_dim": 256}),
     ("float32", 64, 8, {"head_dim": 64}),
     ("int8", 16, 8, {"head_dim": 128}),
-    ("int8", 64, 4, LATENT),
     ("float8_e4m3fn", 4, 8, {"head_dim": 128}),
     ("float8_e5m2", 128, 4, {"head_dim": 80}),
     ("int4", 16, 8, {"head_dim": 64}),
 ]
 """Type, page size, KV heads and row: each of them with some of the others."""
+DECODE = [("bfloat16", 16, 8, {"head_dim": 128}), ("int8", 64, 4, LATENT)]
 SCATTERED = [("bfloat16", 1, 8, {"head_dim": 128}), ("int8", 24, 4, {"head_dim": 64})]
 
 
@@ -58,13 +58,13 @@ def test_compiles_for_one_chip_in_place(target, assert_in_place, case):
     assert_in_place(target.compile(write, *args, donate=(0,)), kv_bytes(args[0]))
 
 
-@pytest.mark.parametrize("case", [CASES[3], CASES[6]], ids=str)
+@pytest.mark.parametrize("case", DECODE, ids=str)
 def test_compiles_for_decode_in_place(target, assert_in_place, case):
     args = arguments(*case, tokens=SEQS, max_q_len=1)
     assert_in_place(target.compile(write, *args, donate=(0,)), kv_bytes(args[0]))
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[4], CASES[10]], ids=str)
+@pytest.mark.parametrize("case", [CASES[4], CASES[6]], ids=str)
 def test_compiles_for_four_chips_in_place(target, assert_in_place, case):
     args = arguments(*case)
     pages, rows = KVPages.partition_spec("tp"), P(None, "tp")

@@ -3,14 +3,14 @@
 Everything else about the kernels is tested in Pallas's interpreter, beside the sources that these tests share.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernel_data import CASES, SPECS, WORKLOADS, assert_lse_close, assert_rows_close, attend, attend_densely, make_case
 from kernel_data import write as write_pages
+
+from paged_kernels import KVPages
 
 pytestmark = [
     pytest.mark.tpu,
@@ -28,12 +28,15 @@ def test_attention_equals_dense_attention(workload, spec, dtype):
     assert_lse_close(lse, expected_lse, dtype)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "float8_e4m3fn", "float8_e5m2", "int4"])
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_page_write_equals_the_scatter(workload, dtype):
-    case = make_case(WORKLOADS[workload], dtype=dtype)
-    shape = (case.q.shape[0], case.pages.num_kv_heads, case.pages.head_dim)
-    k, v = (jax.random.normal(jax.random.key(seed), shape, dtype) for seed in (0, 1))
-    before = dataclasses.replace(case.pages, data=jnp.ones_like(case.pages.data))
+    case = make_case(WORKLOADS[workload])
+    pages = case.pages
+    before = KVPages.zeros(pages.num_pages, pages.page_size, pages.num_kv_heads, pages.head_dim, dtype)
+    before = jax.tree.map(jnp.ones_like, before)
+    shape = (case.q.shape[0], pages.num_kv_heads, pages.head_dim)
+    k, v = (jax.random.normal(jax.random.key(seed), shape) for seed in (0, 1))
     written, expected = (write_pages(before, k, v, case.batch, backend=backend) for backend in ("tpu", "xla"))
-    np.testing.assert_array_equal(np.asarray(written.data, np.float32), np.asarray(expected.data, np.float32))
+    for after, want in zip(jax.tree.leaves(written), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(after, np.float32), np.asarray(want, np.float32))

@@ -153,7 +153,11 @@ class ScaleCopies(RunCopies):
     """
 
     token_axis = 2
-    unit = LANES
+
+    @property
+    def unit(self) -> int:
+        """Tokens of a register."""
+        return LANES
 
     def merge(self, run):
         """Puts the scales of the run's rows among those of its page, of all KV heads at once."""
