@@ -70,16 +70,15 @@ def test_fault_13_kv_heads_that_do_not_divide_are_replicated():
 
 
 @pytest.mark.parametrize(
-    ("step", "count", "dtype", "run"),
-    [(STEP, 2, "float32", forward), (STEP, 4, "int8", forward), (THREE, 4, "int8", run_eagerly)],
-    ids=["split-2", "split-4-int8", "replicated-4-int8"],
+    ("step", "counts", "run"), [(STEP, (2, 4), forward), (THREE, (4,), run_eagerly)], ids=["split", "replicated-eager"]
 )
-def test_sinks_slopes_tree_masks_and_scales_are_split_with_the_heads(step, count, dtype, run):
+def test_sinks_slopes_tree_masks_and_scales_are_split_with_the_heads(step, counts, run):
     batch, heads, (q, k, v) = step.in_a_tree(TOKENS), step.heads(), step.rows(TOKENS)
-    new = pages_of(step, dtype, with_new=True)
+    new = pages_of(step, "int8", with_new=True)
     reference = paged_attention(q, new, batch, AttentionSpec(), heads, backend="reference", return_lse=True)
     head_axis = "tp" if step is STEP else None
-    for view in (view_on(step, mesh_of(count), head_axis, dtype), PagedAttentionCacheView(pages_of(step, dtype))):
+    views = [view_on(step, mesh_of(count), head_axis, "int8") for count in counts]
+    for view in (PagedAttentionCacheView(pages_of(step, "int8")), *views):
         output = run(PagedAttn(), q, k, v, view, batch, heads=heads)
         assert_allclose(output.attention_outputs, reference[0], **TOLERANCE)
         assert_allclose(output.lse, reference[1], **TOLERANCE)
