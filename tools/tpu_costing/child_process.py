@@ -13,6 +13,7 @@ _ERROR = re.compile(r"^(?:F\d+ .*\] )?((?:[\w.]*(?:Error|Exception)|Static LLO p
 _REASONS = (
     ("No DMA issue node", "copies lost: the model has no DMA that is issued in a branch's delay slots"),
     (r"^AssertionError", "fails an assertion"),
+    ("XLA fully tiled", "heads not tiled"),
     (r"divisib|multiple|align|tiled|layout|shape cast|Slice", "head size unaligned"),
     (r"[Vv]mem", "VMEM too small"),
     (r"[Ss]mem", "SMEM too small"),
