@@ -55,7 +55,7 @@ def tune(workload: Workload, chip: str, options: argparse.Namespace) -> None:
         replace(path, shape_of(workload), None)
     best = search(candidates(workload), cost_by(workload, chip, options))
     print(line(workload, chip, best), flush=True)
-    if best is not None and not options.dry_run:
+    if best is not None and best.cost < best.default_cost and not options.dry_run:
         replace(path, shape_of(workload), entry_of(workload, best, how="timed" if options.time else "estimated"))
 
 
@@ -133,24 +133,29 @@ class Best:
     contestant: Contestant
     cost: float
     default_cost: float
+    tried: tuple[str, ...]
+    """All that compiled, with their costs, to print."""
 
 
 def search(contestants: list[Contestant], cost: Cost) -> Best | None:
-    """The cheapest; None where the default has no cost or nothing is cheaper."""
+    """The cheapest, the default among them; None where the default has no cost."""
     default = cost(DEFAULT)
     if default is None:
         return None
-    costs = [(found, contestant) for contestant in contestants if (found := cost(contestant)) is not None]
-    least, contestant = min(costs, key=lambda pair: pair[0], default=(default, DEFAULT))
-    return Best(contestant=contestant, cost=least, default_cost=default) if least < default else None
+    costs = [(default, DEFAULT)]
+    costs += [(found, contestant) for contestant in contestants if (found := cost(contestant)) is not None]
+    least, contestant = min(costs, key=lambda pair: pair[0])
+    tried = tuple(f"{contestant.blocks} {found:.1f}" for found, contestant in costs)
+    return Best(contestant=contestant, cost=least, default_cost=default, tried=tried)
 
 
 def line(workload: Workload, chip: str, best: Best | None) -> str:
     """What a search found."""
+    head = f"{workload.name:<34} {chip:<6}"
     if best is None:
-        return f"{workload.name:<34} {chip:<6} the heuristic's choice is the best, or does not compile"
+        return f"{head} has no figure with the package's own block sizes"
     ratio = best.default_cost / best.cost
-    return f"{workload.name:<34} {chip:<6} {best.contestant.blocks:>8} {best.cost:10.1f}  default {ratio:.3f} of it"
+    return f"{head} best {best.contestant.blocks}, default {ratio:.3f} of it; tried: {', '.join(best.tried)}"
 
 
 def entry_of(workload: Workload, best: Best, *, how: str) -> dict[str, Any]:

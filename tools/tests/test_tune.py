@@ -38,11 +38,16 @@ def test_search_takes_the_cheapest_that_compiles():
     assert (best.contestant.kv_pages, best.cost, best.default_cost) == (32, 20.0, 30.0)
 
 
-@pytest.mark.parametrize("default", [None, 10.0])
-def test_search_finds_nothing_where_the_default_is_best_or_has_no_cost(default):
-    best = tune.search(tune.candidates(DECODE), lambda contestant: 10.0 if contestant.kv_pages else default)
+def test_search_keeps_the_default_where_it_is_best():
+    best = tune.search(tune.candidates(DECODE), lambda contestant: 10.0)
+    assert (best.contestant, best.cost) == (tune.DEFAULT, 10.0)
+    assert "best default, default 1.000 of it; tried: default 10.0, 1x16 10.0" in tune.line(DECODE, "v6e", best)
+
+
+def test_search_needs_a_figure_of_the_default():
+    best = tune.search(tune.candidates(DECODE), lambda contestant: 10.0 if contestant.kv_pages else None)
     assert best is None
-    assert "the heuristic's choice" in tune.line(DECODE, "v6e", best)
+    assert "no figure" in tune.line(DECODE, "v6e", best)
 
 
 def test_written_entries_load_and_replace_their_shape(tmp_path):
@@ -50,7 +55,7 @@ def test_written_entries_load_and_replace_their_shape(tmp_path):
     other = Workload.parse("decode-8-1-64-p16-c2048")
     for workload, pages in ((DECODE, 64), (other, 32), (DECODE, 128)):
         contestant = Contestant(kernel="ours", q_rows=1, kv_pages=pages)
-        best = tune.Best(contestant=contestant, cost=20.123, default_cost=30.0)
+        best = tune.Best(contestant=contestant, cost=20.123, default_cost=30.0, tried=())
         tune.replace(path, tune.shape_of(workload), tune.entry_of(workload, best, how="estimated"))
     entries = [Entry.from_json(line) for line in json.loads(path.read_text())]
     assert [(e.workload, e.block_sizes.kv_pages, e.cost) for e in entries] == [
