@@ -2,22 +2,22 @@
 
 A vector register holds 32-bit words, and a word holds `packing` rows of a narrower type: of bfloat16, row `2w` in
 the low half of word `w` and row `2w + 1` in the high half. Nothing here depends on what the bits mean, so every
-NaN keeps its payload, and types of one size share a kernel.
+NaN keeps its payload.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, Shaped
 
 Scalar = Int32[Array, ""] | int
 Words = Int32[Array, "words lanes"]
 
 
 def merge_rows(
-    old: Float[Array, "slots lanes"], strip: Float[Array, "strip lanes"], *, first: Scalar, end: Scalar, shift: Scalar
-) -> Float[Array, "slots lanes"]:
+    old: Shaped[Array, "slots lanes"], strip: Shaped[Array, "strip lanes"], *, first: Scalar, end: Scalar, shift: Scalar
+) -> Shaped[Array, "slots lanes"]:
     """`old`, but in slots `first <= s < end` row `(s - shift) mod strip` of `strip`, which has no fewer rows."""
     packing = 4 // old.dtype.itemsize
     old_words = pltpu.bitcast(old, jnp.int32)
