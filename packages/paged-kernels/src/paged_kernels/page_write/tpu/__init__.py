@@ -1,4 +1,4 @@
-"""The page write on TPUs: `runs` plans it, `copies`, `merge` and `kernel` do it, `launch` fits them to the arguments."""
+"""The page write on TPUs: `runs` plans it, `copies`, `merge` and `kernel` do it, `launch` fits them to arguments."""
 
 from paged_kernels.page_write.tpu.launch import write_kv_tpu
 
