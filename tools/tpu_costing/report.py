@@ -11,7 +11,7 @@ from pathlib import Path
 from tpu_costing.calls import CONTESTANTS
 from tpu_costing.measure import Result
 
-_COLUMNS = "{:<34} {:<6} {:<10} {:>9} {:>10} {:>8} {:>9} {:>7} {:>9} {:>7} {:>7} {:>8} {:>6}"
+_COLUMNS = "{:<40} {:<6} {:<10} {:>9} {:>10} {:>8} {:>9} {:>7} {:>9} {:>7} {:>7} {:>8} {:>6}"
 HEADER = _COLUMNS.format(
     "workload",
     "chip",
@@ -68,7 +68,7 @@ def line(result: Result, ours: Result | None = None) -> str:
     """A result's line of the table; with `ours`, also ours over it."""
     head = (result.workload, result.chip, result.kernel, result.blocks)
     if result.failure is not None:
-        return "{:<34} {:<6} {:<10} {:>9}  fails: ".format(*head) + result.failure
+        return "{:<40} {:<6} {:<10} {:>9}  fails: ".format(*head) + result.failure
     f = result.figures
     over = f"{ours.cycles / result.cycles:.2f}" if ours and ours.failure is None and ours is not result else ""
     return _COLUMNS.format(
@@ -156,5 +156,4 @@ def plot(path: Path, groups: list[list[Result]]) -> None:
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_yticks(places, [f"{r.workload} {r.chip} · {r.kernel}" for _, r in rows], fontsize=6)
     axes.set_xlabel("estimated cycles over the limit of HBM or of the matrix units (line)")
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
