@@ -24,6 +24,8 @@ class Chip:
     """Scalar memory of one TensorCore, bytes."""
     hbm_bandwidth: float
     """Bytes a second from HBM to one TensorCore (half a chip's on v4, v5p and tpu7x, which have two)."""
+    reads_e4m3b11: bool = False
+    """Whether it unpacks float8_e4m3b11fnuz, but not float8_e4m3fn (as libtpu 0.0.52 compiles for it)."""
 
     @classmethod
     def from_device_kind(cls, kind: str) -> "Chip":
@@ -53,6 +55,7 @@ CHIPS = (
         vmem_bytes=128 * MIB,
         smem_bytes=MIB,
         hbm_bandwidth=0.82e12,
+        reads_e4m3b11=True,
     ),
     Chip(
         name="v5p",
@@ -60,6 +63,7 @@ CHIPS = (
         vmem_bytes=64 * MIB,
         smem_bytes=MIB,
         hbm_bandwidth=1.23e12,
+        reads_e4m3b11=True,
     ),
     Chip(
         name="v6e",
@@ -67,6 +71,7 @@ CHIPS = (
         vmem_bytes=128 * MIB,
         smem_bytes=MIB,
         hbm_bandwidth=1.64e12,
+        reads_e4m3b11=True,
     ),
     Chip(
         name="tpu7x",

@@ -1,9 +1,11 @@
 """The order of query and output rows in HBM, so that a block is one contiguous copy and a head's rows one matrix."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from paged_kernels.attention.tpu.config import Config
+from paged_kernels.attention.tpu.softmax import LOG2_E
 from paged_kernels.mosaic import LANES, round_up
 
 
@@ -59,3 +61,19 @@ def arrange_table(
     table_ids = round_up(config.pages_per_seq, LANES) + config.ids - LANES
     padded = jnp.pad(jnp.clip(page_table, 0, num_pages - 1), ((0, 0), (0, table_ids - config.pages_per_seq)))
     return padded[:, None]
+
+
+def arrange_tree(tree_mask: Int32[Array, "tokens words"], config: Config) -> Int32[Array, "q_blocks q_rows tree_lanes"]:
+    """The words of each row of a block, one a lane."""
+    c = config
+    padding = ((0, c.q_blocks * c.q_rows - c.tokens), (0, c.tree_lanes - c.tree_words))
+    words = jax.lax.bitcast_convert_type(tree_mask, jnp.int32)
+    return jnp.pad(words, padding).reshape(c.q_blocks, c.q_rows, c.tree_lanes)
+
+
+def arrange_heads(of_heads: Float[Array, " q_heads"], config: Config) -> Float[Array, "kv_heads group_rows 128"]:
+    """What each query head adds to its logits to base 2, repeated along lanes."""
+    c = config
+    values = (of_heads.astype(jnp.float32) * LOG2_E).reshape(c.kv_heads, c.group, 1)
+    values = jnp.pad(values, ((0, 0), (0, c.group_rows - c.group), (0, 0)))
+    return jnp.broadcast_to(values, (*values.shape[:2], LANES))

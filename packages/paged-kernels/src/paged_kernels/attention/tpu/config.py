@@ -44,6 +44,12 @@ class Config:
     buffers: int
     """Blocks of keys in VMEM: one in use, the others on their way."""
     q_dtype: np.dtype
+    has_sinks: bool = False
+    has_alibi: bool = False
+    tree_words: int = 0
+    """Words of a row's tree mask; 0 without one."""
+    reads_e4m3b11: bool = False
+    """Whether the chip unpacks float8_e4m3b11fnuz, and not float8_e4m3fn."""
 
     @property
     def q_blocks(self) -> int:
@@ -84,6 +90,22 @@ class Config:
     def compute_dtype(self) -> np.dtype:
         """Type of the operands of both products."""
         return self.q_dtype if self.row.is_quantised else jnp.promote_types(self.q_dtype, self.row.dtype)
+
+    @property
+    def group_rows(self) -> int:
+        """Rows of what each query head of a group brings, in whole registers."""
+        return round_up(self.group, SUBLANES)
+
+    @property
+    def tree_lanes(self) -> int:
+        """Words of a row's tree mask, in whole registers' widths."""
+        return round_up(self.tree_words, LANES)
+
+    @property
+    def scales_shape(self) -> tuple[int, int, int]:
+        """The scales of a block's pages, held in such a number that their keys fill whole registers."""
+        pages = round_up(self.kv_pages, max(1, LANES // self.page_size))
+        return (pages, self.kv_heads, self.row.scale_lanes(self.page_size))
 
     @property
     def lse_rows(self) -> int:

@@ -49,15 +49,20 @@ class PageBuffers:
 
     kv: Memory  # [buffers, kv_heads, block_tokens, storage_lanes]
     kv_arrived: Memory  # semaphores [buffers]
+    scales: Memory | None  # [buffers, pages_held, kv_heads, scale_lanes]
+    scales_arrived: Memory | None  # semaphores [buffers]
     ids: Memory  # SMEM [(IDS_AHEAD + 1) * ids]
     ids_arrived: Memory  # semaphores [IDS_AHEAD + 1]
 
     @classmethod
     def shapes(cls, c: Config) -> "PageBuffers":
         """What to allocate."""
+        quantised = c.row.is_quantised
         return cls(
             kv=pltpu.VMEM((c.buffers, c.kv_heads, c.block_tokens, c.row.storage_lanes), c.row.storage_dtype),
             kv_arrived=pltpu.SemaphoreType.DMA((c.buffers,)),
+            scales=pltpu.VMEM((c.buffers, *c.scales_shape), jnp.float32) if quantised else None,
+            scales_arrived=pltpu.SemaphoreType.DMA((c.buffers,)) if quantised else None,
             ids=pltpu.SMEM(((IDS_AHEAD + 1) * c.ids,), jnp.int32),
             ids_arrived=pltpu.SemaphoreType.DMA((IDS_AHEAD + 1,)),
         )
@@ -73,7 +78,8 @@ class PageStream:
     config: Config
     tiles: Tiles
     table: Memory  # HBM [seqs, 1, table_ids]
-    pages: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
+    data: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
+    scales: Memory | None  # HBM [pages, kv_heads, 1, scale_lanes]
     buffers: PageBuffers
 
     def begin(self) -> tuple[Cursor, Cursor]:
@@ -103,7 +109,7 @@ class PageStream:
 
             @pl.when(jnp.logical_not(self.is_whole(at)))
             def _():
-                jax.lax.fori_loop(0, self.count(at), lambda i, _: self._page_copy(at, i).start(), None)
+                jax.lax.fori_loop(0, self.count(at), lambda i, _: self._start_page(at, i), None)
 
     def prepare(self, at: Cursor) -> None:
         """Wait for the page ids of block `at`, and start the copy of a later block's."""
@@ -115,7 +121,7 @@ class PageStream:
     def start_whole(self, at: Cursor) -> None:
         """Start the copies of a whole block, its ids being there."""
         pages = self.config.kv_pages
-        jax.lax.fori_loop(0, pages, lambda i, _: self._page_copy(at, i).start(), None, unroll=min(pages, PAGES_AT_ONCE))
+        jax.lax.fori_loop(0, pages, lambda i, _: self._start_page(at, i), None, unroll=min(pages, PAGES_AT_ONCE))
 
     def wait(self, at: Cursor) -> None:
         """Wait until block `at` is in its slot."""
@@ -126,12 +132,16 @@ class PageStream:
 
         @pl.when(jnp.logical_not(self.is_whole(at)))
         def _():
-            jax.lax.fori_loop(0, self.count(at), lambda i, _: self._page_copy(at, i).wait(), None)
+            jax.lax.fori_loop(0, self.count(at), lambda i, _: self._wait_page(at, i), None)
 
     def wait_whole(self, at: Cursor) -> None:
         """Wait for a whole block: a semaphore counts bytes, so one wait serves all copies."""
-        buffer = self.buffers.kv.at[self.slot(at)]
-        pltpu.make_async_copy(buffer, buffer, self.buffers.kv_arrived.at[self.slot(at)]).wait()
+        b, slot = self.buffers, self.slot(at)
+        whole = [(b.kv.at[slot], b.kv_arrived.at[slot])]
+        if self.scales is not None:
+            whole.append((b.scales.at[slot, pl.ds(0, self.config.kv_pages)], b.scales_arrived.at[slot]))
+        for buffer, arrived in whole:
+            pltpu.make_async_copy(buffer, buffer, arrived).wait()
 
     def slot(self, at: Cursor) -> jax.Array:
         """The buffer that block `at` is in."""
@@ -167,14 +177,24 @@ class PageStream:
         target = self.buffers.ids.at[pl.ds(pl.multiple_of(slot * self.config.ids, LANES), self.config.ids)]
         return pltpu.make_async_copy(source, target, self.buffers.ids_arrived.at[slot])
 
-    def _page_copy(self, at: Cursor, i):
-        """The copy of page `i` of the block. To wait for it any page will do: by then, `ids` holds others."""
-        size, slot = self.config.page_size, self.slot(at)
-        page_id = self.buffers.ids[at.step % (IDS_AHEAD + 1) * self.config.ids + at.page % LANES + i]
-        rows = pl.ds(pl.multiple_of(i * size, size), size)
-        return pltpu.make_async_copy(
-            self.pages.at[page_id], self.buffers.kv.at[slot, :, rows], self.buffers.kv_arrived.at[slot]
-        )
+    def _start_page(self, at: Cursor, i) -> None:
+        for copy in self._page_copies(at, i):
+            copy.start()
+
+    def _wait_page(self, at: Cursor, i) -> None:
+        for copy in self._page_copies(at, i):
+            copy.wait()
+
+    def _page_copies(self, at: Cursor, i):
+        """The copies of page `i` of the block. To wait for them any page will do: by then, `ids` holds others."""
+        size, slot, b = self.config.page_size, self.slot(at), self.buffers
+        page_id = b.ids[at.step % (IDS_AHEAD + 1) * self.config.ids + at.page % LANES + i]
+        rows = b.kv.at[slot, :, pl.ds(pl.multiple_of(i * size, size), size)]
+        copies = [pltpu.make_async_copy(self.data.at[page_id], rows, b.kv_arrived.at[slot])]
+        if self.scales is not None:
+            source, target = self.scales.at[page_id, :, 0], b.scales.at[slot, i]
+            copies.append(pltpu.make_async_copy(source, target, b.scales_arrived.at[slot]))
+        return copies
 
 
 @jax.tree_util.register_dataclass
@@ -183,9 +203,10 @@ class RowBuffers:
     """Memory of the copies of query, output and log-sum-exp rows; two slots each."""
 
     q: Memory  # [2, kv_heads, rows, q_lanes]
+    tree: Memory | None  # [2, q_rows, tree_lanes]
     out: Memory  # [2, kv_heads, rows, out_lanes]
     lse: Memory  # [2, lse_rows / 128, 128]
-    arrived: Memory  # semaphores [2], of q
+    arrived: Memory  # semaphores [2, 2], of q and tree
     left: Memory  # semaphores [2, 2], of out and lse
 
     @classmethod
@@ -194,9 +215,10 @@ class RowBuffers:
         rows = (2, c.kv_heads, c.rows)
         return cls(
             q=pltpu.VMEM((*rows, c.q_lanes), c.compute_dtype),
+            tree=pltpu.VMEM((2, c.q_rows, c.tree_lanes), jnp.int32) if c.tree_words else None,
             out=pltpu.VMEM((*rows, c.out_lanes), c.q_dtype),
             lse=pltpu.VMEM((2, c.lse_rows // LANES, LANES), jnp.float32),
-            arrived=pltpu.SemaphoreType.DMA((2,)),
+            arrived=pltpu.SemaphoreType.DMA((2, 2)),
             left=pltpu.SemaphoreType.DMA((2, 2)),
         )
 
@@ -207,6 +229,7 @@ class RowStream:
 
     config: Config
     q: Memory  # HBM [q_blocks, kv_heads, rows, q_lanes]
+    tree: Memory | None  # HBM [q_blocks, q_rows, tree_lanes]
     out: Memory  # HBM [q_blocks, kv_heads, rows, out_lanes]
     lse: Memory  # HBM [q_blocks, lse_rows / 128, 128]
     buffers: RowBuffers
@@ -216,11 +239,13 @@ class RowStream:
 
         @pl.when(block < self.config.q_blocks)
         def _():
-            self._q_copy(block).start()
+            for copy in self._q_copies(block):
+                copy.start()
 
     def wait_q(self, block) -> None:
         """Wait until a block of query rows is in its slot."""
-        self._q_copy(block).wait()
+        for copy in self._q_copies(block):
+            copy.wait()
 
     def start_out(self, block) -> None:
         """Start the copy of a finished block."""
@@ -235,9 +260,12 @@ class RowStream:
             for copy in self._out_copies(block):
                 copy.wait()
 
-    def _q_copy(self, block):
-        slot = block % 2
-        return pltpu.make_async_copy(self.q.at[block], self.buffers.q.at[slot], self.buffers.arrived.at[slot])
+    def _q_copies(self, block):
+        slot, b = block % 2, self.buffers
+        copies = [pltpu.make_async_copy(self.q.at[block], b.q.at[slot], b.arrived.at[slot, 0])]
+        if self.tree is not None:
+            copies.append(pltpu.make_async_copy(self.tree.at[block], b.tree.at[slot], b.arrived.at[slot, 1]))
+        return copies
 
     def _out_copies(self, block):
         slot, b = block % 2, self.buffers

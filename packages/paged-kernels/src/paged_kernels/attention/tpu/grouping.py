@@ -8,11 +8,10 @@ from jaxtyping import Array, Shaped
 
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.layout import KVPages
-from paged_kernels.mosaic import LANES, cdiv
+from paged_kernels.mosaic import LANES, SUBLANES, cdiv
 
 WORD_BYTES = 4
-TILE_BYTES = 32
-"""Bytes of a register's column: 8 words."""
+"""Bytes of an element of a register; smaller types are packed along its rows."""
 
 
 def native_page_size(pages: KVPages) -> int:
@@ -22,7 +21,7 @@ def native_page_size(pages: KVPages) -> int:
     keeps in another order, and would copy the whole of them for a kernel. Scales must fill registers in the same way.
     """
     size = pages.page_size
-    tile = TILE_BYTES // pages.data.dtype.itemsize
+    tile = WORD_BYTES * SUBLANES // pages.data.dtype.itemsize
     fills_words = size * pages.data.dtype.itemsize % WORD_BYTES == 0
     if tile % size or not fills_words:
         size = math.lcm(size, tile)

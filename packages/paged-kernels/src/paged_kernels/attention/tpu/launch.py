@@ -10,7 +10,9 @@ from jaxtyping import Array, Float
 
 from paged_kernels.attention.tpu import arrange
 from paged_kernels.attention.tpu.config import Config
-from paged_kernels.attention.tpu.kernel import Scratch, attention_kernel
+from paged_kernels.attention.tpu.grouping import group_pages
+from paged_kernels.attention.tpu.kernel import attention_kernel
+from paged_kernels.attention.tpu.memory import Inputs, Scratch
 from paged_kernels.attention.tpu.schedule import make_tiles, max_tiles
 from paged_kernels.attention.tpu.sizes import (
     BUFFERS,
@@ -25,7 +27,7 @@ from paged_kernels.block_sizes import BlockSizes
 from paged_kernels.chip import Chip, chip_in_scope
 from paged_kernels.heads import HeadParams
 from paged_kernels.layout import KVPages
-from paged_kernels.mosaic import KERNEL_DTYPES, LANES, SUBLANES, Interpret, interpreter
+from paged_kernels.mosaic import KERNEL_DTYPES, LANES, Interpret, interpreter
 from paged_kernels.spec import AttentionSpec
 from paged_kernels.tuning.lookup import Shape, lookup
 
@@ -44,7 +46,7 @@ def paged_attention_tpu(
 
     Args:
         q: the queries, float32 or bfloat16.
-        pages: keys and values, float32 or bfloat16.
+        pages: keys and values, float32, bfloat16 or a type with scales.
         batch: the sequences; `max_q_len=1` compiles for decode.
         spec: what to compute.
         heads: sinks and ALiBi slopes.
@@ -55,43 +57,48 @@ def paged_attention_tpu(
         NotImplementedError: the shapes or types are none that the kernel has, or do not fit the chip's memories.
     """
     _check_supported(q, pages)
-    _check_features(pages, batch, heads)
+    pages, batch = group_pages(pages, batch)
     chip = chip_in_scope()
-    config = make_config(q, pages, batch, spec, block_sizes=block_sizes, chip=chip)
+    config = make_config(q, pages, batch, spec, heads, block_sizes=block_sizes, chip=chip)
     check_fits(config, chip, max_tiles(config.tokens, batch.seqs, config.q_rows) + 1)
     with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
-        return _call_kernel(q, pages, batch, config, chip=chip, interpret=interpreter(interpret))
+        inputs = Inputs.arranged(q, pages, batch, heads, config)
+        return _call_kernel(inputs, batch, config, chip=chip, interpret=interpreter(interpret))
 
 
-def _call_kernel(q, pages: KVPages, batch: RaggedBatch, config: Config, *, chip: Chip, interpret: Interpret):
+def _call_kernel(inputs: Inputs, batch: RaggedBatch, config: Config, *, chip: Chip, interpret: Interpret):
     c = config
     tiles = make_tiles(batch, c.spec, tokens=c.tokens, q_rows=c.q_rows, page_size=c.page_size)
     out, lse = pl.pallas_call(
         functools.partial(attention_kernel, config=c),
-        in_specs=(
-            jax.tree.map(lambda _: pl.BlockSpec(memory_space=pltpu.SMEM), tiles),
-            *[pl.BlockSpec(memory_space=pl.ANY)] * 3,
-        ),
+        in_specs=(jax.tree.map(lambda _: pl.BlockSpec(memory_space=pltpu.SMEM), tiles), inputs.specs()),
         out_specs=(pl.BlockSpec(memory_space=pl.ANY),) * 2,
         out_shape=(
-            jax.ShapeDtypeStruct((c.q_blocks, c.kv_heads, c.rows, c.out_lanes), q.dtype),
+            jax.ShapeDtypeStruct((c.q_blocks, c.kv_heads, c.rows, c.out_lanes), c.q_dtype),
             jax.ShapeDtypeStruct((c.q_blocks, c.lse_rows // LANES, LANES), jnp.float32),
         ),
         scratch_shapes=(Scratch.shapes(c),),  # pyright: ignore[reportArgumentType] -- any pytree will do
         compiler_params=pltpu.CompilerParams(disable_bounds_checks=True, vmem_limit_bytes=chip.vmem_bytes),
         interpret=interpret,
         name="paged_attention",
-    )(tiles, arrange.arrange_table(batch.page_table, pages.num_pages, c), arrange.arrange_q(q, c), pages.data)
+    )(tiles, inputs)
     return arrange.restore_output(out, c), arrange.restore_lse(lse, c)
 
 
 def make_config(
-    q: Array, pages: KVPages, batch: RaggedBatch, spec: AttentionSpec, *, block_sizes: BlockSizes | None, chip: Chip
+    q: Array,
+    pages: KVPages,
+    batch: RaggedBatch,
+    spec: AttentionSpec,
+    heads: HeadParams,
+    *,
+    block_sizes: BlockSizes | None,
+    chip: Chip,
 ) -> Config:
     """The kernel's static facts for these arguments."""
     tokens, q_heads, _ = q.shape
     group = q_heads // pages.num_kv_heads
-    sizes = block_sizes or default_block_sizes(group, pages, batch, chip)
+    sizes = block_sizes or default_block_sizes(q, pages, batch, chip)
     config = Config(
         spec=spec,
         tokens=tokens,
@@ -101,16 +108,21 @@ def make_config(
         page_size=pages.page_size,
         pages_per_seq=batch.pages_per_seq,
         q_rows=q_rows_for(tokens, batch.max_q_len, sizes.q_rows),
-        kv_pages=kv_pages_for(batch.pages_per_seq, sizes.kv_pages, pages.page_size),
+        kv_pages=kv_pages_for(batch.pages_per_seq, sizes.kv_pages, pages.page_size, pages.row.storage_dtype),
         buffers=BUFFERS,
         q_dtype=q.dtype,
+        has_sinks=heads.sinks is not None,
+        has_alibi=heads.alibi_slopes is not None,
+        tree_words=0 if batch.tree_mask is None else batch.tree_mask.shape[1],
+        reads_e4m3b11=chip.reads_e4m3b11,
     )
     return config if block_sizes else shrink_to_fit(config, chip)
 
 
-def default_block_sizes(group: int, pages: KVPages, batch: RaggedBatch, chip: Chip) -> BlockSizes:
+def default_block_sizes(q: Array, pages: KVPages, batch: RaggedBatch, chip: Chip) -> BlockSizes:
     """Those that a search found for the shape on this chip, else by the heuristic."""
-    decode = batch.max_q_len == 1
+    decode, group = batch.max_q_len == 1, q.shape[1] // pages.num_kv_heads
+    itemsize = q.dtype.itemsize if pages.row.is_quantised else max(q.dtype.itemsize, pages.data.dtype.itemsize)
     shape = Shape(
         mode="decode" if decode else "prefill",
         group=group,
@@ -120,30 +132,14 @@ def default_block_sizes(group: int, pages: KVPages, batch: RaggedBatch, chip: Ch
         kv_dtype=pages.dtype.name,
     )
     return lookup(chip.name, shape) or preferred_block_sizes(
-        group=group, page_size=pages.page_size, itemsize=pages.dtype.itemsize, decode=decode
+        group=group, page_size=pages.page_size, itemsize=itemsize, decode=decode
     )
 
 
-def _check_features(pages: KVPages, batch: RaggedBatch, heads: HeadParams) -> None:
-    asked = {
-        "heads.sinks": heads.sinks is not None,
-        "heads.alibi_slopes": heads.alibi_slopes is not None,
-        "batch.tree_mask": batch.tree_mask is not None,
-    }
-    for name, is_asked in asked.items():
-        if is_asked:
-            raise NotImplementedError(f"the TPU kernel does not have {name} yet; use backend='xla'")
-
-
 def _check_supported(q: Array, pages: KVPages) -> None:
-    for name, dtype in (("q", q.dtype), ("pages", pages.dtype)):
-        if dtype.name not in KERNEL_DTYPES:
+    for name, dtype in (("q", q.dtype.name), ("pages", pages.row.dtype)):
+        quantised = name == "pages" and pages.row.is_quantised
+        if dtype not in KERNEL_DTYPES and not quantised:
             raise NotImplementedError(
-                f"{name} has dtype {dtype.name}; the TPU kernel has float32 and bfloat16: cast it, or use backend='xla'"
+                f"{name} has dtype {dtype}; the TPU kernel has float32 and bfloat16: cast it, or use backend='xla'"
             )
-    sublanes = SUBLANES * 4 // pages.dtype.itemsize
-    if pages.page_size % sublanes:
-        raise NotImplementedError(
-            f"page_size={pages.page_size} must be a multiple of {sublanes} (the height of a register of "
-            f"{pages.dtype.name}) for the TPU kernel; use {sublanes} or more, or backend='xla'"
-        )

@@ -24,7 +24,7 @@ Store = Callable[[int, jax.Array | int, Float[Array, "kv_heads lanes"]], None]
 
 
 def group_pages(page_size: int) -> int:
-    """Pages whose scales fill whole registers; pages of scales are held in multiples of it."""
+    """Pages whose keys fill a register; pages of scales are held in multiples of it."""
     return max(1, LANES // page_size)
 
 

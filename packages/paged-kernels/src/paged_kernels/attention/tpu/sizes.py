@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import numpy as np
+
 from paged_kernels.attention.tpu.config import Config, chunks_of
 from paged_kernels.block_sizes import BlockSizes
 from paged_kernels.chip import Chip
-from paged_kernels.mosaic import LANES, cdiv, round_up
+from paged_kernels.mosaic import LANES, SUBLANES, cdiv, round_up
 
 DECODE_KEYS = {2: 2048, 4: 512}
 """Keys in a block for decode, by bytes an element: large, so that the latency of a block's copies is a small part of
@@ -28,10 +30,12 @@ def q_rows_for(tokens: int, max_q_len: int | None, q_rows: int) -> int:
     return round_up(max(1, min(q_rows, most)), MIN_Q_ROWS)
 
 
-def kv_pages_for(pages_per_seq: int, kv_pages: int, page_size: int) -> int:
-    """`kv_pages` as the kernel can have it: whole chunks, and no more than a sequence can fill."""
+def kv_pages_for(pages_per_seq: int, kv_pages: int, page_size: int, dtype: np.dtype) -> int:
+    """`kv_pages` as the kernel can have it: no more than a sequence can fill, in chunks that fill registers."""
     kv_pages = min(kv_pages, pages_per_seq)
-    return round_up(kv_pages, chunks_of(kv_pages, page_size))
+    chunks = chunks_of(kv_pages, page_size)
+    keys = LANES if chunks > 1 else 4 * SUBLANES // dtype.itemsize
+    return round_up(kv_pages, chunks * (1 if keys % page_size else keys // page_size))
 
 
 def preferred_block_sizes(*, group: int, page_size: int, itemsize: int, decode: bool) -> BlockSizes:
@@ -43,8 +47,9 @@ def preferred_block_sizes(*, group: int, page_size: int, itemsize: int, decode: 
 def shrink_to_fit(c: Config, chip: Chip) -> Config:
     """`c` with blocks halved, the larger first, until it needs at most three quarters of the chip's VMEM."""
     while vmem_bytes(c) > chip.vmem_bytes * 3 // 4:
-        if c.kv_pages > 1 and (_kv_bytes(c) >= _row_bytes(c) or c.q_rows <= MIN_Q_ROWS):
-            c = dataclasses.replace(c, kv_pages=kv_pages_for(c.pages_per_seq, c.kv_pages // 2, c.page_size))
+        kv_pages = kv_pages_for(c.pages_per_seq, c.kv_pages // 2, c.page_size, c.row.storage_dtype)
+        if kv_pages < c.kv_pages and (_kv_bytes(c) >= _row_bytes(c) or c.q_rows <= MIN_Q_ROWS):
+            c = dataclasses.replace(c, kv_pages=kv_pages)
         elif c.q_rows > 1:  # a block of one row is always possible, and slow for prefill: each row fetches its keys
             c = dataclasses.replace(c, q_rows=round_up(c.q_rows // 2, MIN_Q_ROWS) if c.q_rows > MIN_Q_ROWS else 1)
         else:
@@ -54,23 +59,31 @@ def shrink_to_fit(c: Config, chip: Chip) -> Config:
 
 def vmem_bytes(c: Config) -> int:
     """VMEM that the kernel needs, bytes: its buffers, and the values in flight in one step."""
-    in_flight = 6 * c.rows * round_up(c.block_tokens, LANES) * 4 + 2 * c.block_tokens * c.row.lanes * 4
+    logits = 6 + c.has_alibi
+    in_flight = logits * c.rows * round_up(c.block_tokens, LANES) * 4 + 2 * c.block_tokens * c.row.lanes * 4
     return _kv_bytes(c) + _row_bytes(c) + in_flight
 
 
 def _kv_bytes(c: Config) -> int:
-    return c.buffers * c.kv_heads * c.block_tokens * c.row.storage_lanes * c.row.storage_dtype.itemsize
+    keys = c.buffers * c.kv_heads * c.block_tokens * c.row.storage_lanes * c.row.storage_dtype.itemsize
+    if not c.row.is_quantised:
+        return keys
+    pages, kv_heads, lanes = c.scales_shape
+    return keys + 4 * kv_heads * pages * (c.buffers * lanes + c.row.scales_per_row * c.page_size)
 
 
 def _row_bytes(c: Config) -> int:
     copies = 2 * (c.q_lanes * c.compute_dtype.itemsize + c.out_lanes * c.q_dtype.itemsize)
     state = (c.out_lanes + 2 * LANES) * 4
-    return c.kv_heads * c.rows * (copies + state) + 3 * c.lse_rows * LANES * 4
+    tree = 2 * round_up(c.q_rows, SUBLANES) * c.tree_lanes * 4
+    heads = (c.has_sinks + c.has_alibi) * c.kv_heads * c.group_rows * LANES * 4
+    return c.kv_heads * c.rows * (copies + state) + 3 * c.lse_rows * LANES * 4 + tree + heads
 
 
 def smem_bytes(c: Config, tiles: int) -> int:
     """Scalar memory that the kernel needs, bytes: the tiles and the page ids on their way."""
-    return 4 * (7 * round_up(tiles, LANES) + round_up(c.q_blocks + 1, LANES) + 3 * c.ids)
+    fields = 8 if c.tree_words else 7
+    return 4 * (fields * round_up(tiles, LANES) + round_up(c.q_blocks + 1, LANES) + 3 * c.ids)
 
 
 def check_fits(c: Config, chip: Chip, tiles: int) -> None:

@@ -49,12 +49,18 @@ def score(q: Float[Array, "rows k_lanes"], k: Float[Array, "keys k_lanes"]) -> F
     return jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), _precision(q), jnp.float32)
 
 
-def absorb(state: State, x: Float[Array, "rows keys"], v: Float[Array, "keys lanes"]) -> State:
+def absorb(
+    state: State,
+    x: Float[Array, "rows keys"],
+    v: Float[Array, "keys lanes"],
+    v_scales: Float[Array, "1 keys"] | None = None,
+) -> State:
     """The state after keys with these logits to base 2 (`MASKED` where not visible) and values (finite everywhere)."""
     m = jnp.maximum(state.m, jnp.max(x, axis=1, keepdims=True))
     p = jnp.exp2(x - m)
     shrink = jnp.exp2(state.m - m)
-    pv = jax.lax.dot_general(p.astype(v.dtype), v, (((1,), (0,)), ((), ())), _precision(v), jnp.float32)
+    weights = (p if v_scales is None else p * v_scales).astype(v.dtype)
+    pv = jax.lax.dot_general(weights, v, (((1,), (0,)), ((), ())), _precision(v), jnp.float32)
     return State(m, state.l * shrink + jnp.sum(p, axis=1, keepdims=True), state.acc * shrink + pv)
 
 

@@ -1,0 +1,79 @@
+"""What the kernel is given and what it allocates."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from paged_kernels.attention.tpu import arrange
+from paged_kernels.attention.tpu.config import Config, Memory
+from paged_kernels.attention.tpu.copies import PageBuffers, RowBuffers
+from paged_kernels.batch import RaggedBatch
+from paged_kernels.heads import HeadParams
+from paged_kernels.layout import KVPages
+from paged_kernels.mosaic import LANES
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The kernel's arrays besides its tiles; `None` for what is not asked."""
+
+    table: Memory  # HBM [seqs, 1, table_ids]
+    q: Memory  # HBM [q_blocks, kv_heads, rows, q_lanes]
+    data: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
+    scales: Memory | None  # HBM [pages, kv_heads, 1, scale_lanes]
+    tree: Memory | None  # HBM [q_blocks, q_rows, tree_lanes]
+    sinks: Memory | None  # VMEM [kv_heads, group_rows, 128], to base 2
+    slopes: Memory | None  # VMEM [kv_heads, group_rows, 128], to base 2
+
+    @classmethod
+    def arranged(cls, q: jax.Array, pages: KVPages, batch: RaggedBatch, heads: HeadParams, c: Config) -> "Inputs":
+        """The contract's arguments as the kernel wants them."""
+        return cls(
+            table=arrange.arrange_table(batch.page_table, pages.num_pages, c),
+            q=arrange.arrange_q(q, c),
+            data=pages.data,
+            scales=pages.scales,
+            tree=None if batch.tree_mask is None else arrange.arrange_tree(batch.tree_mask, c),
+            sinks=None if heads.sinks is None else arrange.arrange_heads(heads.sinks, c),
+            slopes=None if heads.alibi_slopes is None else arrange.arrange_heads(heads.alibi_slopes, c),
+        )
+
+    def specs(self) -> "Inputs":
+        """Where each of them is to be."""
+        hbm = jax.tree.map(lambda _: pl.BlockSpec(memory_space=pl.ANY), self)
+        vmem = pl.BlockSpec(memory_space=pltpu.VMEM)
+        return dataclasses.replace(
+            hbm, sinks=self.sinks if self.sinks is None else vmem, slopes=self.slopes if self.slopes is None else vmem
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """The kernel's memory. `m`, `l` and `acc` are the softmax state, `m`, `l` and `lse` repeated along lanes."""
+
+    pages: PageBuffers
+    rows: RowBuffers
+    m: Memory  # [kv_heads, rows, 128]
+    l: Memory  # [kv_heads, rows, 128]  # noqa: E741
+    acc: Memory  # [kv_heads, rows, out_lanes]
+    lse: Memory  # [lse_rows, 128]
+    scales: Memory | None  # [kinds, kv_heads, block_tokens, and more to whole registers]
+
+    @classmethod
+    def shapes(cls, c: Config) -> "Scratch":
+        """What to allocate."""
+        scales = (c.row.scales_per_row, c.kv_heads, c.scales_shape[0] * c.page_size)
+        return cls(
+            pages=PageBuffers.shapes(c),
+            rows=RowBuffers.shapes(c),
+            m=pltpu.VMEM((c.kv_heads, c.rows, LANES), jnp.float32),
+            l=pltpu.VMEM((c.kv_heads, c.rows, LANES), jnp.float32),
+            acc=pltpu.VMEM((c.kv_heads, c.rows, c.out_lanes), jnp.float32),
+            lse=pltpu.VMEM((c.lse_rows, LANES), jnp.float32),
+            scales=pltpu.VMEM(scales, jnp.float32) if c.row.is_quantised else None,
+        )
