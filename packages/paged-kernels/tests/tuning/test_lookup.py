@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paged_kernels import AttentionSpec, BlockSizes, KVPages, RaggedBatch
+from paged_kernels import AttentionSpec, BlockSizes, HeadParams, KVPages, RaggedBatch
 from paged_kernels.attention.tpu import launch
 from paged_kernels.attention.tpu.sizes import kv_pages_for, q_rows_for
 from paged_kernels.chip import CHIPS, SMALLEST
@@ -40,7 +40,7 @@ def config_of(chip, shape, block_sizes=None, pages_per_seq=512):
     )
     pages = KVPages.shapes(2, shape.page_size, shape.kv_heads, shape.head_dim, shape.kv_dtype)
     q = np.broadcast_to(jnp.zeros((), jnp.bfloat16), (rows, shape.group * shape.kv_heads, shape.head_dim))
-    return launch.make_config(q, pages, batch, AttentionSpec(), block_sizes=block_sizes, chip=chip)
+    return launch.make_config(q, pages, batch, AttentionSpec(), HeadParams(), block_sizes=block_sizes, chip=chip)
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # its verdict on races is not public
 from jax.sharding import PartitionSpec as P
 from kernel_data import (
+    FEATURES,
     SPECS,
     WORKLOADS,
     Workload,
+    assert_equals_oracle,
     assert_lse_close,
     assert_rows_close,
     attend_densely,
@@ -69,6 +71,47 @@ def test_specs(workload, spec):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_other_shapes(workload, dtype):
     check(workload, SPECS["everything"], dtype)
+
+
+@pytest.mark.parametrize("workload", FEATURES)
+def test_features(workload):
+    spec = SPECS["plain" if workload in ("latent", "page_2", "part_of_context") else "everything"]
+    assert_equals_oracle(make_case(FEATURES[workload], spec=spec), spec, backend="tpu_interpret", block_sizes=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("workload", "heads", "spec"),
+    [
+        ("mixed", "both", "everything"),
+        ("decode", "sinks", "window_of_one"),
+        ("decode", "alibi", "bidirectional"),
+        ("wide_group", "both", "plain"),
+        ("gaps", "sinks", "plain"),
+    ],
+)
+def test_parameters_of_the_heads(workload, heads, spec):
+    case = make_case(WORKLOADS[workload], spec=SPECS[spec], heads=heads)
+    assert_equals_oracle(case, SPECS[spec], backend="tpu_interpret", block_sizes=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("workload", "dtype", "kv_dtype"),
+    [
+        ("mixed", "float32", "int8"),
+        ("decode", "bfloat16", "int8"),
+        ("decode_mqa", "float32", "float8_e4m3fn"),
+        ("mixed", "bfloat16", "float8_e5m2"),
+        ("large_pages", "float32", "float8_e5m2"),
+        ("decode", "float32", "int4"),
+        ("head_80", "bfloat16", "int4"),
+        ("latent", "float32", "int8"),
+        ("page_2", "float32", "int4"),
+        ("page_4", "float32", "int8"),
+    ],
+)
+def test_pages_with_scales(workload, dtype, kv_dtype):
+    case = make_case({**WORKLOADS, **FEATURES}[workload], spec=SPECS["window"], dtype=dtype, kv_dtype=kv_dtype)
+    assert_equals_oracle(case, SPECS["window"], backend="tpu_interpret", block_sizes=SMALL)
 
 
 @pytest.mark.parametrize(
@@ -154,17 +197,15 @@ def test_four_shards_equal_one():
     assert_rows_close(jax.jit(sharded)(q, dataclasses.replace(case.pages, data=data), case.batch), expected, "float32")
 
 
-def shapes(page_size=16, dtype="bfloat16", q_dtype="bfloat16"):
+def shapes(dtype="bfloat16", q_dtype="bfloat16"):
     batch = RaggedBatch.from_lists([[1]], kv_lens=[1], q_lens=[1])
-    pages = KVPages.zeros(4, page_size, 2, 64, dtype)
+    pages = KVPages.zeros(4, 16, 2, 64, dtype)
     return jnp.zeros((1, 4, 64), q_dtype), pages, batch
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"page_size": 8}, r"page_size=8 must be a multiple of 16 .*bfloat16"),
-        ({"page_size": 12, "dtype": "float32"}, r"page_size=12 must be a multiple of 8 .*float32"),
         ({"dtype": "float16"}, r"pages has dtype float16; the TPU kernel has float32 and bfloat16"),
         ({"q_dtype": "float16"}, r"q has dtype float16; the TPU kernel has float32 and bfloat16"),
     ],
