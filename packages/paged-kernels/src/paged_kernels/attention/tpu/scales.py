@@ -45,7 +45,7 @@ def spread_scales(load: Load, store: Store, *, pages: int, page_size: int, kinds
         for kind in range(kinds):
             store(kind, pl.multiple_of(i * (group * page_size), LANES), _side_by_side(rows, kind, page_size))
 
-    jax.lax.fori_loop(0, cdiv(pages, group), spread_group, None)
+    jax.lax.fori_loop(0, cdiv(pages, group), spread_group, None, unroll=min(cdiv(pages, group), 8))
 
 
 def _side_by_side(rows: list[Array], kind: int, page_size: int) -> Float[Array, "kv_heads lanes"]:

@@ -32,7 +32,7 @@ def q_rows_for(tokens: int, max_q_len: int | None, q_rows: int) -> int:
 
 def kv_pages_for(pages_per_seq: int, kv_pages: int, page_size: int, dtype: np.dtype) -> int:
     """`kv_pages` as the kernel can have it: no more than a sequence can fill, in chunks that fill registers."""
-    kv_pages = min(kv_pages, pages_per_seq)
+    kv_pages = max(1, min(kv_pages, pages_per_seq))
     chunks = chunks_of(kv_pages, page_size)
     keys = LANES if chunks > 1 else 4 * SUBLANES // dtype.itemsize
     return round_up(kv_pages, chunks * (1 if keys % page_size else keys // page_size))
