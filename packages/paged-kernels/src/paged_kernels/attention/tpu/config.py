@@ -72,9 +72,14 @@ class Config:
         return chunks_of(self.kv_pages, self.page_size)
 
     @property
+    def chunk_pages(self) -> int:
+        """Pages in a chunk."""
+        return self.kv_pages // self.chunks
+
+    @property
     def chunk_tokens(self) -> int:
         """Keys in a chunk."""
-        return self.block_tokens // self.chunks
+        return self.chunk_pages * self.page_size
 
     @property
     def q_lanes(self) -> int:

@@ -47,7 +47,7 @@ class Cursor:
 class PageBuffers:
     """Memory of the page copies."""
 
-    kv: Memory  # [buffers, kv_heads, block_tokens, storage_lanes]
+    kv: Memory  # [buffers, kv_heads, kv_pages, page_size, storage_lanes]
     kv_arrived: Memory  # semaphores [buffers]
     scales: Memory | None  # [buffers, pages_held, kv_heads, scale_lanes]
     scales_arrived: Memory | None  # semaphores [buffers]
@@ -59,7 +59,7 @@ class PageBuffers:
         """What to allocate."""
         quantised = c.row.is_quantised
         return cls(
-            kv=pltpu.VMEM((c.buffers, c.kv_heads, c.block_tokens, c.row.storage_lanes), c.row.storage_dtype),
+            kv=pltpu.VMEM((c.buffers, c.kv_heads, c.kv_pages, c.page_size, c.row.storage_lanes), c.row.storage_dtype),
             kv_arrived=pltpu.SemaphoreType.DMA((c.buffers,)),
             scales=pltpu.VMEM((c.buffers, *c.scales_shape), jnp.float32) if quantised else None,
             scales_arrived=pltpu.SemaphoreType.DMA((c.buffers,)) if quantised else None,
@@ -187,10 +187,9 @@ class PageStream:
 
     def _page_copies(self, at: Cursor, i):
         """The copies of page `i` of the block. To wait for them any page will do: by then, `ids` holds others."""
-        size, slot, b = self.config.page_size, self.slot(at), self.buffers
+        slot, b = self.slot(at), self.buffers
         page_id = b.ids[at.step % (IDS_AHEAD + 1) * self.config.ids + at.page % LANES + i]
-        rows = b.kv.at[slot, :, pl.ds(pl.multiple_of(i * size, size), size)]
-        copies = [pltpu.make_async_copy(self.data.at[page_id], rows, b.kv_arrived.at[slot])]
+        copies = [pltpu.make_async_copy(self.data.at[page_id], b.kv.at[slot, :, i], b.kv_arrived.at[slot])]
         if self.scales is not None:
             source, target = self.scales.at[page_id, :, 0], b.scales.at[slot, i]
             copies.append(pltpu.make_async_copy(source, target, b.scales_arrived.at[slot]))

@@ -28,7 +28,7 @@ HEADS_AT_ONCE = 8
 class Keys:
     """Keys that are attended together, for all heads."""
 
-    kv: Memory  # [kv_heads, keys, storage_lanes]
+    kv: Memory  # [kv_heads, pages, page_size, storage_lanes]
     scales: Memory | None  # [kinds, kv_heads, keys]
     distance: Float[Array, "rows keys"] | None
     """Positions between row and key, where there are ALiBi slopes."""
@@ -87,26 +87,26 @@ class Step:
         self._spread_scales(kv_slot)
 
         def attend_chunk(chunk, _):
-            start = pl.multiple_of(chunk * c.chunk_tokens, c.chunk_tokens)
-            self._attend_heads(q_slot, self._masked_keys(at, start, q_slot, kv_slot))
+            self._attend_heads(q_slot, self._masked_keys(at, chunk, q_slot, kv_slot))
 
-        jax.lax.fori_loop(0, pl.cdiv(pages, c.kv_pages // c.chunks), attend_chunk, None)
+        jax.lax.fori_loop(0, pl.cdiv(pages, c.chunk_pages), attend_chunk, None)
 
-    def _masked_keys(self, at: Cursor, start, q_slot, kv_slot) -> Keys:
-        """The chunk of block `at` that starts at its key `start`."""
+    def _masked_keys(self, at: Cursor, chunk, q_slot, kv_slot) -> Keys:
+        """A chunk of block `at`."""
         c, s, tile, size = self.config, self.scratch, at.tile, self.config.chunk_tokens
         position, kv_len = self.tiles.position[tile], self.tiles.kv_len[tile]
+        start = pl.multiple_of(chunk * size, size)
         first_key = at.page * c.page_size + start
         p = first_key + jax.lax.broadcasted_iota(jnp.int32, (c.rows, size), 1)
         tree = self._in_tree(tile, first_key, p, q_slot) if c.tree_words else None
         first, end = key_range(c.spec, *self._positions(tile), kv_len, tree=tree is not None)
-        keys, scales = pl.ds(start, size), None
+        scales = None
         if c.row.is_quantised:
-            scales = s.scales.at[:, :, keys]
+            scales = s.scales.at[:, :, pl.ds(start, size)]
             scales[...] = jnp.where((p[:1] >= first) & (p[:1] < end), scales[...], 0)
         at_rows = first_key + jax.lax.broadcasted_iota(jnp.int32, (size, c.out_lanes), 0)
         return Keys(
-            kv=s.pages.kv.at[kv_slot, :, keys],
+            kv=s.pages.kv.at[kv_slot, :, pl.ds(chunk * c.chunk_pages, c.chunk_pages)],
             scales=scales,
             distance=self._distance(tile, first_key, size),
             mask=visible(c.spec, position + self._token_row(size), p, kv_len, tree),

@@ -27,30 +27,34 @@ def load_lanes(rows: Memory, lanes: slice, c: Config) -> Float[Array, "keys lane
     """The stored rows' `lanes` (whole registers) over `unit`, in the compute type.
 
     Args:
-        rows: a head's rows of a block, in VMEM, `[keys, storage_lanes]`.
+        rows: a head's rows of some pages, in VMEM, `[pages, page_size, storage_lanes]`.
         lanes: which of `RowLayout.lanes`.
         c: the static facts.
     """
     if c.row.dtype == "int4":
         return _load_nibbles(rows, lanes, c)
-    stored = rows[:, lanes]
-    return (_e4m3_as_b11(stored) if _as_b11(c) else stored).astype(c.compute_dtype)
+    stored = rows[:, :, lanes]
+    return _as_matrix(_e4m3_as_b11(stored) if _as_b11(c) else stored, c)
 
 
 def _load_nibbles(rows: Memory, lanes: slice, c: Config) -> Float[Array, "keys lanes"]:
     half = c.row.lanes // 2
     low, high = slice(lanes.start, min(lanes.stop, half)), slice(max(lanes.start - half, 0), lanes.stop - half)
-    parts = [low_nibbles(rows[:, low])] if low.start < low.stop else []
-    parts += [high_nibbles(rows[:, high])] if high.start < high.stop else []
-    return jnp.concatenate([part.astype(c.compute_dtype) for part in parts], axis=1)
+    parts = [low_nibbles(rows[:, :, low])] if low.start < low.stop else []
+    parts += [high_nibbles(rows[:, :, high])] if high.start < high.stop else []
+    return jnp.concatenate([_as_matrix(part, c) for part in parts], axis=1)
 
 
-def low_nibbles(x: Int8[Array, "keys lanes"]) -> Int8[Array, "keys lanes"]:
+def _as_matrix(x: Shaped[Array, "pages page_size lanes"], c: Config) -> Float[Array, "keys lanes"]:
+    return x.astype(c.compute_dtype).reshape(-1, x.shape[2])
+
+
+def low_nibbles(x: Int8[Array, "pages page_size lanes"]) -> Int8[Array, "pages page_size lanes"]:
     """Sixteen times the value, -8 to 7, of each byte's low nibble."""
     return pltpu.bitcast((pltpu.bitcast(x, jnp.int32) << 4) & HIGH_NIBBLES, jnp.int8)
 
 
-def high_nibbles(x: Int8[Array, "keys lanes"]) -> Int8[Array, "keys lanes"]:
+def high_nibbles(x: Int8[Array, "pages page_size lanes"]) -> Int8[Array, "pages page_size lanes"]:
     """Sixteen times the value of each byte's high nibble."""
     return pltpu.bitcast(pltpu.bitcast(x, jnp.int32) & HIGH_NIBBLES, jnp.int8)
 
@@ -59,7 +63,7 @@ def _as_b11(c: Config) -> bool:
     return c.row.dtype == "float8_e4m3fn" and c.reads_e4m3b11
 
 
-def _e4m3_as_b11(x: Shaped[Array, "keys lanes"]) -> Shaped[Array, "keys lanes"]:
+def _e4m3_as_b11(x: Shaped[Array, "pages page_size lanes"]) -> Shaped[Array, "pages page_size lanes"]:
     """The same numbers over 16, as float8_e4m3b11fnuz: the same bits, but for the bits of -0, which are its NaN.
 
     A NaN becomes a number; quantised rows have theirs in the scale.
