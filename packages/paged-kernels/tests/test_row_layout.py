@@ -107,6 +107,8 @@ def test_int4_halves_share_a_byte():
 def test_refusals():
     with pytest.raises(ValueError, match="head_dim=0 must be at least 1"):
         RowLayout.create(0, "bfloat16")
+    with pytest.raises(ValueError, match="v_head_dim=0 must be at least 1"):
+        RowLayout.create(8, "bfloat16", v_head_dim=0)
     with pytest.raises(ValueError, match="v_head_dim=9 must be at most head_dim=8: a latent V is K's prefix"):
         RowLayout.create(8, "bfloat16", v_head_dim=9, latent=True)
     with pytest.raises(ValueError, match=r"dtype=int32 must be one of float32, bfloat16, .*int4"):

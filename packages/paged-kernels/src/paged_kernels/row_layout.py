@@ -52,7 +52,8 @@ class RowLayout:
             ValueError: a size is below 1, or `dtype` is no type that pages can have.
         """
         name = check_dtype(dtype)
-        return cls(k_dim=head_dim, v_dim=v_head_dim or head_dim, dtype=name, latent=latent)
+        v_dim = head_dim if v_head_dim is None else v_head_dim
+        return cls(k_dim=head_dim, v_dim=v_dim, dtype=name, latent=latent)
 
     @property
     def is_quantised(self) -> bool:

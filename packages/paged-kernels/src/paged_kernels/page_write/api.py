@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 from jaxtyping import Array, Float
 
 from paged_kernels.backends import Backend, resolve_backend, without_gradient
@@ -39,8 +40,19 @@ def write_kv(
             that has none; says what does.
     """
     check_write_inputs(k, v, pages, batch)
-    chosen = resolve_backend(backend)
-    if chosen in ("reference", "xla"):
+    return _write(pages, k, v, batch, backend=resolve_backend(backend))
+
+
+@functools.partial(jax.jit, static_argnames=("backend",))  # so that eager calls compile once
+def _write(
+    pages: KVPages,
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads v_head_dim"] | None,
+    batch: RaggedBatch,
+    *,
+    backend: Backend,
+) -> KVPages:
+    if backend in ("reference", "xla"):
         return write_kv_xla(pages, k, v, batch)
-    write = functools.partial(write_kv_tpu, interpret=chosen == "tpu_interpret")
-    return without_gradient(write, chosen)(pages, k, v, batch)
+    write = functools.partial(write_kv_tpu, interpret=backend == "tpu_interpret")
+    return without_gradient(write, backend)(pages, k, v, batch)
