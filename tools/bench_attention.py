@@ -92,7 +92,8 @@ def make_data(work: Workload, dtype: str) -> Data:
 def gather(pages: KVPages, batch: RaggedBatch) -> tuple[jax.Array, jax.Array]:
     """Each sequence's keys and values in plain order."""
     k, v = pages.row.unpack(*pages.take(batch.page_table))
-    return tuple(x.swapaxes(2, 3).reshape(batch.seqs, -1, KV_HEADS, HEAD_DIM) for x in (k, v))
+    shape = (batch.seqs, -1, KV_HEADS, HEAD_DIM)
+    return k.swapaxes(2, 3).reshape(shape), v.swapaxes(2, 3).reshape(shape)
 
 
 def grouped(q: jax.Array, seqs: int) -> jax.Array:
