@@ -34,7 +34,8 @@ def kv_pages_for(pages_per_seq: int, kv_pages: int, page_size: int, dtype: np.dt
     """`kv_pages` as the kernel can have it: no more than a sequence can fill, in chunks that fill registers."""
     kv_pages = max(1, min(kv_pages, pages_per_seq))
     chunks = chunks_of(kv_pages, page_size)
-    keys = LANES if chunks > 1 else 4 * SUBLANES // dtype.itemsize
+    has_scales = dtype.itemsize == 1
+    keys = LANES if has_scales or chunks > 1 else 4 * SUBLANES // dtype.itemsize
     return round_up(kv_pages, chunks * (1 if keys % page_size else keys // page_size))
 
 
