@@ -67,3 +67,18 @@ def test_a_copy_of_the_table_holds_all_ids_of_any_block(kv_pages, window):
 def test_ids_of_no_page_are_clamped():
     table = arrange.arrange_table(jnp.array([[-4, 7, 99]]), 8, dataclasses.replace(CONFIG, pages_per_seq=3))
     assert table[0, 0, :3].tolist() == [0, 7, 7]
+
+
+@pytest.mark.parametrize(("q_rows", "shape"), [(1, (21, 1, 128)), (16, (2, 16, 128))])
+def test_words_of_a_tree_lie_along_lanes(q_rows, shape):
+    words = jnp.arange(21 * 3, dtype=jnp.int32).reshape(21, 3)
+    blocks = arrange.arrange_tree(words, dataclasses.replace(CONFIG, q_rows=q_rows, tree_words=3))
+    assert blocks.shape == shape
+    assert not blocks[..., 3:].any()
+    np.testing.assert_array_equal(blocks.reshape(-1, 128)[:21, :3], words)
+
+
+def test_parameters_of_heads_are_to_base_2():
+    values = arrange.arrange_heads(jnp.arange(6, dtype=jnp.float32), CONFIG)
+    assert values.shape == (2, 8, 128)
+    np.testing.assert_allclose(values[1, 2], 5 / np.log(2), rtol=1e-6)

@@ -9,6 +9,7 @@ from paged_kernels import AttentionSpec, RowLayout
 from paged_kernels.attention.tpu.config import Config
 from paged_kernels.attention.tpu.sizes import (
     check_fits,
+    kv_pages_for,
     preferred_block_sizes,
     q_rows_for,
     shrink_to_fit,
@@ -67,6 +68,38 @@ def test_defaults_for_latent_rows_of_128_heads_fit_every_chip(decode):
     config = dataclasses.replace(preferred(1, 128, 64, 16, "bfloat16", decode), row=row)
     for chip in CHIPS:
         check_fits(shrink_to_fit(config, chip), chip, tiles=1024)
+
+
+@pytest.mark.parametrize(
+    ("page_size", "dtype", "kv_pages", "expected"),
+    [
+        (16, "bfloat16", 3, 3),
+        (2, "bfloat16", 3, 8),  # 16 rows fill a register
+        (1, "float32", 1000, 1024),
+        (16, "bfloat16", 50, 64),  # two chunks of whole registers of logits
+        (16, "int8", 1, 8),  # a register of scales
+        (24, "float32", 0, 1),
+        (128, "int8", 9, 9),
+    ],
+)
+def test_kv_pages_are_what_the_kernel_can_have(page_size, dtype, kv_pages, expected):
+    assert kv_pages_for(5000, kv_pages, page_size, jnp.dtype(dtype)) == expected
+
+
+def test_what_features_need_is_counted():
+    plain = preferred(8, 4, 128, 16, "bfloat16", False)
+    row = RowLayout.create(128, "int8")
+    whole = [
+        dataclasses.replace(plain, row=row),
+        dataclasses.replace(plain, has_alibi=True),
+        dataclasses.replace(plain, has_sinks=True),
+        dataclasses.replace(plain, tree_words=4),
+    ]
+    scales = 4 * 8 * plain.kv_pages * (plain.buffers * 128 + 2 * 16)
+    keys = plain.buffers * 8 * plain.block_tokens * 256
+    assert vmem_bytes(whole[0]) == vmem_bytes(plain) - keys + scales
+    assert all(vmem_bytes(config) > vmem_bytes(plain) for config in whole[1:])
+    assert smem_bytes(whole[3], tiles=100) == smem_bytes(plain, tiles=100) + 512
 
 
 def test_too_much_vmem_is_refused():
