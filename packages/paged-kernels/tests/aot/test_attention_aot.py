@@ -1,85 +1,124 @@
 """The attention kernel compiles for every TPU generation, on one chip and on four, and never copies the pages."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from kernel_workloads import HEADS, KV_DTYPES
+from pairwise import pairwise
 
-from paged_kernels import AttentionSpec, BlockSizes, KVPages, RaggedBatch, paged_attention
+from paged_kernels import AttentionSpec, BlockSizes, HeadParams, KVPages, RaggedBatch, paged_attention
 
 pytestmark = pytest.mark.aot
 
 Q_HEADS, KV_HEADS, NUM_PAGES, SEQS = 16, 4, 2048, 16
-SHAPES = [
-    (head_dim, dtype, page_size)
-    for head_dim in (64, 128)
-    for dtype in ("bfloat16", "float32")
-    for page_size in (16, 64)
-]
-MODES = {"decode": (SEQS, 1), "mixed": (192, None)}
-EVERYTHING = AttentionSpec(scale=0.1, sliding_window=1024, soft_cap=30.0)
+CHIPS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
+SIZES = {  # of K and V, and whether the row is latent
+    "64": (64, 64, False),
+    "80": (80, 80, False),
+    "96": (96, 96, False),
+    "128": (128, 128, False),
+    "192": (192, 192, False),
+    "256": (256, 256, False),
+    "192-128": (192, 128, False),
+    "576-512": (576, 512, True),
+}
+MODES = {"decode": (SEQS, 1), "verify": (64, 4), "tree": (64, 4), "mixed": (192, None)}
+"""Rows of q, and the most a sequence may have."""
+FACTORS = {
+    "size": list(SIZES),
+    "kv_dtype": KV_DTYPES,
+    "chip": CHIPS,
+    "page_size": (16, 1, 4, 64),
+    "mode": list(MODES),
+    "heads": list(HEADS),
+    "q_dtype": ("bfloat16", "float32"),
+    "window": (None, 1024),
+    "cap": (None, 30.0),
+    "causal": (True, False),
+}
+ROWS = pairwise(FACTORS)
 BLOCKS = BlockSizes(q_rows=32, kv_pages=8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Sizes of one call."""
+    """Sizes and types of one call."""
 
-    head_dim: int = 128
-    dtype: str = "bfloat16"
+    size: str = "128"
+    q_dtype: str = "bfloat16"
+    kv_dtype: str = "bfloat16"
     page_size: int = 16
+    heads: str = "plain"
     q_heads: int = Q_HEADS
     kv_heads: int = KV_HEADS
     seqs: int = SEQS
     pages_per_seq: int = 256
 
     def arguments(self, mode):
-        tokens, max_q_len = MODES[mode] if self.seqs == SEQS else (self.seqs, 1 if mode == "decode" else None)
-
-        def of(shape, dtype=jnp.int32):
-            return jax.ShapeDtypeStruct(shape, dtype)
-
+        """Shapes of q, the pages, the batch and the heads' parameters."""
+        tokens, max_q_len = MODES[mode]
+        tokens = max(tokens, self.seqs)
+        k_dim, v_dim, latent = SIZES[self.size]
         batch = RaggedBatch(
             page_table=of((self.seqs, self.pages_per_seq)),
             kv_lens=of((self.seqs,)),
             cu_q_lens=of((self.seqs + 1,)),
             num_seqs=of(()),
             max_q_len=max_q_len,
+            tree_mask=of((tokens, 1)) if mode == "tree" else None,
         )
-        pages = KVPages.shapes(NUM_PAGES, self.page_size, self.kv_heads, self.head_dim, self.dtype)
-        return of((tokens, self.q_heads, self.head_dim), self.dtype), pages, batch
+        kv_heads = 1 if latent else self.kv_heads
+        pages = KVPages.shapes(
+            NUM_PAGES, self.page_size, kv_heads, k_dim, self.kv_dtype, v_head_dim=v_dim, latent=latent
+        )
+        params = HeadParams(**{name: of((self.q_heads,), jnp.float32) for name in HEADS[self.heads]})
+        return of((tokens, self.q_heads, k_dim), self.q_dtype), pages, batch, params
+
+
+def of(shape, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def attend(spec, block_sizes=None):
-    return lambda q, pages, batch: paged_attention(
-        q, pages, batch, spec, backend="tpu", block_sizes=block_sizes, return_lse=True
+    return lambda q, pages, batch, heads: paged_attention(
+        q, pages, batch, spec, heads, backend="tpu", block_sizes=block_sizes, return_lse=True
     )
 
 
 def assert_pages_not_copied(compiled, pages, shards=1):
-    kv_bytes = int(np.prod(pages.data.shape)) * pages.dtype.itemsize // shards
+    kv_bytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(pages)) // shards
     assert compiled.memory_analysis().temp_size_in_bytes < kv_bytes // 2
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("head_dim", "dtype", "page_size"), SHAPES)
-def test_compiles_for_one_chip(target, mode, head_dim, dtype, page_size):
-    args = Shape(head_dim, dtype, page_size).arguments(mode)
-    assert_pages_not_copied(target.compile(attend(EVERYTHING, BLOCKS), *args), args[1])
+@pytest.mark.parametrize(
+    ("target", "row"),
+    [pytest.param(row["chip"], row, id="-".join(map(str, row.values()))) for row in ROWS],
+    indirect=["target"],
+)
+def test_features_in_pairs_compile_for_one_chip(target, row):
+    spec = AttentionSpec(sliding_window=row["window"], soft_cap=row["cap"], causal=row["causal"])
+    names = ("size", "q_dtype", "kv_dtype", "page_size", "heads")
+    args = Shape(**{name: row[name] for name in names}).arguments(row["mode"])
+    assert_pages_not_copied(target.compile(attend(spec), *args), args[1])
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("head_dim", "dtype", "page_size"), [(64, "float32", 16), (128, "bfloat16", 64)])
-def test_compiles_for_four_chips(target, mode, head_dim, dtype, page_size):
-    args = Shape(head_dim, dtype, page_size).arguments(mode)
+@pytest.mark.parametrize(
+    ("mode", "shape"),
+    [("decode", Shape("64", "float32", "float32")), ("mixed", Shape(page_size=64, kv_dtype="int8", heads="both"))],
+    ids=["decode", "mixed"],
+)
+def test_compiles_for_four_chips(target, mode, shape):
+    args = shape.arguments(mode)
     heads = P(None, "tp")
     compiled = target.compile_sharded(
         attend(AttentionSpec(), BLOCKS),
         *args,
-        in_specs=(heads, KVPages.partition_spec("tp"), P()),
+        in_specs=(heads, KVPages.partition_spec("tp"), P(), P("tp")),
         out_specs=(heads, heads),
     )
     assert_pages_not_copied(compiled, args[1], shards=4)
@@ -89,17 +128,26 @@ def test_compiles_for_four_chips(target, mode, head_dim, dtype, page_size):
     ("mode", "shape"),
     [
         ("decode", Shape(q_heads=32, kv_heads=8)),
-        ("mixed", Shape(q_heads=9, kv_heads=3, head_dim=64)),
+        ("mixed", Shape("64", q_heads=9, kv_heads=3)),
         ("mixed", Shape(q_heads=32, kv_heads=32)),
     ],
     ids=["gqa", "group_of_3", "mha"],
 )
-def test_default_block_sizes_compile(target, mode, shape):
+def test_any_ratio_of_heads_compiles(target, mode, shape):
     target.compile(attend(AttentionSpec()), *shape.arguments(mode))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_128k_tokens_for_256_sequences(target, mode):
+@pytest.mark.parametrize(
+    ("mode", "shape"),
+    [("decode", Shape(seqs=256, pages_per_seq=8192)), ("mixed", Shape(seqs=256, pages_per_seq=8192, kv_dtype="int8"))],
+    ids=["decode", "mixed"],
+)
+def test_128k_tokens_for_256_sequences(target, mode, shape):
     """Fault 9: their page table is 8 MB, eight times the scalar memory."""
-    args = Shape(seqs=256, pages_per_seq=8192).arguments(mode)
-    assert_pages_not_copied(target.compile(attend(AttentionSpec(), BLOCKS), *args), args[1])
+    args = shape.arguments(mode)
+    assert_pages_not_copied(target.compile(attend(AttentionSpec()), *args), args[1])
+
+
+def test_each_chip_has_each_feature():
+    for chip, name in itertools.product(CHIPS, FACTORS.keys() - {"chip"}):
+        assert {row[name] for row in ROWS if row["chip"] == chip} == set(FACTORS[name])

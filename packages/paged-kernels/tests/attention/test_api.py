@@ -10,23 +10,43 @@ import pytest
 from hypothesis import strategies as st
 from kernel_data import (
     CASES,
+    EVERY_WORKLOAD,
+    FEATURE_CASES,
+    FEW_FEATURE_CASES,
+    HEADS,
+    KV_DTYPES,
+    LONG,
     SPECS,
     WORKLOADS,
     Workload,
+    assert_equals_oracle,
     assert_lse_close,
     assert_rows_close,
     attend,
     attend_densely,
     make_case,
+    make_named_case,
     write,
 )
 
-from paged_kernels import AttentionSpec, KVPages, paged_attention
+from paged_kernels import AttentionSpec, BlockSizes, KVPages, paged_attention
+
+SMALL = BlockSizes(q_rows=5, kv_pages=2)
+"""So that sequences have several blocks, and tiles; the sizes that are taken otherwise have one of each."""
 
 
 @pytest.mark.parametrize(("workload", "spec"), CASES)
 def test_xla_equals_dense_attention(workload, spec):
-    check("xla", workload, spec, "float32")
+    assert_equals_oracle(
+        make_case(WORKLOADS[workload], spec=SPECS[spec]), SPECS[spec], backend="xla", block_sizes=SMALL
+    )
+
+
+@pytest.mark.parametrize("names", FEATURE_CASES, ids="-".join)
+def test_features_in_pairs_equal_dense_attention(names):
+    case = make_named_case(*names)
+    assert_equals_oracle(case, SPECS[names[2]], backend="reference")
+    assert_equals_oracle(case, SPECS[names[2]], backend="xla", block_sizes=SMALL)
 
 
 @pytest.mark.parametrize(
@@ -39,23 +59,39 @@ def test_xla_equals_dense_attention(workload, spec):
     ],
 )
 def test_half_types_equal_dense_attention_on_the_rounded_data(backend, workload, dtype):
-    check(backend, workload, "everything", dtype)
+    case = make_case(WORKLOADS[workload], spec=SPECS["everything"], dtype=dtype, heads="both")
+    assert_equals_oracle(case, SPECS["everything"], backend=backend)
+
+
+@pytest.mark.parametrize("kv_dtype", [kv_dtype for kv_dtype in KV_DTYPES if kv_dtype != "bfloat16"])
+@pytest.mark.parametrize("backend", ["xla", "tpu_interpret"])
+def test_queries_in_bfloat16_over_pages_of_any_type(backend, kv_dtype):
+    case = make_case(WORKLOADS["decode"], dtype="bfloat16", kv_dtype=kv_dtype)
+    assert_equals_oracle(case, SPECS["plain"], backend=backend)
 
 
 @pytest.mark.parametrize(("workload", "spec"), [case for case in CASES if case[1] in ("bidirectional", "everything")])
 def test_interpreted_tpu_kernel_equals_dense_attention(workload, spec):
     """Two specs that between them take every branch; `tpu/test_launch.py` has each spec, and the plain one in all."""
-    check("tpu_interpret", workload, spec, "float32")
+    assert_equals_oracle(make_case(WORKLOADS[workload], spec=SPECS[spec]), SPECS[spec], backend="tpu_interpret")
 
 
-def check(backend, workload, spec, dtype):
-    case = make_case(WORKLOADS[workload], spec=SPECS[spec], dtype=dtype)
-    out, lse = attend(case.q, case.pages, case.batch, SPECS[spec], backend=backend, return_lse=True)
-    expected, expected_lse = attend_densely(case, SPECS[spec])
-    assert out.dtype == dtype
-    assert lse.dtype == "float32"
-    assert_rows_close(out, expected, dtype)
-    assert_lse_close(lse, expected_lse)
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(names, id="-".join(names), marks=[] if names in FEW_FEATURE_CASES else pytest.mark.slow)
+        for names in FEATURE_CASES
+    ],
+)
+def test_features_of_the_interpreted_tpu_kernel(names):
+    sizes = BlockSizes(q_rows=16, kv_pages=2)
+    assert_equals_oracle(make_named_case(*names), SPECS[names[2]], backend="tpu_interpret", block_sizes=sizes)
+
+
+@pytest.mark.parametrize("backend", ["xla", "tpu_interpret"])
+@pytest.mark.parametrize("spec", ["plain", "window"])
+def test_more_than_32k_keys(spec, backend):
+    assert_equals_oracle(make_case(LONG, spec=SPECS[spec]), SPECS[spec], backend=backend)
 
 
 def test_eager_and_default_backend_equal_the_jitted_reference():
@@ -87,44 +123,82 @@ def test_partial_outputs_merge_by_their_lse():
     assert_rows_close(merged, attend_densely(case, SPECS["plain"])[0][5:], "float32")
 
 
-PLAIN = Workload(kv_lens=(), q_lens=())
+STATICS = [
+    ("mixed", "float32", "plain", "plain"),
+    ("mixed", "int8", "everything", "both"),
+    ("decode", "float32", "window", "alibi"),
+    ("decode", "int4", "plain", "sinks"),
+    ("tree_verify", "float8_e4m3fn", "window", "plain"),
+    ("wide_tree", "float32", "plain", "both"),
+    ("latent", "float32", "bidirectional", "both"),
+    ("page_2", "bfloat16", "bidirectional_window", "alibi"),
+    ("part_of_context", "float8_e5m2", "everything", "sinks"),
+]
+"""What is compiled for: names as in `FEATURE_CASES`."""
 
 
 @st.composite
-def workloads(draw):
-    """Ragged batches at the common shapes: any lengths, gaps and rows that fit."""
-    kv_lens, q_lens, rows_left, pages_left = [], [], PLAIN.tokens, PLAIN.num_pages - 2
-    for _ in range(draw(st.integers(0, PLAIN.seqs))):
-        kv_len = draw(st.integers(0, min(PLAIN.pages_per_seq, pages_left) * PLAIN.page_size))
-        q_len = draw(st.integers(0, min(rows_left, kv_len or 4)))
+def any_case(draw):
+    """A case of any lengths, gaps, rows and values that fit one of a few compilations; and its spec."""
+    name, kv_dtype, spec, heads = draw(st.sampled_from(STATICS))
+    shape = EVERY_WORKLOAD[name]
+    kv_lens, q_lens, rows_left, pages_left = [], [], shape.tokens, shape.num_pages - 2
+    for _ in range(draw(st.integers(0, shape.seqs))):
+        kv_len = draw(st.integers(0, min(shape.pages_per_seq, pages_left) * shape.page_size))
+        most = min(rows_left, shape.max_q_len or rows_left)
+        q_len = draw(st.integers(0, most if shape.q_starts else min(most, kv_len or 4)))
         kv_lens.append(kv_len)
         q_lens.append(q_len)
-        rows_left, pages_left = rows_left - q_len, pages_left - -(-kv_len // PLAIN.page_size)
-    return dataclasses.replace(PLAIN, kv_lens=tuple(kv_lens), q_lens=tuple(q_lens))
+        rows_left, pages_left = rows_left - q_len, pages_left - -(-kv_len // shape.page_size)
+    lengths = {"kv_lens": tuple(kv_lens), "q_lens": tuple(q_lens)}
+    if shape.q_starts:
+        lengths["q_starts"] = tuple(draw(st.integers(-50, 120)) for _ in kv_lens)
+    workload = dataclasses.replace(shape, **lengths)
+    seed = draw(st.integers(0, 999))
+    return make_case(workload, spec=SPECS[spec], kv_dtype=kv_dtype, heads=heads, seed=seed), SPECS[spec]
 
 
 @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
-@hypothesis.given(workload=workloads(), spec=st.sampled_from(sorted(SPECS)), seed=st.integers(0, 99))
-def test_any_ragged_batch(workload, spec, seed):
-    case = make_case(workload, spec=SPECS[spec], seed=seed)
-    out, lse = attend(case.q, case.pages, case.batch, SPECS[spec], backend="xla", return_lse=True)
-    expected, expected_lse = attend_densely(case, SPECS[spec])
-    assert_rows_close(out, expected, "float32")
-    assert_lse_close(lse, expected_lse)
+@hypothesis.given(any_case())
+def test_any_ragged_batch(drawn):
+    assert_equals_oracle(*drawn, backend="xla", block_sizes=SMALL)
 
 
-@hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
-@hypothesis.given(
+@pytest.mark.slow
+@hypothesis.settings(max_examples=2000, deadline=None)
+@hypothesis.given(any_case())
+def test_many_ragged_batches(drawn):
+    assert_equals_oracle(*drawn, backend="xla", block_sizes=SMALL)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.given(any_case())
+def test_ragged_batches_of_the_interpreted_tpu_kernel(drawn):
+    assert_equals_oracle(*drawn, backend="tpu_interpret", block_sizes=BlockSizes(q_rows=16, kv_pages=2))
+
+
+specs = st.builds(
+    AttentionSpec,
     scale=st.floats(0.01, 0.5),
     soft_cap=st.none() | st.floats(0.5, 50),
-    window=st.none() | st.integers(1, 90),
+    sliding_window=st.none() | st.integers(1, 90),
     causal=st.booleans(),
 )
-def test_any_spec(scale, soft_cap, window, causal):
-    spec = AttentionSpec(scale=scale, soft_cap=soft_cap, sliding_window=window, causal=causal)
-    case = make_case(WORKLOADS["mixed"], spec=spec)
-    out = attend(case.q, case.pages, case.batch, spec, backend="xla")
-    assert_rows_close(out, attend_densely(case, spec)[0], "float32")
+
+
+@hypothesis.settings(max_examples=3, deadline=None, derandomize=True)
+@hypothesis.given(spec=specs)
+def test_any_spec(spec):
+    assert_equals_oracle(make_case(WORKLOADS["mixed"], spec=spec), spec, backend="xla", block_sizes=SMALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["reference", "xla", "tpu_interpret"])
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(spec=specs, workload=st.sampled_from(["mixed", "decode"]), heads=st.sampled_from(list(HEADS)))
+def test_many_specs(backend, spec, workload, heads):
+    assert_equals_oracle(make_case(WORKLOADS[workload], spec=spec, heads=heads), spec, backend=backend)
 
 
 def test_long_sum_in_bfloat16_accumulates_in_float32():

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from kernel_data import (
     CASES,
+    FEATURES,
     SPECS,
     WORKLOADS,
-    assert_lse_close,
+    assert_equals_oracle,
     assert_rows_close,
     attend,
-    attend_densely,
     make_case,
     token_places,
 )
@@ -21,21 +21,16 @@ from paged_kernels import AttentionSpec
 @pytest.mark.parametrize(("workload", "spec"), CASES)
 def test_equals_dense_attention_in_float64(workload, spec):
     with jax.enable_x64(True):
-        check(workload, spec, "float64")
+        case = make_case(WORKLOADS[workload], spec=SPECS[spec], dtype="float64")
+        assert_equals_oracle(case, SPECS[spec], backend="reference")
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
-def test_equals_dense_attention_in_float32(workload):
-    check(workload, "everything", "float32")
-
-
-def check(workload, spec, dtype):
-    case = make_case(WORKLOADS[workload], spec=SPECS[spec], dtype=dtype)
-    out, lse = attend(case.q, case.pages, case.batch, SPECS[spec], backend="reference", return_lse=True)
-    expected, expected_lse = attend_densely(case, SPECS[spec])
-    assert out.dtype == lse.dtype == dtype
-    assert_rows_close(out, expected, dtype)
-    assert_lse_close(lse, expected_lse, dtype)
+@pytest.mark.parametrize("workload", FEATURES)
+def test_features_equal_dense_attention_in_float64(workload):
+    """`test_api.py` has them over the other types."""
+    with jax.enable_x64(True):
+        case = make_case(FEATURES[workload], spec=SPECS["everything"], dtype="float64", heads="both")
+        assert_equals_oracle(case, SPECS["everything"], backend="reference")
 
 
 @pytest.mark.parametrize("workload", ["decode", "chunked_prefill", "prefill_mqa", "wide_group"])

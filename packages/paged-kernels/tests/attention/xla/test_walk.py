@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from kernel_data import (
+    FEATURES,
     SPECS,
     WORKLOADS,
     Workload,
-    assert_lse_close,
+    assert_equals_oracle,
     assert_rows_close,
     attend,
     attend_densely,
@@ -26,31 +27,8 @@ from paged_kernels.attention.xla.walk import default_block_sizes
 SMALL = BlockSizes(q_rows=5, kv_pages=2)
 
 
-def check(workload, spec, *, dtype="float32", block_sizes=SMALL):
-    case = make_case(workload, spec=spec, dtype=dtype)
-    out, lse = attend(case.q, case.pages, case.batch, spec, backend="xla", block_sizes=block_sizes, return_lse=True)
-    expected_out, expected_lse = attend_densely(case, spec)
-    assert out.dtype == case.q.dtype
-    assert lse.dtype == jnp.float32
-    assert_rows_close(out, expected_out, dtype)
-    assert_lse_close(lse, expected_lse)
-
-
-@pytest.mark.parametrize("workload", WORKLOADS)
-def test_each_workload(workload):
-    check(WORKLOADS[workload], SPECS["plain"])
-
-
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("workload", ["decode", "mixed"])
-def test_each_spec(workload, spec):
-    check(WORKLOADS[workload], SPECS[spec])
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("workload", ["decode", "mixed"])
-def test_half_precision(workload, dtype):
-    check(WORKLOADS[workload], SPECS["plain"], dtype=dtype)
+def check(workload, spec, *, block_sizes=SMALL, **data):
+    assert_equals_oracle(make_case(workload, spec=spec, **data), spec, backend="xla", block_sizes=block_sizes)
 
 
 @pytest.mark.parametrize(
@@ -58,14 +36,18 @@ def test_half_precision(workload, dtype):
 )
 def test_block_sizes_do_not_matter(blocks):
     sizes = None if blocks is None else BlockSizes(q_rows=blocks[0], kv_pages=blocks[1])
-    check(WORKLOADS["mixed"], SPECS["everything"], block_sizes=sizes)
+    check(WORKLOADS["mixed"], SPECS["everything"], block_sizes=sizes, heads="both")
 
 
-@pytest.mark.parametrize("page_size", [1, 3, 16])
-@pytest.mark.parametrize("head_dim", [8, 80])
-def test_any_page_size_and_head_size(page_size, head_dim):
-    width = -(-40 // page_size)
-    shape = {"page_size": page_size, "head_dim": head_dim, "pages_per_seq": width, "num_pages": 3 * width + 2}
+@pytest.mark.parametrize("blocks", [(1, 1), (7, 3)], ids=["1x1", "7x3"])
+@pytest.mark.parametrize("name", ["wide_tree", "latent", "part_of_context", "page_2"])
+def test_block_sizes_do_not_matter_to_other_features(name, blocks):
+    sizes = BlockSizes(q_rows=blocks[0], kv_pages=blocks[1])
+    check(FEATURES[name], SPECS["window"], block_sizes=sizes, heads="both", kv_dtype="int8")
+
+
+def test_any_page_size():
+    shape = {"page_size": 3, "head_dim": 8, "pages_per_seq": 14, "num_pages": 44}
     check(Workload(kv_lens=(40, 13, 22), q_lens=(9, 1, 22), **shape), SPECS["window"])
 
 
