@@ -6,7 +6,7 @@ import pytest
 from kernel_data import SPECS
 
 from paged_kernels import AttentionSpec
-from paged_kernels.attention.mask import fully_visible, key_range, visible
+from paged_kernels.attention.mask import fully_visible, in_tree, key_range, visible
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,27 @@ def test_ranges_of_visible_keys_agree_with_single_keys(spec):
         assert (int(first), int(end)) == (np.flatnonzero(sees.any(0))[0], np.flatnonzero(sees.any(0))[-1] + 1)
         for p_lo, p_hi in [(0, 1), (0, 16), (16, 32), (5, 9), (32, 48)]:
             assert fully_visible(spec, (t_lo, t_hi), (p_lo, p_hi), kv_len) == sees[:, p_lo:p_hi].all()
+
+
+@pytest.mark.parametrize("words", [1, 2, 3])
+def test_each_bit_of_a_tree_mask_is_a_new_token(words):
+    bits = np.random.default_rng(0).random((5, 32 * words)) < 0.5
+    bits[0], bits[1] = True, False  # the sign bit alike
+    packed = np.packbits(bits, axis=1, bitorder="little").view("<i4")
+    sees = in_tree([packed[:, index : index + 1] for index in range(words)], 7, np.arange(7 + 32 * words + 9))
+    assert np.array_equal(sees[:, :7], np.ones((5, 7), bool))
+    assert np.array_equal(sees[:, 7 : 7 + 32 * words], bits)
+    assert not sees[:, 7 + 32 * words :].any()
+
+
+@pytest.mark.parametrize("spec", ["plain", "window", "bidirectional", "everything"])
+def test_ranges_of_visible_keys_agree_with_single_keys_of_a_tree(spec):
+    """What holds for any bits: rows 20 to 22 see no key outside the range, and all keys where that is claimed."""
+    spec, kv_len, first_new = SPECS[spec], 23, 20
+    t, p = jnp.arange(first_new, kv_len)[:, None], jnp.arange(32)
+    sees = {bit: np.array(visible(spec, t, p, kv_len, in_tree([-bit + 0 * t], first_new, p))) for bit in (0, 1)}
+    first, end = key_range(spec, jnp.int32(first_new), jnp.int32(kv_len), kv_len, tree=True)
+    assert (int(first), int(end)) == (np.flatnonzero(sees[1].any(0))[0], np.flatnonzero(sees[1].any(0))[-1] + 1)
+    for p_lo, p_hi in [(0, 16), (4, 20), (16, 32), (16, 21), (20, 22)]:
+        claimed = fully_visible(spec, (first_new, kv_len), (p_lo, p_hi), kv_len, first_new)
+        assert claimed == sees[0][:, p_lo:p_hi].all()
