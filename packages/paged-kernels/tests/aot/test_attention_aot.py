@@ -15,7 +15,7 @@ from paged_kernels import AttentionSpec, BlockSizes, HeadParams, KVPages, Ragged
 
 pytestmark = pytest.mark.aot
 
-Q_HEADS, KV_HEADS, NUM_PAGES, SEQS = 16, 4, 2048, 16
+Q_HEADS, KV_HEADS, NUM_TOKENS, SEQS = 16, 4, 2**17, 16
 CHIPS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 SIZES = {  # of K and V, and whether the row is latent
     "64": (64, 64, False),
@@ -73,8 +73,9 @@ class Shape:
             tree_mask=of((tokens, 1)) if mode == "tree" else None,
         )
         kv_heads = 1 if latent else self.kv_heads
+        num_pages = NUM_TOKENS // self.page_size
         pages = KVPages.shapes(
-            NUM_PAGES, self.page_size, kv_heads, k_dim, self.kv_dtype, v_head_dim=v_dim, latent=latent
+            num_pages, self.page_size, kv_heads, k_dim, self.kv_dtype, v_head_dim=v_dim, latent=latent
         )
         params = HeadParams(**{name: of((self.q_heads,), jnp.float32) for name in HEADS[self.heads]})
         return of((tokens, self.q_heads, k_dim), self.q_dtype), pages, batch, params
