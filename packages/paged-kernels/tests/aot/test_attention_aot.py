@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from kernel_workloads import HEADS, KV_DTYPES, NOT_ON_TPU_YET
+from kernel_workloads import HEADS, KV_DTYPES
 from pairwise import pairwise
 
 from paged_kernels import AttentionSpec, BlockSizes, HeadParams, KVPages, RaggedBatch, paged_attention
@@ -42,7 +42,6 @@ FACTORS = {
     "causal": (True, False),
 }
 ROWS = pairwise(FACTORS)
-COMPILED = [row for row in ROWS if not NOT_ON_TPU_YET & {*map(str, row.values())} and row["page_size"] >= 16]
 BLOCKS = BlockSizes(q_rows=32, kv_pages=8)
 
 
@@ -99,11 +98,7 @@ def assert_pages_not_copied(compiled, pages, shards=1):
 
 @pytest.mark.parametrize(
     ("target", "row"),
-    [
-        pytest.param(row["chip"], row, id="-".join(map(str, row.values())))
-        for row in ROWS
-        if not NOT_ON_TPU_YET & {*map(str, row.values())} and row["page_size"] >= 16
-    ],
+    [pytest.param(row["chip"], row, id="-".join(map(str, row.values()))) for row in ROWS],
     indirect=["target"],
 )
 def test_features_in_pairs_compile_for_one_chip(target, row):
@@ -115,7 +110,7 @@ def test_features_in_pairs_compile_for_one_chip(target, row):
 
 @pytest.mark.parametrize(
     ("mode", "shape"),
-    [("decode", Shape("64", "float32", "float32")), ("mixed", Shape(page_size=64))],
+    [("decode", Shape("64", "float32", "float32")), ("mixed", Shape(page_size=64, kv_dtype="int8", heads="both"))],
     ids=["decode", "mixed"],
 )
 def test_compiles_for_four_chips(target, mode, shape):
@@ -145,7 +140,7 @@ def test_any_ratio_of_heads_compiles(target, mode, shape):
 
 @pytest.mark.parametrize(
     ("mode", "shape"),
-    [("decode", Shape(seqs=256, pages_per_seq=8192)), ("mixed", Shape(seqs=256, pages_per_seq=8192))],
+    [("decode", Shape(seqs=256, pages_per_seq=8192)), ("mixed", Shape(seqs=256, pages_per_seq=8192, kv_dtype="int8"))],
     ids=["decode", "mixed"],
 )
 def test_128k_tokens_for_256_sequences(target, mode, shape):

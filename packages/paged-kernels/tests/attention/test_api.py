@@ -16,7 +16,6 @@ from kernel_data import (
     HEADS,
     KV_DTYPES,
     LONG,
-    NOT_ON_TPU_YET,
     SPECS,
     WORKLOADS,
     Workload,
@@ -67,8 +66,6 @@ def test_half_types_equal_dense_attention_on_the_rounded_data(backend, workload,
 @pytest.mark.parametrize("kv_dtype", [kv_dtype for kv_dtype in KV_DTYPES if kv_dtype != "bfloat16"])
 @pytest.mark.parametrize("backend", ["xla", "tpu_interpret"])
 def test_queries_in_bfloat16_over_pages_of_any_type(backend, kv_dtype):
-    if backend == "tpu_interpret" and kv_dtype in NOT_ON_TPU_YET:
-        pytest.skip("not yet")
     case = make_case(WORKLOADS["decode"], dtype="bfloat16", kv_dtype=kv_dtype)
     assert_equals_oracle(case, SPECS["plain"], backend=backend)
 
@@ -84,7 +81,6 @@ def test_interpreted_tpu_kernel_equals_dense_attention(workload, spec):
     [
         pytest.param(names, id="-".join(names), marks=[] if names in FEW_FEATURE_CASES else pytest.mark.slow)
         for names in FEATURE_CASES
-        if not NOT_ON_TPU_YET & set(names)
     ],
 )
 def test_features_of_the_interpreted_tpu_kernel(names):

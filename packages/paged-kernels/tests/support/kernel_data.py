@@ -23,7 +23,6 @@ from kernel_workloads import (  # noqa: F401 -- tests take all that they need fr
     HEADS,
     KV_DTYPES,
     LONG,
-    NOT_ON_TPU_YET,
     SPECS,
     WORKLOADS,
     Workload,

@@ -172,17 +172,3 @@ ALL_CASES = [
     *FEATURE_CASES,
     *((workload, "float32", spec, "plain") for workload, spec in CASES),
 ]
-
-NOT_ON_TPU_YET = {
-    "tree",
-    "tree_verify",
-    "wide_tree",
-    "sinks",
-    "alibi",
-    "both",
-    *KV_DTYPES[2:],
-    "page_1",
-    "page_2",
-    "page_4",
-}
-"""What the TPU kernel refuses at present."""
