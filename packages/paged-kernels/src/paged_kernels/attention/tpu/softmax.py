@@ -9,12 +9,15 @@ factor `log2(e)` joins the scale.
 """
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from paged_kernels.mosaic import LANES
 
 LOG2_E = math.log2(math.e)
 MASKED = -1e30
@@ -23,10 +26,12 @@ gathered is forgotten (times `2^(MASKED - m) = 0`) when its first visible key co
 
 
 class State(NamedTuple):
-    """What a row keeps between blocks of keys."""
+    """What a row keeps between blocks of keys. Nothing moves between lanes but to find a block's maximum."""
 
-    m: Float[Array, "rows 1"]
-    l: Float[Array, "rows 1"]  # noqa: E741 -- the papers' name
+    m: Float[Array, "rows 128"]
+    """Repeated along lanes."""
+    l: Float[Array, "rows 128"]  # noqa: E741 -- the papers' name
+    """What each lane has gathered: their sum is `l`."""
     acc: Float[Array, "rows lanes"]
 
 
@@ -57,11 +62,26 @@ def absorb(
 ) -> State:
     """The state after keys with these logits to base 2 (`MASKED` where not visible) and values (finite everywhere)."""
     m = jnp.maximum(state.m, jnp.max(x, axis=1, keepdims=True))
-    p = jnp.exp2(x - m)
+    p = jnp.exp2(x - _widen(m, x.shape[1]))
     shrink = jnp.exp2(state.m - m)
     weights = (p if v_scales is None else p * v_scales).astype(v.dtype)
     pv = jax.lax.dot_general(weights, v, (((1,), (0,)), ((), ())), _precision(v), jnp.float32)
-    return State(m, state.l * shrink + jnp.sum(p, axis=1, keepdims=True), state.acc * shrink + pv)
+    return State(m, state.l * shrink + _sum_by_lane(p), state.acc * _widen(shrink, v.shape[1]) + pv)
+
+
+def _widen(x: Float[Array, "rows 128"], columns: int) -> Float[Array, "rows columns"]:
+    """What is repeated along lanes, along more of them or fewer."""
+    if columns % LANES:
+        return jnp.broadcast_to(x[:, :1], (x.shape[0], columns))
+    return jnp.concatenate([x] * (columns // LANES), axis=1)
+
+
+def _sum_by_lane(p: Float[Array, "rows keys"]) -> Float[Array, "rows 128"]:
+    """Sums of the keys that share a lane; their sum is that of all keys."""
+    rows, keys = p.shape
+    if keys % LANES:
+        return jnp.broadcast_to(jnp.sum(p, axis=1, keepdims=True) * (1 / LANES), (rows, LANES))
+    return functools.reduce(jnp.add, [p[:, at : at + LANES] for at in range(0, keys, LANES)])
 
 
 def _precision(operand: Array) -> jax.lax.Precision | None:
@@ -70,12 +90,12 @@ def _precision(operand: Array) -> jax.lax.Precision | None:
 
 def output(state: State) -> Float[Array, "rows lanes"]:
     """The attention output of each row."""
-    return state.acc / state.l
+    return state.acc / jnp.sum(state.l, axis=1, keepdims=True)
 
 
-def log_sum_exp(state: State) -> Float[Array, "rows 1"]:
-    """The natural log of the sum of the exponentials of each row's logits."""
-    return (state.m + jnp.log2(state.l)) * (1 / LOG2_E)
+def log_sum_exp(state: State) -> Float[Array, "rows 128"]:
+    """The natural log of the sum of the exponentials of each row's logits, repeated along lanes."""
+    return (state.m + jnp.log2(jnp.sum(state.l, axis=1, keepdims=True))) * (1 / LOG2_E)
 
 
 def pack_lanes(column: Float[Array, "rows 128"]) -> Float[Array, "rows_over_128 128"]:

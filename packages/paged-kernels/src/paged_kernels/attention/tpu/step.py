@@ -19,9 +19,10 @@ from paged_kernels.attention.tpu.schedule import Tiles
 from paged_kernels.attention.tpu.unpack import load_lanes, unit
 from paged_kernels.mosaic import LANES, SUBLANES, cdiv
 
-FEW_ROWS = 64
 HEADS_AT_ONCE = 8
-"""How many heads are attended side by side, where a head has fewer rows than `FEW_ROWS`."""
+"""How many heads are attended side by side, each one's products beside the softmax of the one before."""
+FEW_ROWS = 64
+"""Heads with more rows go one by one in float32, whose products are six times the code."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Step:
             s.m[...] = jnp.full_like(s.m, softmax.MASKED)
             s.l[...] = jnp.zeros_like(s.l)
             return
-        s.l[...] = jnp.ones_like(s.l)
+        s.l[...] = jnp.full_like(s.l, 1 / LANES)  # 1 in all
 
         def reset_head(head, _):
             s.m[head] = self._by_row(self.inputs.sinks[head])
@@ -191,9 +192,10 @@ class Step:
         spread_scales(lambda i: pages[i], store, pages=c.kv_pages, page_size=c.page_size, kinds=kinds)
 
     def _for_heads(self, body) -> None:
-        """Run `body` on lists of heads: several where a head has few rows, to hide one's latencies behind another's."""
-        heads = self.config.kv_heads
-        at_once = min(heads, HEADS_AT_ONCE) if self.config.rows < FEW_ROWS else 1
+        """Run `body` on lists of heads, several at once, to hide one's latencies behind another's."""
+        c, heads = self.config, self.config.kv_heads
+        few = c.compute_dtype == jnp.float32 and c.rows >= FEW_ROWS
+        at_once = 1 if few else min(heads, HEADS_AT_ONCE)
         groups = heads // at_once
         jax.lax.fori_loop(0, groups, lambda i, _: body([i * at_once + j for j in range(at_once)]), None)
         if heads % at_once:
@@ -201,13 +203,11 @@ class Step:
 
     def _load(self, head) -> softmax.State:
         s = self.scratch
-        return softmax.State(s.m[head][:, :1], s.l[head][:, :1], s.acc[head])
+        return softmax.State(s.m[head], s.l[head], s.acc[head])
 
     def _store(self, head, state: softmax.State) -> None:
         s = self.scratch
-        s.m[head] = jnp.broadcast_to(state.m, s.m.shape[1:])
-        s.l[head] = jnp.broadcast_to(state.l, s.l.shape[1:])
-        s.acc[head] = state.acc
+        s.m[head], s.l[head], s.acc[head] = state
 
     def _positions(self, tile):
         """The tile's positions, as (first, one past the last)."""
