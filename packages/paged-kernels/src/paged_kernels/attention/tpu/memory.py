@@ -54,7 +54,7 @@ class Inputs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scratch:
-    """The kernel's memory. `m`, `l` and `acc` are the softmax state (`softmax.State`); `lse` is repeated along lanes."""
+    """The kernel's memory. `m`, `l` and `acc` make a `softmax.State`; `lse` is repeated along lanes."""
 
     pages: PageBuffers
     rows: RowBuffers

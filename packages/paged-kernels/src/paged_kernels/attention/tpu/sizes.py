@@ -12,8 +12,8 @@ from paged_kernels.mosaic import LANES, SUBLANES, cdiv, round_up
 DECODE_KEYS = {2: 2048, 4: 512}
 """Keys in a block for decode, by bytes an element: large, so that the latency of a block's copies is a small part of
 their time. Products in float32 take six passes, which the compiler lays out one by one: more would only be code."""
-PREFILL_KEYS = 512
-"""Keys in a block for prefill: enough to keep the matrix unit busy."""
+PREFILL_KEYS = {2: 1024, 4: 512}
+"""Keys in a block for prefill, by bytes an element: enough to keep the matrix unit busy."""
 PREFILL_OPERAND_ROWS = 256
 """Rows of a head's left operand in prefill: its query heads times the block's rows."""
 BUFFERS = 4
@@ -41,7 +41,7 @@ def kv_pages_for(pages_per_seq: int, kv_pages: int, page_size: int, dtype: np.dt
 
 def preferred_block_sizes(*, group: int, page_size: int, itemsize: int, decode: bool) -> BlockSizes:
     """Block sizes for speed, were there memory enough."""
-    keys = DECODE_KEYS[itemsize] if decode else PREFILL_KEYS
+    keys = DECODE_KEYS[itemsize] if decode else PREFILL_KEYS[itemsize]
     return BlockSizes(q_rows=max(1, PREFILL_OPERAND_ROWS // group), kv_pages=max(1, keys // page_size))
 
 

@@ -194,8 +194,8 @@ class Step:
     def _for_heads(self, body) -> None:
         """Run `body` on lists of heads, several at once, to hide one's latencies behind another's."""
         c, heads = self.config, self.config.kv_heads
-        few = c.compute_dtype == jnp.float32 and c.rows >= FEW_ROWS
-        at_once = 1 if few else min(heads, HEADS_AT_ONCE)
+        one_by_one = c.compute_dtype == jnp.float32 and c.rows >= FEW_ROWS
+        at_once = 1 if one_by_one else min(heads, HEADS_AT_ONCE)
         groups = heads // at_once
         jax.lax.fori_loop(0, groups, lambda i, _: body([i * at_once + j for j in range(at_once)]), None)
         if heads % at_once:
