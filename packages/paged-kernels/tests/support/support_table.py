@@ -1,0 +1,85 @@
+"""The README's table of what each backend has, from the names that the tests take and the backends' own answers.
+
+python packages/paged-kernels/tests/support/support_table.py
+"""
+
+import jax
+from kernel_data import FEATURES, HEADS, KV_DTYPES, SPECS, WORKLOADS, make_case
+
+from paged_kernels import paged_attention
+
+BACKENDS = {"reference": "reference", "xla": "xla", "tpu": "tpu_interpret"}
+"""The columns, and whom to ask: the interpreted kernel refuses what the compiled one does."""
+
+SHAPES = WORKLOADS | FEATURES
+
+
+def sizes(of, *, latent: bool = False) -> dict:
+    """Each size that some workload has, in order, and the name of the first that has it."""
+    found = {}
+    for name, workload in SHAPES.items():
+        if workload.latent == latent:
+            found.setdefault(of(workload), name)
+    return dict(sorted(found.items()))
+
+
+def head_size(workload) -> tuple[int, int]:
+    return workload.head_dim, workload.value_dim
+
+
+def name_of(size: tuple[int, int]) -> str:
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}/{size[1]}"
+
+
+def make_rows() -> dict[str, list[dict[str, str]]]:
+    """What is asked, by the words for it."""
+    heads, pages = sizes(head_size), sizes(lambda workload: workload.page_size)
+    kinds = {"decode": "decode", "prefill": "prefill", "chunked prefill": "chunked_prefill", "mixed": "mixed"}
+    kinds |= {"multi-token decode": "multi_token_decode", "idle slots": "decode_idle_slots", "padding": "gaps"}
+    ratios = {"MHA": "decode_mha", "GQA": "decode", "MQA": "decode_mqa"}
+    rows = {
+        ", ".join(kinds): [{"workload": name} for name in kinds.values()],
+        ", ".join(ratios): [{"workload": name} for name in ratios.values()],
+        "`scale`, `soft_cap`, `sliding_window`, `causal=False`": [{"spec": spec} for spec in SPECS],
+        "sinks, ALiBi, both": [{"heads": heads} for heads in HEADS],
+        "tree masks of any width": [{"workload": name} for name in ("tree_verify", "wide_tree")],
+        "parts of a context (`q_starts`)": [{"workload": "part_of_context"}],
+        f"head sizes {', '.join(map(name_of, heads))} (K/V)": [{"workload": name} for name in heads.values()],
+        "latent rows (MLA)": [{"workload": name} for name in sizes(head_size, latent=True).values()],
+        f"page sizes {', '.join(map(str, pages))}": [{"workload": name} for name in pages.values()],
+    }
+    rows |= {f"q in {dtype}": [{"dtype": dtype, "kv_dtype": "float32"}] for dtype in ("float32", "bfloat16", "float16")}
+    return rows | {f"pages in {dtype}": [{"kv_dtype": dtype}] for dtype in (*KV_DTYPES, "float16")}
+
+
+def has(backend: str, asked: dict[str, str]) -> bool:
+    """Whether the backend takes this; it is traced, not run."""
+    spec = SPECS[asked.get("spec", "plain")]
+    data = {name: asked[name] for name in ("dtype", "kv_dtype", "heads") if name in asked}
+    case = make_case(SHAPES[asked.get("workload", "decode")], spec=spec, **data)
+    try:
+        jax.eval_shape(
+            lambda q, pages, batch, heads: paged_attention(
+                q, pages, batch, spec, heads, backend=BACKENDS[backend], return_lse=True
+            ),
+            case.q,
+            case.pages,
+            case.batch,
+            case.heads,
+        )
+    except NotImplementedError:
+        return False
+    return True
+
+
+def make_table() -> str:
+    """The table, Markdown."""
+    lines = [f"| | {' | '.join(f'`{backend}`' for backend in BACKENDS)} |", "|---" * (1 + len(BACKENDS)) + "|"]
+    for words, asked in make_rows().items():
+        answers = ["yes" if all(has(backend, one) for one in asked) else "no" for backend in BACKENDS]
+        lines.append(f"| {words} | {' | '.join(answers)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(make_table())
