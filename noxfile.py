@@ -30,9 +30,9 @@ def install_layers(session: nox.Session, upto: str, *more: str) -> None:
     session.install("-c", "constraints/tested.txt", *here, *more)
 
 
-def run_pytest(session: nox.Session, *args: str, processes: int = 2) -> None:
+def run_pytest(session: nox.Session, *args: str, processes: int = 2, env: dict[str, str] | None = None) -> None:
     """Run pytest on two processes with jax on the CPU."""
-    session.run("pytest", "-n", str(processes), *args, *session.posargs, env={"JAX_PLATFORMS": "cpu"})
+    session.run("pytest", "-n", str(processes), *args, *session.posargs, env={"JAX_PLATFORMS": "cpu", **(env or {})})
 
 
 @nox.session

@@ -1,7 +1,9 @@
-"""The README's examples run and print what they say."""
+"""The README's examples run and print what they say, and its table is what the backends answer."""
 
 import doctest
 import pathlib
+
+from support_table import make_table
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
@@ -10,3 +12,10 @@ def test_examples():
     results = doctest.testfile(str(README), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert results.attempted >= 9
     assert results.failed == 0
+
+
+def test_support_table_is_what_the_backends_answer():
+    """If it is not: `python packages/paged-kernels/tests/support/support_table.py` prints the table to put there."""
+    text = README.read_text()
+    table = text.split("<!-- support table -->\n")[1].split("\n<!-- end of support table -->")[0]
+    assert table == make_table()
