@@ -1,6 +1,8 @@
 """The Pallas TPU kernel, cut in steps that are tested alone.
 
-`schedule` (which rows meet which pages, as integers), `copies` (page fetches), `softmax` (one online-softmax step on
-arrays), `kernel` (the body that names these steps), `arrange` (the order of query and output rows in HBM), `sizes`
-(block sizes and the memory they need), `launch` (checks and the `pallas_call`).
+`schedule` (which rows meet which pages, as integers), `copies` (fetches of pages and rows), `unpack` and `scales`
+(stored types as operands), `softmax` (one online-softmax step on arrays), `step` (what happens to a tile), `kernel`
+(the body that names these steps), `memory` (what it is given and allocates), `arrange` (the order of rows in HBM),
+`grouping` (page sizes that no copy can have), `sizes` (block sizes and the memory they need), `launch` (checks and the
+`pallas_call`).
 """
