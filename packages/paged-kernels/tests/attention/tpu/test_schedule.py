@@ -86,4 +86,3 @@ def test_tree_rows_need_the_pages_of_all_new_tokens():
     tiles = make_tiles(dataclasses.replace(batch, tree_mask=tree), AttentionSpec(), tokens=3, q_rows=1, page_size=16)
     assert [(tile[-3], tile[-1]) for tile in tiles_made(tiles)] == [(30, 3), (31, 3), (32, 3)]
     assert tiles.first_new.tolist() == [30, 30, 30, 0]
-    assert make_tiles(batch, AttentionSpec(), tokens=3, q_rows=1, page_size=16).first_new is None

@@ -49,8 +49,8 @@ class PageBuffers:
 
     kv: Memory  # [buffers, kv_heads, kv_pages, page_size, storage_lanes]
     kv_arrived: Memory  # semaphores [buffers]
-    scales: Memory | None  # [buffers, pages_held, kv_heads, scale_lanes]
-    scales_arrived: Memory | None  # semaphores [buffers]
+    scales: Memory  # [buffers, pages_held, kv_heads, scale_lanes], or None
+    scales_arrived: Memory  # semaphores [buffers], or None
     ids: Memory  # SMEM [(IDS_AHEAD + 1) * ids]
     ids_arrived: Memory  # semaphores [IDS_AHEAD + 1]
 
@@ -79,7 +79,7 @@ class PageStream:
     tiles: Tiles
     table: Memory  # HBM [seqs, 1, table_ids]
     data: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
-    scales: Memory | None  # HBM [pages, kv_heads, 1, scale_lanes]
+    scales: Memory  # HBM [pages, kv_heads, 1, scale_lanes], or None
     buffers: PageBuffers
 
     def begin(self) -> tuple[Cursor, Cursor]:
@@ -202,7 +202,7 @@ class RowBuffers:
     """Memory of the copies of query, output and log-sum-exp rows; two slots each."""
 
     q: Memory  # [2, kv_heads, rows, q_lanes]
-    tree: Memory | None  # [2, q_rows, tree_lanes]
+    tree: Memory  # [2, q_rows, tree_lanes], or None
     out: Memory  # [2, kv_heads, rows, out_lanes]
     lse: Memory  # [2, lse_rows / 128, 128]
     arrived: Memory  # semaphores [2, 2], of q and tree
@@ -228,7 +228,7 @@ class RowStream:
 
     config: Config
     q: Memory  # HBM [q_blocks, kv_heads, rows, q_lanes]
-    tree: Memory | None  # HBM [q_blocks, q_rows, tree_lanes]
+    tree: Memory  # HBM [q_blocks, q_rows, tree_lanes], or None
     out: Memory  # HBM [q_blocks, kv_heads, rows, out_lanes]
     lse: Memory  # HBM [q_blocks, lse_rows / 128, 128]
     buffers: RowBuffers

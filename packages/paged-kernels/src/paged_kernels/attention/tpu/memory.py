@@ -24,10 +24,10 @@ class Inputs:
     table: Memory  # HBM [seqs, 1, table_ids]
     q: Memory  # HBM [q_blocks, kv_heads, rows, q_lanes]
     data: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
-    scales: Memory | None  # HBM [pages, kv_heads, 1, scale_lanes]
-    tree: Memory | None  # HBM [q_blocks, q_rows, tree_lanes]
-    sinks: Memory | None  # VMEM [kv_heads, group_rows, 128], to base 2
-    slopes: Memory | None  # VMEM [kv_heads, group_rows, 128], to base 2
+    scales: Memory  # HBM [pages, kv_heads, 1, scale_lanes], or None
+    tree: Memory  # HBM [q_blocks, q_rows, tree_lanes], or None
+    sinks: Memory  # VMEM [kv_heads, group_rows, 128], to base 2, or None
+    slopes: Memory  # VMEM [kv_heads, group_rows, 128], to base 2, or None
 
     @classmethod
     def arranged(cls, q: jax.Array, pages: KVPages, batch: RaggedBatch, heads: HeadParams, c: Config) -> "Inputs":
@@ -62,7 +62,7 @@ class Scratch:
     l: Memory  # [kv_heads, rows, 128]  # noqa: E741
     acc: Memory  # [kv_heads, rows, out_lanes]
     lse: Memory  # [lse_rows, 128]
-    scales: Memory | None  # [kinds, kv_heads, block_tokens, and more to whole registers]
+    scales: Memory  # [kinds, kv_heads, block_tokens, and more to whole registers], or None
 
     @classmethod
     def shapes(cls, c: Config) -> "Scratch":

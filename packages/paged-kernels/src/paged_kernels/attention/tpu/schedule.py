@@ -46,8 +46,8 @@ class Tiles:
     """Index in the sequence's page list of the first page that a row of the tile sees."""
     end_page: Int32[Array, " tiles"]
     """One past the last such page; greater than `first_page`, so that rows that see no key have a page too."""
-    first_new: Int32[Array, " tiles"] | None
-    """With a tree mask, the position of the sequence's first new token."""
+    first_new: Int32[Array, " tiles"]
+    """Position of the sequence's first row: of its first new token, where there is a tree mask."""
 
 
 def max_tiles(tokens: int, seqs: int, q_rows: int) -> int:
@@ -98,5 +98,5 @@ def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: 
         position=used(position),
         first_page=used(first_page),
         end_page=used(jnp.maximum(-(-end_key // page_size), first_page + 1)),
-        first_new=used(first_position[seq]) if has_tree else None,
+        first_new=used(first_position[seq]),
     )

@@ -83,8 +83,7 @@ def _row_bytes(c: Config) -> int:
 
 def smem_bytes(c: Config, tiles: int) -> int:
     """Scalar memory that the kernel needs, bytes: the tiles and the page ids on their way."""
-    fields = 8 if c.tree_words else 7
-    return 4 * (fields * round_up(tiles, LANES) + round_up(c.q_blocks + 1, LANES) + 3 * c.ids)
+    return 4 * (8 * round_up(tiles, LANES) + round_up(c.q_blocks + 1, LANES) + 3 * c.ids)
 
 
 def check_fits(c: Config, chip: Chip, tiles: int) -> None:

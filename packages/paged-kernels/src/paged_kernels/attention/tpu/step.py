@@ -30,7 +30,7 @@ class Keys:
     """Keys that are attended together, for all heads."""
 
     kv: Memory  # [kv_heads, pages, page_size, storage_lanes]
-    scales: Memory | None  # [kinds, kv_heads, keys]
+    scales: Memory  # [kinds, kv_heads, keys], or None
     distance: Float[Array, "rows keys"] | None
     """Positions between row and key, where there are ALiBi slopes."""
     mask: Bool[Array, "rows keys"] | None = None

@@ -46,7 +46,7 @@ def _load_nibbles(rows: Memory, lanes: slice, c: Config) -> Float[Array, "keys l
 
 
 def _as_matrix(x: Shaped[Array, "pages page_size lanes"], c: Config) -> Float[Array, "keys lanes"]:
-    return x.astype(c.compute_dtype).reshape(-1, x.shape[2])
+    return x.reshape(-1, x.shape[2]).astype(c.compute_dtype)
 
 
 def low_nibbles(x: Int8[Array, "pages page_size lanes"]) -> Int8[Array, "pages page_size lanes"]:
