@@ -11,34 +11,35 @@ from paged_kernels.mosaic import LANES, round_up
 
 def arrange_q(
     q: Float[Array, "tokens q_heads head_dim"], config: Config
-) -> Float[Array, "q_blocks kv_heads rows q_lanes"]:
-    """Blocks of query rows; within a KV head, row `g * q_rows + r` is query head `g` of token row `r`."""
+) -> Float[Array, "operands kv_heads rows q_lanes"]:
+    """The left operands; within a KV head, row `g * operand_rows + r` is query head `g` of token row `r`."""
     c = config
     q = jnp.pad(q, ((0, c.q_blocks * c.q_rows - c.tokens), (0, 0), (0, 0)))
-    q = q.reshape(c.q_blocks, c.q_rows, c.kv_heads, c.group, c.row.k_dim).transpose(0, 2, 3, 1, 4)
-    q = q.reshape(c.q_blocks, c.kv_heads, c.group * c.q_rows, c.row.k_dim)
-    q = jnp.pad(q, ((0, 0), (0, 0), (0, c.rows - c.group * c.q_rows), (0, c.q_lanes - c.row.k_dim)))
+    q = q.reshape(-1, c.operand_rows, c.kv_heads, c.group, c.row.k_dim).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(-1, c.kv_heads, c.group * c.operand_rows, c.row.k_dim)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, c.rows - c.group * c.operand_rows), (0, c.q_lanes - c.row.k_dim)))
     return q.astype(c.compute_dtype)
 
 
 def restore_rows(
-    blocks: Float[Array, "q_blocks kv_heads rows *features"], config: Config
+    operands: Float[Array, "operands kv_heads rows *features"], config: Config
 ) -> Float[Array, "tokens q_heads *features"]:
     """The inverse of `arrange_q`, for an output with any (or no) trailing axis."""
     c = config
-    features = blocks.shape[3:]
-    rows = blocks[:, :, : c.group * c.q_rows].reshape(c.q_blocks, c.kv_heads, c.group, c.q_rows, *features)
+    features = operands.shape[3:]
+    rows = operands[:, :, : c.group * c.operand_rows]
+    rows = rows.reshape(-1, c.kv_heads, c.group, c.operand_rows, *features)
     rows = jnp.moveaxis(rows, 3, 1).reshape(c.q_blocks * c.q_rows, c.kv_heads * c.group, *features)
     return rows[: c.tokens]
 
 
 def restore_output(
-    blocks: Float[Array, "q_blocks kv_heads rows out_lanes"], config: Config
+    operands: Float[Array, "operands kv_heads rows out_lanes"], config: Config
 ) -> Float[Array, "tokens q_heads v_head_dim"]:
     """The output rows, without the lanes that are not V's."""
     row = config.row
     first = row.v_start - row.v_lanes.start
-    return restore_rows(blocks[..., first : first + row.v_dim], config)
+    return restore_rows(operands[..., first : first + row.v_dim], config)
 
 
 def restore_lse(
@@ -46,8 +47,8 @@ def restore_lse(
 ) -> Float[Array, "tokens q_heads"]:
     """The log-sum-exp rows, from `softmax.pack_lanes` of each block."""
     c = config
-    flat = packed.reshape(c.q_blocks, -1)[:, : c.kv_heads * c.rows]
-    return restore_rows(flat.reshape(c.q_blocks, c.kv_heads, c.rows), c)
+    flat = packed.reshape(c.q_blocks, -1)[:, : c.operands * c.kv_heads * c.rows]
+    return restore_rows(flat.reshape(-1, c.kv_heads, c.rows), c)
 
 
 def arrange_table(
@@ -63,12 +64,14 @@ def arrange_table(
     return padded[:, None]
 
 
-def arrange_tree(tree_mask: Int32[Array, "tokens words"], config: Config) -> Int32[Array, "q_blocks q_rows tree_lanes"]:
-    """The words of each row of a block, one a lane."""
+def arrange_tree(
+    tree_mask: Int32[Array, "tokens words"], config: Config
+) -> Int32[Array, "operands operand_rows tree_lanes"]:
+    """The words of each row of an operand, one a lane."""
     c = config
     padding = ((0, c.q_blocks * c.q_rows - c.tokens), (0, c.tree_lanes - c.tree_words))
     words = jax.lax.bitcast_convert_type(tree_mask, jnp.int32)
-    return jnp.pad(words, padding).reshape(c.q_blocks, c.q_rows, c.tree_lanes)
+    return jnp.pad(words, padding).reshape(-1, c.operand_rows, c.tree_lanes)
 
 
 def arrange_heads(of_heads: Float[Array, " q_heads"], config: Config) -> Float[Array, "kv_heads group_rows 128"]:

@@ -19,11 +19,6 @@ CHUNK_KEYS = 512
 """Most keys in a chunk of a block, unless a page has more."""
 
 
-def chunks_of(kv_pages: int, page_size: int) -> int:
-    """The chunks that a block of about so many pages is cut in."""
-    return cdiv(kv_pages, max(1, CHUNK_KEYS // page_size))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Sizes of one kernel. A *block* is what is attended at once: `q_rows` query rows over `kv_pages` pages."""
@@ -38,12 +33,16 @@ class Config:
     page_size: int
     pages_per_seq: int
     q_rows: int
-    """Rows in a block of queries: 1 for decode, else a multiple of 16."""
+    """Rows in a block of queries: for decode any number, else 1 or a multiple of 16."""
     kv_pages: int
-    """Pages in a block of keys, a multiple of `chunks`."""
+    """Pages in a block of keys, a multiple of `chunk_pages`."""
+    chunk_pages: int
+    """Pages in a chunk of a block. In decode, the chunks of a block may belong to several sequences."""
     buffers: int
     """Blocks of keys in VMEM: one in use, the others on their way."""
     q_dtype: np.dtype
+    decode: bool = False
+    """Whether every sequence has one row."""
     has_sinks: bool = False
     has_alibi: bool = False
     tree_words: int = 0
@@ -57,9 +56,19 @@ class Config:
         return cdiv(self.tokens, self.q_rows)
 
     @property
+    def operand_rows(self) -> int:
+        """Rows of q whose query heads are one left operand: a block's, but in decode each row meets keys of its own."""
+        return 1 if self.decode else self.q_rows
+
+    @property
+    def operands(self) -> int:
+        """Left operands of a KV head in a block of rows."""
+        return self.q_rows // self.operand_rows
+
+    @property
     def rows(self) -> int:
-        """Rows of the left operand for one KV head: its query heads times the block's rows, in whole registers."""
-        return round_up(self.group * self.q_rows, SUBLANES)
+        """Rows of the left operand for one KV head: its query heads times its rows of q, in whole registers."""
+        return round_up(self.group * self.operand_rows, SUBLANES)
 
     @property
     def block_tokens(self) -> int:
@@ -69,17 +78,17 @@ class Config:
     @property
     def chunks(self) -> int:
         """Equal parts of a block, of some 512 keys, attended one after the other where the block is not whole."""
-        return chunks_of(self.kv_pages, self.page_size)
-
-    @property
-    def chunk_pages(self) -> int:
-        """Pages in a chunk."""
-        return self.kv_pages // self.chunks
+        return self.kv_pages // self.chunk_pages
 
     @property
     def chunk_tokens(self) -> int:
         """Keys in a chunk."""
         return self.chunk_pages * self.page_size
+
+    @property
+    def clears_unseen(self) -> bool:
+        """Whether values that no row sees are zeroed in VMEM, and not each time that they are loaded."""
+        return self.decode and not self.row.is_quantised
 
     @property
     def q_lanes(self) -> int:
@@ -114,12 +123,13 @@ class Config:
 
     @property
     def lse_rows(self) -> int:
-        """Rows of all heads in one block, in whole registers' widths."""
-        return round_up(self.kv_heads * self.rows, LANES)
+        """Rows of all heads and operands in one block, in whole registers' widths."""
+        return round_up(self.operands * self.kv_heads * self.rows, LANES)
 
     @property
     def ids(self) -> int:
-        """Page ids in a copy of the table that covers any block, wherever it starts; whole registers' widths."""
-        # Blocks start at multiples of kv_pages, unless a window makes them start at any page.
-        step = math.gcd(self.kv_pages, LANES) if self.spec.sliding_window is None else 1
-        return round_up(LANES - step + self.kv_pages, LANES)
+        """Page ids in a copy of the table for any block (in decode, any chunk), in whole registers' widths."""
+        pages = self.chunk_pages if self.decode else self.kv_pages
+        # They start at multiples of `pages`, unless a window makes them start at any page.
+        step = math.gcd(pages, LANES) if self.spec.sliding_window is None else 1
+        return round_up(LANES - step + pages, LANES)

@@ -63,9 +63,53 @@ class PageBuffers:
             kv_arrived=pltpu.SemaphoreType.DMA((c.buffers,)),
             scales=pltpu.VMEM((c.buffers, *c.scales_shape), jnp.float32) if quantised else None,
             scales_arrived=pltpu.SemaphoreType.DMA((c.buffers,)) if quantised else None,
-            ids=pltpu.SMEM(((IDS_AHEAD + 1) * c.ids,), jnp.int32),
+            ids=pltpu.SMEM(((IDS_AHEAD + 1) * (c.chunks if c.decode else 1) * c.ids,), jnp.int32),
             ids_arrived=pltpu.SemaphoreType.DMA((IDS_AHEAD + 1,)),
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the copies of some pages go, and the semaphores that count them."""
+
+    kv: Memory  # [kv_heads, pages, page_size, storage_lanes]
+    kv_arrived: Memory
+    scales: Memory | None = None  # [pages, kv_heads, scale_lanes]
+    scales_arrived: Memory | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PageCopies:
+    """The copies of single pages, and of their scales if they have any, into the slots of `PageBuffers`."""
+
+    config: Config
+    data: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
+    scales: Memory | None  # HBM [pages, kv_heads, 1, scale_lanes]
+    buffers: PageBuffers
+
+    def places(self, slot, first, count: int) -> "Places":
+        """Some places of a slot from its place `first` on; known together, they share the sums of their addresses."""
+        b = self.buffers
+        kv = b.kv.at[slot, :, pl.ds(first, count)]
+        if self.scales is None:
+            return Places(kv=kv, kv_arrived=b.kv_arrived.at[slot])
+        scales = b.scales.at[slot, pl.ds(first, count)]
+        return Places(kv=kv, kv_arrived=b.kv_arrived.at[slot], scales=scales, scales_arrived=b.scales_arrived.at[slot])
+
+    def start(self, page_id, places: "Places", i: int) -> None:
+        """Start the copy of a page to one of some places."""
+        pltpu.make_async_copy(self.data.at[page_id], places.kv.at[:, i], places.kv_arrived).start()
+        if places.scales is not None:
+            pltpu.make_async_copy(self.scales.at[page_id, :, 0], places.scales.at[i], places.scales_arrived).start()
+
+    def wait(self, slot, count: int) -> None:
+        """Wait for `count` pages of a slot, whichever they are: a semaphore counts bytes, so one wait serves them."""
+        b = self.buffers
+        waits = [(b.kv.at[slot, :, pl.ds(0, count)], b.kv_arrived.at[slot])]
+        if self.scales is not None:
+            waits.append((b.scales.at[slot, pl.ds(0, count)], b.scales_arrived.at[slot]))
+        for pages, arrived in waits:
+            pltpu.make_async_copy(pages, pages, arrived).wait()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,8 +122,7 @@ class PageStream:
     config: Config
     tiles: Tiles
     table: Memory  # HBM [seqs, 1, table_ids]
-    data: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
-    scales: Memory  # HBM [pages, kv_heads, 1, scale_lanes], or None
+    copies: PageCopies
     buffers: PageBuffers
 
     def begin(self) -> tuple[Cursor, Cursor]:
@@ -132,16 +175,11 @@ class PageStream:
 
         @pl.when(jnp.logical_not(self.is_whole(at)))
         def _():
-            jax.lax.fori_loop(0, self.count(at), lambda i, _: self._wait_page(at, i), None)
+            jax.lax.fori_loop(0, self.count(at), lambda i, _: self.copies.wait(self.slot(at), 1), None)
 
     def wait_whole(self, at: Cursor) -> None:
         """Wait for a whole block: a semaphore counts bytes, so one wait serves all copies."""
-        b, slot = self.buffers, self.slot(at)
-        whole = [(b.kv.at[slot], b.kv_arrived.at[slot])]
-        if self.scales is not None:
-            whole.append((b.scales.at[slot, pl.ds(0, self.config.kv_pages)], b.scales_arrived.at[slot]))
-        for buffer, arrived in whole:
-            pltpu.make_async_copy(buffer, buffer, arrived).wait()
+        self.copies.wait(self.slot(at), self.config.kv_pages)
 
     def slot(self, at: Cursor) -> jax.Array:
         """The buffer that block `at` is in."""
@@ -178,32 +216,21 @@ class PageStream:
         return pltpu.make_async_copy(source, target, self.buffers.ids_arrived.at[slot])
 
     def _start_page(self, at: Cursor, i) -> None:
-        for copy in self._page_copies(at, i):
-            copy.start()
-
-    def _wait_page(self, at: Cursor, i) -> None:
-        for copy in self._page_copies(at, i):
-            copy.wait()
-
-    def _page_copies(self, at: Cursor, i):
-        """The copies of page `i` of the block. To wait for them any page will do: by then, `ids` holds others."""
-        slot, b = self.slot(at), self.buffers
-        page_id = b.ids[at.step % (IDS_AHEAD + 1) * self.config.ids + at.page % LANES + i]
-        copies = [pltpu.make_async_copy(self.data.at[page_id], b.kv.at[slot, :, i], b.kv_arrived.at[slot])]
-        if self.scales is not None:
-            source, target = self.scales.at[page_id, :, 0], b.scales.at[slot, i]
-            copies.append(pltpu.make_async_copy(source, target, b.scales_arrived.at[slot]))
-        return copies
+        page_id = self.buffers.ids[at.step % (IDS_AHEAD + 1) * self.config.ids + at.page % LANES + i]
+        self.copies.start(page_id, self.copies.places(self.slot(at), i, 1), 0)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowBuffers:
-    """Memory of the copies of query, output and log-sum-exp rows; two slots each."""
+    """Memory of the copies of query, output and log-sum-exp rows; two slots each.
 
-    q: Memory  # [2, kv_heads, rows, q_lanes]
-    tree: Memory  # [2, q_rows, tree_lanes], or None
-    out: Memory  # [2, kv_heads, rows, out_lanes]
+    In decode `q`, `tree` and `out` have one operand more than is copied, for chunks of no sequence.
+    """
+
+    q: Memory  # [2 * operands, kv_heads, rows, q_lanes]
+    tree: Memory  # [2 * operands, operand_rows, tree_lanes], or None
+    out: Memory  # [2 * operands, kv_heads, rows, out_lanes]
     lse: Memory  # [2, lse_rows / 128, 128]
     arrived: Memory  # semaphores [2, 2], of q and tree
     left: Memory  # semaphores [2, 2], of out and lse
@@ -211,10 +238,11 @@ class RowBuffers:
     @classmethod
     def shapes(cls, c: Config) -> "RowBuffers":
         """What to allocate."""
-        rows = (2, c.kv_heads, c.rows)
+        operands = 2 * c.operands + c.decode
+        rows = (operands, c.kv_heads, c.rows)
         return cls(
             q=pltpu.VMEM((*rows, c.q_lanes), c.compute_dtype),
-            tree=pltpu.VMEM((2, c.q_rows, c.tree_lanes), jnp.int32) if c.tree_words else None,
+            tree=pltpu.VMEM((operands, c.operand_rows, c.tree_lanes), jnp.int32) if c.tree_words else None,
             out=pltpu.VMEM((*rows, c.out_lanes), c.q_dtype),
             lse=pltpu.VMEM((2, c.lse_rows // LANES, LANES), jnp.float32),
             arrived=pltpu.SemaphoreType.DMA((2, 2)),
@@ -227,9 +255,9 @@ class RowStream:
     """Blocks of query rows on their way in, of output rows on their way out; block `b` uses slot `b % 2`."""
 
     config: Config
-    q: Memory  # HBM [q_blocks, kv_heads, rows, q_lanes]
-    tree: Memory  # HBM [q_blocks, q_rows, tree_lanes], or None
-    out: Memory  # HBM [q_blocks, kv_heads, rows, out_lanes]
+    q: Memory  # HBM [q_blocks * operands, kv_heads, rows, q_lanes]
+    tree: Memory  # HBM [q_blocks * operands, operand_rows, tree_lanes], or None
+    out: Memory  # HBM [q_blocks * operands, kv_heads, rows, out_lanes]
     lse: Memory  # HBM [q_blocks, lse_rows / 128, 128]
     buffers: RowBuffers
 
@@ -261,14 +289,20 @@ class RowStream:
 
     def _q_copies(self, block):
         slot, b = block % 2, self.buffers
-        copies = [pltpu.make_async_copy(self.q.at[block], b.q.at[slot], b.arrived.at[slot, 0])]
+        here, there = self._operands(slot), self._operands(block)
+        copies = [pltpu.make_async_copy(self.q.at[there], b.q.at[here], b.arrived.at[slot, 0])]
         if self.tree is not None:
-            copies.append(pltpu.make_async_copy(self.tree.at[block], b.tree.at[slot], b.arrived.at[slot, 1]))
+            copies.append(pltpu.make_async_copy(self.tree.at[there], b.tree.at[here], b.arrived.at[slot, 1]))
         return copies
+
+    def _operands(self, block):
+        return pl.ds(block * self.config.operands, self.config.operands)
 
     def _out_copies(self, block):
         slot, b = block % 2, self.buffers
         return (
-            pltpu.make_async_copy(b.out.at[slot], self.out.at[block], b.left.at[slot, 0]),
+            pltpu.make_async_copy(
+                b.out.at[self._operands(slot)], self.out.at[self._operands(block)], b.left.at[slot, 0]
+            ),
             pltpu.make_async_copy(b.lse.at[slot], self.lse.at[block], b.left.at[slot, 1]),
         )

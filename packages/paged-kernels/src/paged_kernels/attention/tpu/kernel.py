@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from paged_kernels.attention.tpu.config import Config
-from paged_kernels.attention.tpu.copies import Cursor, PageStream, RowStream
+from paged_kernels.attention.tpu.copies import Cursor, PageCopies, PageStream, RowStream
 from paged_kernels.attention.tpu.memory import Inputs, Scratch
 from paged_kernels.attention.tpu.schedule import Tiles
 from paged_kernels.attention.tpu.step import Step
@@ -22,9 +22,8 @@ def attention_kernel(tiles: Tiles, inputs: Inputs, out, lse, scratch: Scratch, *
         scratch: VMEM, SMEM and semaphores.
         config: the static facts.
     """
-    stream = PageStream(
-        config=config, tiles=tiles, table=inputs.table, data=inputs.data, scales=inputs.scales, buffers=scratch.pages
-    )
+    copies = PageCopies(config=config, data=inputs.data, scales=inputs.scales, buffers=scratch.pages)
+    stream = PageStream(config=config, tiles=tiles, table=inputs.table, copies=copies, buffers=scratch.pages)
     rows = RowStream(config=config, q=inputs.q, tree=inputs.tree, out=out, lse=lse, buffers=scratch.rows)
     step = Step(config=config, tiles=tiles, inputs=inputs, scratch=scratch)
 

@@ -10,17 +10,18 @@ from jaxtyping import Array, Float
 
 from paged_kernels.attention.tpu import arrange
 from paged_kernels.attention.tpu.config import Config
+from paged_kernels.attention.tpu.decode import decode_kernel
 from paged_kernels.attention.tpu.grouping import group_pages
 from paged_kernels.attention.tpu.kernel import attention_kernel
 from paged_kernels.attention.tpu.memory import Inputs, Scratch
-from paged_kernels.attention.tpu.schedule import make_tiles, max_tiles
+from paged_kernels.attention.tpu.schedule import make_tiles, max_tiles, page_block_starts
 from paged_kernels.attention.tpu.sizes import (
     BUFFERS,
     check_fits,
-    kv_pages_for,
     preferred_block_sizes,
     q_rows_for,
     shrink_to_fit,
+    with_kv_pages,
 )
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.block_sizes import BlockSizes
@@ -69,19 +70,22 @@ def paged_attention_tpu(
 def _call_kernel(inputs: Inputs, batch: RaggedBatch, config: Config, *, chip: Chip, interpret: Interpret):
     c = config
     tiles = make_tiles(batch, c.spec, tokens=c.tokens, q_rows=c.q_rows, page_size=c.page_size)
+    work, kernel = (tiles,), attention_kernel
+    if c.decode:
+        work, kernel = (tiles, page_block_starts(tiles, chunk_pages=c.chunk_pages, chunks=c.chunks)), decode_kernel
     out, lse = pl.pallas_call(
-        functools.partial(attention_kernel, config=c),
-        in_specs=(jax.tree.map(lambda _: pl.BlockSpec(memory_space=pltpu.SMEM), tiles), inputs.specs()),
+        functools.partial(kernel, config=c),
+        in_specs=(*jax.tree.map(lambda _: pl.BlockSpec(memory_space=pltpu.SMEM), work), inputs.specs()),
         out_specs=(pl.BlockSpec(memory_space=pl.ANY),) * 2,
         out_shape=(
-            jax.ShapeDtypeStruct((c.q_blocks, c.kv_heads, c.rows, c.out_lanes), c.q_dtype),
+            jax.ShapeDtypeStruct((c.q_blocks * c.operands, c.kv_heads, c.rows, c.out_lanes), c.q_dtype),
             jax.ShapeDtypeStruct((c.q_blocks, c.lse_rows // LANES, LANES), jnp.float32),
         ),
         scratch_shapes=(Scratch.shapes(c),),  # pyright: ignore[reportArgumentType] -- any pytree will do
         compiler_params=pltpu.CompilerParams(disable_bounds_checks=True, vmem_limit_bytes=chip.vmem_bytes),
         interpret=interpret,
         name="paged_attention",
-    )(tiles, inputs)
+    )(*work, inputs)
     return arrange.restore_output(out, c), arrange.restore_lse(lse, c)
 
 
@@ -108,14 +112,17 @@ def make_config(
         page_size=pages.page_size,
         pages_per_seq=batch.pages_per_seq,
         q_rows=q_rows_for(tokens, batch.max_q_len, sizes.q_rows),
-        kv_pages=kv_pages_for(batch.pages_per_seq, sizes.kv_pages, pages.page_size, pages.row.storage_dtype),
+        kv_pages=1,
+        chunk_pages=1,
         buffers=BUFFERS,
         q_dtype=q.dtype,
+        decode=batch.max_q_len == 1,
         has_sinks=heads.sinks is not None,
         has_alibi=heads.alibi_slopes is not None,
         tree_words=0 if batch.tree_mask is None else batch.tree_mask.shape[1],
         reads_e4m3b11=chip.reads_e4m3b11,
     )
+    config = with_kv_pages(config, sizes.kv_pages)
     return config if block_sizes else shrink_to_fit(config, chip)
 
 

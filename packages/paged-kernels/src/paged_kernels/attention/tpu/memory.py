@@ -8,6 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from paged_kernels.attention.tpu import arrange
+from paged_kernels.attention.tpu.chunks import notes_shape
 from paged_kernels.attention.tpu.config import Config, Memory
 from paged_kernels.attention.tpu.copies import PageBuffers, RowBuffers
 from paged_kernels.batch import RaggedBatch
@@ -22,10 +23,10 @@ class Inputs:
     """The kernel's arrays besides its tiles; `None` for what is not asked."""
 
     table: Memory  # HBM [seqs, 1, table_ids]
-    q: Memory  # HBM [q_blocks, kv_heads, rows, q_lanes]
+    q: Memory  # HBM [operands, kv_heads, rows, q_lanes]
     data: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
     scales: Memory  # HBM [pages, kv_heads, 1, scale_lanes], or None
-    tree: Memory  # HBM [q_blocks, q_rows, tree_lanes], or None
+    tree: Memory  # HBM [operands, operand_rows, tree_lanes], or None
     sinks: Memory  # VMEM [kv_heads, group_rows, 128], to base 2, or None
     slopes: Memory  # VMEM [kv_heads, group_rows, 128], to base 2, or None
 
@@ -61,8 +62,9 @@ class Scratch:
     m: Memory  # [kv_heads, rows, 128]
     l: Memory  # [kv_heads, rows, 128]  # noqa: E741
     acc: Memory  # [kv_heads, rows, out_lanes]
-    lse: Memory  # [lse_rows, 128]
+    lse: Memory  # [lse_rows, 128], in decode with an operand more for chunks of no sequence
     scales: Memory  # [kinds, kv_heads, block_tokens, and more to whole registers], or None
+    notes: Memory  # SMEM, of decode's chunks, or None
 
     @classmethod
     def shapes(cls, c: Config) -> "Scratch":
@@ -74,6 +76,7 @@ class Scratch:
             m=pltpu.VMEM((c.kv_heads, c.rows, LANES), jnp.float32),
             l=pltpu.VMEM((c.kv_heads, c.rows, LANES), jnp.float32),
             acc=pltpu.VMEM((c.kv_heads, c.rows, c.out_lanes), jnp.float32),
-            lse=pltpu.VMEM((c.lse_rows, LANES), jnp.float32),
+            lse=pltpu.VMEM((c.lse_rows + c.decode * c.kv_heads * c.rows, LANES), jnp.float32),
             scales=pltpu.VMEM(scales, jnp.float32) if c.row.is_quantised else None,
+            notes=notes_shape(c) if c.decode else None,
         )

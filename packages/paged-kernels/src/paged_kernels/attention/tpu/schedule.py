@@ -46,6 +46,8 @@ class Tiles:
     """Index in the sequence's page list of the first page that a row of the tile sees."""
     end_page: Int32[Array, " tiles"]
     """One past the last such page; greater than `first_page`, so that rows that see no key have a page too."""
+    block_end: Int32[Array, " tiles"]
+    """One past the last tile of the tile's block."""
     first_new: Int32[Array, " tiles"]
     """Position of the sequence's first row: of its first new token, where there is a tree mask."""
 
@@ -98,5 +100,17 @@ def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: 
         position=used(position),
         first_page=used(first_page),
         end_page=used(jnp.maximum(-(-end_key // page_size), first_page + 1)),
+        block_end=used(jnp.append(block_starts, 0)[block + 1]),
         first_new=used(first_position[seq]),
     )
+
+
+def page_block_starts(tiles: Tiles, *, chunk_pages: int, chunks: int) -> Int32[Array, " q_blocks_plus_1"]:
+    """How many blocks of pages come before each block of rows, and after the last their number.
+
+    A block of pages is `chunks` chunks of up to `chunk_pages` pages, each of one tile, all of one block of rows.
+    """
+    chunks_of_tile = -(-(tiles.end_page - tiles.first_page) // chunk_pages)
+    before_tile = jnp.append(0, jnp.cumsum(chunks_of_tile))
+    chunks_of_block = jnp.diff(before_tile[tiles.block_starts])
+    return jnp.append(0, jnp.cumsum(-(-chunks_of_block // chunks))).astype(jnp.int32)

@@ -2,9 +2,7 @@
 
 import dataclasses
 
-import numpy as np
-
-from paged_kernels.attention.tpu.config import Config, chunks_of
+from paged_kernels.attention.tpu.config import CHUNK_KEYS, Config
 from paged_kernels.block_sizes import BlockSizes
 from paged_kernels.chip import Chip
 from paged_kernels.mosaic import LANES, SUBLANES, cdiv, round_up
@@ -12,6 +10,10 @@ from paged_kernels.mosaic import LANES, SUBLANES, cdiv, round_up
 DECODE_KEYS = {2: 2048, 4: 512}
 """Keys in a block for decode, by bytes an element: large, so that the latency of a block's copies is a small part of
 their time. Products in float32 take six passes, which the compiler lays out one by one: more would only be code."""
+DECODE_ROWS = 16
+"""Rows in a block of queries for decode: one copy brings them all."""
+DECODE_CHUNKS = (1, 2, 4, 8)
+"""How many chunks a block has for decode: a divisor of `DECODE_ROWS`, to leave no place empty."""
 PREFILL_KEYS = {2: 1024, 4: 512}
 """Keys in a block for prefill, by bytes an element: enough to keep the matrix unit busy."""
 PREFILL_OPERAND_ROWS = 256
@@ -25,18 +27,28 @@ MIN_Q_ROWS = 16
 def q_rows_for(tokens: int, max_q_len: int | None, q_rows: int) -> int:
     """`q_rows` as the kernel can have it: 1 for decode, else a multiple of 16, no more than the batch can fill."""
     if max_q_len == 1:
-        return 1
+        return max(1, min(DECODE_ROWS, tokens))
     most = tokens if max_q_len is None else min(tokens, max_q_len)
     return round_up(max(1, min(q_rows, most)), MIN_Q_ROWS)
 
 
-def kv_pages_for(pages_per_seq: int, kv_pages: int, page_size: int, dtype: np.dtype) -> int:
-    """`kv_pages` as the kernel can have it: no more than a sequence can fill, in chunks that fill registers."""
-    kv_pages = max(1, min(kv_pages, pages_per_seq))
-    chunks = chunks_of(kv_pages, page_size)
-    has_scales = dtype.itemsize == 1
-    keys = LANES if has_scales or chunks > 1 else 4 * SUBLANES // dtype.itemsize
-    return round_up(kv_pages, chunks * (1 if keys % page_size else keys // page_size))
+def with_kv_pages(c: Config, kv_pages: int) -> Config:
+    """`c` with about so many pages in a block, as the kernel can have them: in chunks that fill registers.
+
+    In decode a block may hold as many pages as all sequences have, else as many as one has.
+    """
+    page_size, most = c.page_size, c.pages_per_seq * (c.tokens if c.decode else 1)
+    kv_pages = max(1, min(kv_pages, most))
+    chunk_pages = max(1, CHUNK_KEYS // page_size)
+    if c.decode:
+        chunk_pages = max(1, min(chunk_pages, c.pages_per_seq, kv_pages))
+        chunks = max(n for n in DECODE_CHUNKS if n <= cdiv(kv_pages, chunk_pages))
+    else:
+        chunks = cdiv(kv_pages, chunk_pages)
+        chunk_pages = cdiv(kv_pages, chunks)
+    keys = LANES if c.row.is_quantised or chunks > 1 else 4 * SUBLANES // c.row.storage_dtype.itemsize
+    chunk_pages = round_up(chunk_pages, 1 if keys % page_size else keys // page_size)
+    return dataclasses.replace(c, kv_pages=chunks * chunk_pages, chunk_pages=chunk_pages)
 
 
 def preferred_block_sizes(*, group: int, page_size: int, itemsize: int, decode: bool) -> BlockSizes:
@@ -48,9 +60,9 @@ def preferred_block_sizes(*, group: int, page_size: int, itemsize: int, decode: 
 def shrink_to_fit(c: Config, chip: Chip) -> Config:
     """`c` with blocks halved, the larger first, until it needs at most three quarters of the chip's VMEM."""
     while vmem_bytes(c) > chip.vmem_bytes * 3 // 4:
-        kv_pages = kv_pages_for(c.pages_per_seq, c.kv_pages // 2, c.page_size, c.row.storage_dtype)
-        if kv_pages < c.kv_pages and (_kv_bytes(c) >= _row_bytes(c) or c.q_rows <= MIN_Q_ROWS):
-            c = dataclasses.replace(c, kv_pages=kv_pages)
+        smaller = with_kv_pages(c, c.kv_pages // 2)
+        if smaller.kv_pages < c.kv_pages and (_kv_bytes(c) >= _row_bytes(c) or c.q_rows <= MIN_Q_ROWS):
+            c = smaller
         elif c.q_rows > 1:  # a block of one row is always possible, and slow for prefill: each row fetches its keys
             c = dataclasses.replace(c, q_rows=round_up(c.q_rows // 2, MIN_Q_ROWS) if c.q_rows > MIN_Q_ROWS else 1)
         else:

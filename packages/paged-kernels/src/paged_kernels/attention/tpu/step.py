@@ -49,19 +49,16 @@ class Step:
     scratch: Scratch
 
     def reset(self) -> None:
-        """The state before any key: a sink counts as a key that has been seen, with no value."""
-        c, s = self.config, self.scratch
-        s.acc[...] = jnp.zeros_like(s.acc)
+        """The state before any key, of all heads."""
+        jax.lax.fori_loop(0, self.config.kv_heads, lambda head, _: self.store(head, self.initial(head)), None)
+
+    def initial(self, head) -> softmax.State:
+        """The state of a head before any key: a sink counts as a key that has been seen, with no value."""
+        c = self.config
+        column, acc = jnp.zeros((c.rows, LANES), jnp.float32), jnp.zeros((c.rows, c.out_lanes), jnp.float32)
         if not c.has_sinks:
-            s.m[...] = jnp.full_like(s.m, softmax.MASKED)
-            s.l[...] = jnp.zeros_like(s.l)
-            return
-        s.l[...] = jnp.full_like(s.l, 1 / LANES)  # 1 in all
-
-        def reset_head(head, _):
-            s.m[head] = self._by_row(self.inputs.sinks[head])
-
-        jax.lax.fori_loop(0, c.kv_heads, reset_head, None)
+            return softmax.State(column + softmax.MASKED, column, acc)
+        return softmax.State(self._by_row(self.inputs.sinks[head]), column + 1 / LANES, acc)  # l is 1 in all
 
     def sees_all(self, at: Cursor) -> jax.Array:
         """Whether every row of the tile sees every key of block `at`."""
@@ -74,7 +71,7 @@ class Step:
     def attend_whole(self, at: Cursor, q_slot, kv_slot) -> None:
         """Take a block of which every row sees every key."""
         c, s = self.config, self.scratch
-        self._spread_scales(kv_slot)
+        self.spread_scales(kv_slot)
         keys = Keys(
             kv=s.pages.kv.at[kv_slot],
             scales=s.scales.at[:, :, pl.ds(0, c.block_tokens)] if c.row.is_quantised else None,
@@ -85,22 +82,22 @@ class Step:
     def attend_chunks(self, at: Cursor, pages, q_slot, kv_slot) -> None:
         """Take the first `pages` pages of block `at`, masked, in as few chunks as hold them."""
         c = self.config
-        self._spread_scales(kv_slot)
+        self.spread_scales(kv_slot)
 
         def attend_chunk(chunk, _):
-            self._attend_heads(q_slot, self._masked_keys(at, chunk, q_slot, kv_slot))
+            first_page = at.page + chunk * c.chunk_pages
+            self._attend_heads(q_slot, self.masked_keys(at.tile, first_page, chunk, q_slot, kv_slot))
 
         jax.lax.fori_loop(0, pl.cdiv(pages, c.chunk_pages), attend_chunk, None)
 
-    def _masked_keys(self, at: Cursor, chunk, q_slot, kv_slot) -> Keys:
-        """A chunk of block `at`."""
-        c, s, tile, size = self.config, self.scratch, at.tile, self.config.chunk_tokens
-        position, kv_len = self.tiles.position[tile], self.tiles.kv_len[tile]
-        start = pl.multiple_of(chunk * size, size)
-        first_key = at.page * c.page_size + start
+    def masked_keys(self, tile, first_page, chunk, q_slot, kv_slot) -> Keys:
+        """A chunk of a slot, which holds a tile's pages from `first_page` on."""
+        c, s, size = self.config, self.scratch, self.config.chunk_tokens
+        position, kv_len = self._first_position(tile), self.tiles.kv_len[tile]
+        start, first_key = pl.multiple_of(chunk * size, size), first_page * c.page_size
         p = first_key + jax.lax.broadcasted_iota(jnp.int32, (c.rows, size), 1)
         tree = self._in_tree(tile, first_key, p, q_slot) if c.tree_words else None
-        first, end = key_range(c.spec, *self._positions(tile), kv_len, tree=tree is not None)
+        first, end = self.seen(tile)
         scales = None
         if c.row.is_quantised:
             scales = s.scales.at[:, :, pl.ds(start, size)]
@@ -111,7 +108,7 @@ class Step:
             scales=scales,
             distance=self._distance(tile, first_key, size),
             mask=visible(c.spec, position + self._token_row(size), p, kv_len, tree),
-            real=(at_rows >= first) & (at_rows < end),
+            real=None if c.clears_unseen else (at_rows >= first) & (at_rows < end),
         )
 
     def finish(self, tile, slot) -> None:
@@ -121,7 +118,7 @@ class Step:
         of_tile = (token_row >= self.tiles.row_lo[tile]) & (token_row < self.tiles.row_hi[tile])
 
         def finish_head(head):
-            state = self._load(head)
+            state = self.load(head)
             mine = of_tile & (s.m[head] > softmax.MASKED)
             out = s.rows.out.at[slot, head]
             kept = out[...].astype(jnp.float32)
@@ -134,32 +131,33 @@ class Step:
             for head in heads:
                 finish_head(head)
 
-        self._for_heads(finish_heads)
+        self.for_heads(finish_heads)
 
     def clear_output(self, slot) -> None:
         """Rows of no tile: zeros, and no log-sum-exp."""
-        s = self.scratch
-        s.rows.out[slot] = jnp.zeros(s.rows.out.shape[1:], s.rows.out.dtype)
+        c, s = self.config, self.scratch
+        out = s.rows.out.at[pl.ds(slot * c.operands, c.operands)]
+        out[...] = jnp.zeros_like(out)
         s.lse[...] = jnp.full_like(s.lse, -jnp.inf)
 
     def pack_lse(self, slot) -> None:
         """The block's log-sum-exp as a dense array, ready to leave."""
-        self.scratch.rows.lse[slot] = softmax.pack_lanes(self.scratch.lse[...])
+        self.scratch.rows.lse[slot] = softmax.pack_lanes(self.scratch.lse[: self.config.lse_rows])
 
     def _attend_heads(self, q_slot, keys: Keys) -> None:
         """Take the keys into the state of all heads."""
 
         def attend_heads(heads):
-            x = self._score(heads[0], q_slot, keys)
+            x = self.score(heads[0], q_slot, keys)
             for head, after in itertools.pairwise(heads):
-                x_after = self._score(after, q_slot, keys)  # its products hide the latencies of this head's softmax
-                self._absorb(head, x, keys)
+                x_after = self.score(after, q_slot, keys)  # its products hide the latencies of this head's softmax
+                self.store(head, self.absorb(self.load(head), head, x, keys))
                 x = x_after
-            self._absorb(heads[-1], x, keys)
+            self.store(heads[-1], self.absorb(self.load(heads[-1]), heads[-1], x, keys))
 
-        self._for_heads(attend_heads)
+        self.for_heads(attend_heads)
 
-    def _score(self, head, q_slot, keys: Keys) -> Float[Array, "rows keys"]:
+    def score(self, head, q_slot, keys: Keys) -> Float[Array, "rows keys"]:
         """The logits of a head, to base 2."""
         c = self.config
         x = softmax.score(self.scratch.rows.q[q_slot, head], load_lanes(keys.kv.at[head], c.row.k_lanes, c))
@@ -170,15 +168,15 @@ class Step:
             x -= self._by_row(self.inputs.slopes[head])[:, :1] * keys.distance
         return x if keys.mask is None else jnp.where(keys.mask, x, softmax.MASKED)
 
-    def _absorb(self, head, x: Float[Array, "rows keys"], keys: Keys) -> None:
-        """Take a head's logits and values into its state."""
+    def absorb(self, state: softmax.State, head, x: Float[Array, "rows keys"], keys: Keys) -> softmax.State:
+        """The state after a head's logits and values."""
         c = self.config
         v = load_lanes(keys.kv.at[head], c.row.v_lanes, c)
         v = v if keys.real is None else jnp.where(keys.real, v, jnp.zeros_like(v))
         scales = None if keys.scales is None else keys.scales[c.row.scales_per_row - 1, pl.ds(head, 1)]
-        self._store(head, softmax.absorb(self._load(head), x, v, scales))
+        return softmax.absorb(state, x, v, scales)
 
-    def _spread_scales(self, kv_slot) -> None:
+    def spread_scales(self, kv_slot) -> None:
         """Put the scales of a block, if it has any, where the keys of a head find theirs in a row."""
         c, s = self.config, self.scratch
         if not c.row.is_quantised:
@@ -191,7 +189,7 @@ class Step:
         kinds = c.row.scales_per_row
         spread_scales(lambda i: pages[i], store, pages=c.kv_pages, page_size=c.page_size, kinds=kinds)
 
-    def _for_heads(self, body) -> None:
+    def for_heads(self, body) -> None:
         """Run `body` on lists of heads, several at once, to hide one's latencies behind another's."""
         c, heads = self.config, self.config.kv_heads
         one_by_one = c.compute_dtype == jnp.float32 and c.rows >= FEW_ROWS
@@ -201,13 +199,25 @@ class Step:
         if heads % at_once:
             body(list(range(groups * at_once, heads)))
 
-    def _load(self, head) -> softmax.State:
+    def load(self, head) -> softmax.State:
+        """The state of a head."""
         s = self.scratch
         return softmax.State(s.m[head], s.l[head], s.acc[head])
 
-    def _store(self, head, state: softmax.State) -> None:
+    def store(self, head, state: softmax.State) -> None:
+        """Keep the state of a head."""
         s = self.scratch
         s.m[head], s.l[head], s.acc[head] = state
+
+    def seen(self, tile):
+        """The positions of the keys that some row of the tile may see, as (first, one past the last)."""
+        c = self.config
+        return key_range(c.spec, *self._positions(tile), self.tiles.kv_len[tile], tree=c.tree_words > 0)
+
+    def _first_position(self, tile):
+        """The position of the first row of the tile's operand."""
+        tiles = self.tiles
+        return tiles.position[tile] + tiles.row_lo[tile] if self.config.decode else tiles.position[tile]
 
     def _positions(self, tile):
         """The tile's positions, as (first, one past the last)."""
@@ -220,7 +230,7 @@ class Step:
         if not c.has_alibi:
             return None
         p = first_key + jax.lax.broadcasted_iota(jnp.int32, (c.rows, keys), 1)
-        return jnp.abs(self.tiles.position[tile] + self._token_row(keys) - p).astype(jnp.float32)
+        return jnp.abs(self._first_position(tile) + self._token_row(keys) - p).astype(jnp.float32)
 
     def _in_tree(self, tile, first_key, p: Int32[Array, "rows keys"], q_slot) -> Bool[Array, "rows keys"]:
         """Whether the rows' tree masks show them the keys of a chunk, which fall into a few words."""
@@ -237,16 +247,16 @@ class Step:
     def _by_token(self, x: Int32[Array, "q_rows lanes"]) -> Int32[Array, "rows lanes"]:
         """What each row of the block brings, for the rows of the operand."""
         c = self.config
-        if c.q_rows == 1:
+        if c.operand_rows == 1:
             return jnp.broadcast_to(x, (c.rows, x.shape[1]))
         return jnp.broadcast_to(x[None], (c.group, *x.shape)).reshape(c.rows, -1)
 
     def _by_row(self, x: Float[Array, "group_rows lanes"]) -> Float[Array, "rows lanes"]:
         """What each query head of a group brings, for the rows of the operand."""
         c = self.config
-        if c.q_rows == 1:
+        if c.operand_rows == 1:
             return x
-        return jnp.broadcast_to(x[: c.group, None], (c.group, c.q_rows, x.shape[1])).reshape(c.rows, -1)
+        return jnp.broadcast_to(x[: c.group, None], (c.group, c.operand_rows, x.shape[1])).reshape(c.rows, -1)
 
     def _lse_rows(self, head):
         return pl.ds(pl.multiple_of(head * self.config.rows, SUBLANES), self.config.rows)
@@ -254,7 +264,7 @@ class Step:
     def _token_row(self, columns: int) -> Int32[Array, "rows columns"]:
         """The row of the block that each row of the operand stands for."""
         c = self.config
-        if c.q_rows == 1:
+        if c.operand_rows == 1:
             return jnp.zeros((c.rows, columns), jnp.int32)
-        token_row = jax.lax.broadcasted_iota(jnp.int32, (c.group, c.q_rows, columns), 1)
+        token_row = jax.lax.broadcasted_iota(jnp.int32, (c.group, c.operand_rows, columns), 1)
         return token_row.reshape(c.rows, columns)
