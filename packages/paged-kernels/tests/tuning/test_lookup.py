@@ -7,7 +7,7 @@ import pytest
 
 from paged_kernels import AttentionSpec, BlockSizes, HeadParams, KVPages, RaggedBatch
 from paged_kernels.attention.tpu import launch
-from paged_kernels.attention.tpu.sizes import kv_pages_for, q_rows_for
+from paged_kernels.attention.tpu.sizes import q_rows_for, with_kv_pages
 from paged_kernels.chip import CHIPS, SMALLEST
 from paged_kernels.tuning import lookup as tuning
 from paged_kernels.tuning.lookup import Entry, Shape, entries, lookup
@@ -62,7 +62,7 @@ def test_every_entry_is_what_the_kernel_is_compiled_with(chip, entry):
     config = config_of(chip, entry.shape)
     max_q_len = 1 if entry.shape.mode == "decode" else None
     assert config.q_rows == q_rows_for(4096, max_q_len, entry.block_sizes.q_rows)
-    assert config.kv_pages == kv_pages_for(512, entry.block_sizes.kv_pages, entry.shape.page_size)
+    assert config == with_kv_pages(config, entry.block_sizes.kv_pages)
 
 
 @pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.name)

@@ -20,22 +20,25 @@ CONFIG = Config(
     pages_per_seq=200,
     q_rows=16,
     kv_pages=4,
+    chunk_pages=4,
     buffers=3,
     q_dtype=jnp.dtype("float32"),
 )
 
 
-@pytest.mark.parametrize("q_rows", [1, 16])
+@pytest.mark.parametrize(("q_rows", "decode"), [(1, False), (16, False), (4, True)])
 @pytest.mark.parametrize(("head_dim", "lanes"), [(64, 128), (80, 128), (128, 128), (192, 256)])
-def test_rows_come_back_in_their_order(q_rows, head_dim, lanes):
-    config = dataclasses.replace(CONFIG, q_rows=q_rows, row=RowLayout.create(head_dim, "bfloat16"))
+def test_rows_come_back_in_their_order(q_rows, decode, head_dim, lanes):
+    config = dataclasses.replace(CONFIG, q_rows=q_rows, decode=decode, row=RowLayout.create(head_dim, "bfloat16"))
     q = jnp.arange(21 * 6 * head_dim, dtype=jnp.float32).reshape(21, 6, head_dim)
     blocks = arrange.arrange_q(q, config)
-    assert blocks.shape == (config.q_blocks, 2, config.rows, lanes)
+    assert blocks.shape == (config.q_blocks * config.operands, 2, config.rows, lanes)
     assert blocks.dtype == jnp.float32
     assert not blocks[..., head_dim:].any()  # where V may lie
     np.testing.assert_array_equal(arrange.restore_rows(blocks, config)[..., :head_dim], q)
-    np.testing.assert_array_equal(blocks[0, 1, 2 * q_rows, :head_dim], q[0, 5])  # KV head 1, its query head 2, row 0
+    np.testing.assert_array_equal(
+        blocks[0, 1, 2 * config.operand_rows, :head_dim], q[0, 5]
+    )  # KV head 1, its query head 2, row 0
 
 
 @pytest.mark.parametrize(
@@ -54,8 +57,10 @@ def test_the_output_is_the_lanes_that_v_has(sizes, latent, lanes):
 
 @pytest.mark.parametrize("kv_pages", [1, 3, 32, 100, 128, 200])
 @pytest.mark.parametrize("window", [None, 5])
-def test_a_copy_of_the_table_holds_all_ids_of_any_block(kv_pages, window):
-    config = dataclasses.replace(CONFIG, kv_pages=kv_pages, spec=AttentionSpec(sliding_window=window))
+@pytest.mark.parametrize("decode", [False, True])
+def test_a_copy_of_the_table_holds_all_ids_of_any_block(kv_pages, window, decode):
+    pages = {"kv_pages": 4 * kv_pages, "chunk_pages": kv_pages} if decode else {"kv_pages": kv_pages}
+    config = dataclasses.replace(CONFIG, **pages, decode=decode, spec=AttentionSpec(sliding_window=window))
     table = np.asarray(arrange.arrange_table(jnp.arange(400, dtype=jnp.int32).reshape(2, 200), 1000, config))
     for first in range(0, 200, kv_pages if window is None else 1):
         ids = table[1, 0, first // 128 * 128 :][: config.ids]

@@ -9,7 +9,7 @@ from kernel_data import SPECS, WORKLOADS, make_case, token_places
 
 from paged_kernels import AttentionSpec, RaggedBatch
 from paged_kernels.attention.mask import visible
-from paged_kernels.attention.tpu.schedule import Tiles, make_tiles, max_tiles
+from paged_kernels.attention.tpu.schedule import Tiles, make_tiles, max_tiles, page_block_starts
 
 
 def tiles_by_hand(workload, spec, q_rows):
@@ -86,3 +86,11 @@ def test_tree_rows_need_the_pages_of_all_new_tokens():
     tiles = make_tiles(dataclasses.replace(batch, tree_mask=tree), AttentionSpec(), tokens=3, q_rows=1, page_size=16)
     assert [(tile[-3], tile[-1]) for tile in tiles_made(tiles)] == [(30, 3), (31, 3), (32, 3)]
     assert tiles.first_new.tolist() == [30, 30, 30, 0]
+
+
+def test_blocks_of_chunks_belong_to_one_block_of_rows():
+    batch = RaggedBatch.from_lists([[1] * 5, [1], [1] * 2, [1] * 9, [1]], [80, 3, 0, 130, 16], [1] * 5, max_q_len=1)
+    tiles = make_tiles(batch, AttentionSpec(), tokens=6, q_rows=2, page_size=16)
+    assert tiles.block_end[:4].tolist() == [2, 2, 3, 4]
+    # Of 2 pages at most: 3 chunks and 1 in the first two rows, then 5 (the gap has none), then 1.
+    assert page_block_starts(tiles, chunk_pages=2, chunks=4).tolist() == [0, 1, 3, 4]

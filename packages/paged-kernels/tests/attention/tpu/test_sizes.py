@@ -15,6 +15,7 @@ from paged_kernels.attention.tpu.sizes import (
     shrink_to_fit,
     smem_bytes,
     vmem_bytes,
+    with_kv_pages,
 )
 from paged_kernels.chip import CHIPS
 
@@ -22,7 +23,7 @@ from paged_kernels.chip import CHIPS
 def preferred(kv_heads, group, head_dim, page_size, dtype, decode):
     dtype = jnp.dtype(dtype)
     sizes = preferred_block_sizes(group=group, page_size=page_size, itemsize=dtype.itemsize, decode=decode)
-    return Config(
+    config = Config(
         spec=AttentionSpec(),
         tokens=2048,
         kv_heads=kv_heads,
@@ -31,10 +32,13 @@ def preferred(kv_heads, group, head_dim, page_size, dtype, decode):
         page_size=page_size,
         pages_per_seq=8192,
         q_rows=q_rows_for(2048, 1 if decode else None, sizes.q_rows),
-        kv_pages=sizes.kv_pages,
+        kv_pages=1,
+        chunk_pages=1,
         buffers=3,
         q_dtype=dtype,
+        decode=decode,
     )
+    return with_kv_pages(config, sizes.kv_pages)
 
 
 @pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.name)
@@ -56,7 +60,15 @@ def test_defaults_shrink_only_where_they_must():
 
 @pytest.mark.parametrize(
     ("tokens", "max_q_len", "q_rows", "expected"),
-    [(64, 1, 32, 1), (64, None, 32, 32), (64, None, 20, 32), (5, None, 128, 16), (64, 4, 128, 16), (0, None, 8, 16)],
+    [
+        (64, 1, 32, 16),
+        (5, 1, 32, 5),
+        (64, None, 32, 32),
+        (64, None, 20, 32),
+        (5, None, 128, 16),
+        (64, 4, 128, 16),
+        (0, None, 8, 16),
+    ],
 )
 def test_q_rows_are_what_the_kernel_can_have(tokens, max_q_len, q_rows, expected):
     assert q_rows_for(tokens, max_q_len, q_rows) == expected

@@ -25,7 +25,7 @@ MIN_Q_ROWS = 16
 
 
 def q_rows_for(tokens: int, max_q_len: int | None, q_rows: int) -> int:
-    """`q_rows` as the kernel can have it: 1 for decode, else a multiple of 16, no more than the batch can fill."""
+    """`q_rows` as the kernel can have it: a multiple of 16, no more than the batch can fill; its own for decode."""
     if max_q_len == 1:
         return max(1, min(DECODE_ROWS, tokens))
     most = tokens if max_q_len is None else min(tokens, max_q_len)
@@ -33,22 +33,27 @@ def q_rows_for(tokens: int, max_q_len: int | None, q_rows: int) -> int:
 
 
 def with_kv_pages(c: Config, kv_pages: int) -> Config:
-    """`c` with about so many pages in a block, as the kernel can have them: in chunks that fill registers.
+    """`c` with about so many pages in a block, as the kernel can have them: whole chunks, which fill registers.
 
-    In decode a block may hold as many pages as all sequences have, else as many as one has.
+    A chunk holds pages of one sequence. So does a block, but in decode, where it may hold those of several.
     """
-    page_size, most = c.page_size, c.pages_per_seq * (c.tokens if c.decode else 1)
-    kv_pages = max(1, min(kv_pages, most))
-    chunk_pages = max(1, CHUNK_KEYS // page_size)
+    kv_pages = max(1, min(kv_pages, c.pages_per_seq * (c.tokens if c.decode else 1)))
+    chunk_pages = max(1, min(CHUNK_KEYS // c.page_size, c.pages_per_seq, kv_pages))
     if c.decode:
-        chunk_pages = max(1, min(chunk_pages, c.pages_per_seq, kv_pages))
-        chunks = max(n for n in DECODE_CHUNKS if n <= cdiv(kv_pages, chunk_pages))
+        whole = _filling(LANES, chunk_pages, c.page_size)
+        chunks = max(n for n in DECODE_CHUNKS if n == 1 or n * whole <= kv_pages)
     else:
+        kv_pages = min(kv_pages, c.pages_per_seq)
         chunks = cdiv(kv_pages, chunk_pages)
         chunk_pages = cdiv(kv_pages, chunks)
     keys = LANES if c.row.is_quantised or chunks > 1 else 4 * SUBLANES // c.row.storage_dtype.itemsize
-    chunk_pages = round_up(chunk_pages, 1 if keys % page_size else keys // page_size)
+    chunk_pages = _filling(keys, chunk_pages, c.page_size)
     return dataclasses.replace(c, kv_pages=chunks * chunk_pages, chunk_pages=chunk_pages)
+
+
+def _filling(keys: int, pages: int, page_size: int) -> int:
+    """The least number of pages, of at least `pages`, whose keys are a multiple of `keys`."""
+    return round_up(pages, 1 if keys % page_size else keys // page_size)
 
 
 def preferred_block_sizes(*, group: int, page_size: int, itemsize: int, decode: bool) -> BlockSizes:
@@ -86,16 +91,20 @@ def _kv_bytes(c: Config) -> int:
 
 
 def _row_bytes(c: Config) -> int:
-    copies = 2 * (c.q_lanes * c.compute_dtype.itemsize + c.out_lanes * c.q_dtype.itemsize)
+    operands = 2 * c.operands + c.decode
+    copies = operands * (c.q_lanes * c.compute_dtype.itemsize + c.out_lanes * c.q_dtype.itemsize)
     state = (c.out_lanes + 2 * LANES) * 4
-    tree = 2 * round_up(c.q_rows, SUBLANES) * c.tree_lanes * 4
+    tree = operands * round_up(c.operand_rows, SUBLANES) * c.tree_lanes * 4
     heads = (c.has_sinks + c.has_alibi) * c.kv_heads * c.group_rows * LANES * 4
-    return c.kv_heads * c.rows * (copies + state) + 3 * c.lse_rows * LANES * 4 + tree + heads
+    lse = (c.lse_rows * (LANES + 2) + c.decode * c.kv_heads * c.rows * LANES) * 4
+    return c.kv_heads * c.rows * (copies + state) + lse + tree + heads
 
 
 def smem_bytes(c: Config, tiles: int) -> int:
     """Scalar memory that the kernel needs, bytes: the tiles and the page ids on their way."""
-    return 4 * (8 * round_up(tiles, LANES) + round_up(c.q_blocks + 1, LANES) + 3 * c.ids)
+    blocks = (1 + c.decode) * round_up(c.q_blocks + 1, LANES)
+    chunks = c.chunks if c.decode else 1
+    return 4 * (9 * round_up(tiles, LANES) + blocks + 3 * chunks * c.ids + 32 * chunks)
 
 
 def check_fits(c: Config, chip: Chip, tiles: int) -> None:
