@@ -9,7 +9,6 @@ from paged_kernels import AttentionSpec, RowLayout
 from paged_kernels.attention.tpu.config import Config
 from paged_kernels.attention.tpu.sizes import (
     check_fits,
-    kv_pages_for,
     preferred_block_sizes,
     q_rows_for,
     shrink_to_fit,
@@ -95,7 +94,19 @@ def test_defaults_for_latent_rows_of_128_heads_fit_every_chip(decode):
     ],
 )
 def test_kv_pages_are_what_the_kernel_can_have(page_size, dtype, kv_pages, expected):
-    assert kv_pages_for(5000, kv_pages, page_size, jnp.dtype(dtype)) == expected
+    config = preferred(1, 8, 128, page_size, "bfloat16", False)
+    config = dataclasses.replace(config, row=RowLayout.create(128, dtype))
+    assert with_kv_pages(config, kv_pages).kv_pages == expected
+
+
+@pytest.mark.parametrize(
+    ("pages_per_seq", "kv_pages", "expected"),
+    [(8192, 128, (128, 32)), (32, 128, (128, 32)), (20, 128, (96, 24)), (4, 8, (4, 4)), (4, 128, (64, 8))],
+)
+def test_in_decode_a_block_has_chunks_of_several_sequences(pages_per_seq, kv_pages, expected):
+    config = dataclasses.replace(preferred(1, 8, 128, 16, "bfloat16", True), pages_per_seq=pages_per_seq)
+    config = with_kv_pages(config, kv_pages)
+    assert (config.kv_pages, config.chunk_pages) == expected
 
 
 def test_what_features_need_is_counted():

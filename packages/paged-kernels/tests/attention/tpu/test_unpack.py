@@ -24,6 +24,7 @@ def config(dtype, q_dtype, reads_e4m3b11=False):
         pages_per_seq=3,
         q_rows=1,
         kv_pages=3,
+        chunk_pages=3,
         buffers=2,
         q_dtype=jnp.dtype(q_dtype),
         reads_e4m3b11=reads_e4m3b11,
