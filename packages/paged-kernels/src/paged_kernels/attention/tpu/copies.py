@@ -74,8 +74,8 @@ class Places:
 
     kv: Memory  # [kv_heads, pages, page_size, storage_lanes]
     kv_arrived: Memory
-    scales: Memory | None = None  # [pages, kv_heads, scale_lanes]
-    scales_arrived: Memory | None = None
+    scales: Memory = None  # [pages, kv_heads, scale_lanes], or None
+    scales_arrived: Memory = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class PageCopies:
 
     config: Config
     data: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
-    scales: Memory | None  # HBM [pages, kv_heads, 1, scale_lanes]
+    scales: Memory  # HBM [pages, kv_heads, 1, scale_lanes], or None
     buffers: PageBuffers
 
     def places(self, slot, first, count: int) -> "Places":
