@@ -1,6 +1,7 @@
 """Where a layer's keys and values lie: the one module that knows the physical order of a page."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,9 +91,10 @@ class KVPages:
             if size < 1:
                 raise ValueError(f"{name}={size} must be at least 1")
         scales = (num_pages, num_kv_heads, 1, row.scale_lanes(page_size))
+        array: Any = jax.ShapeDtypeStruct  # stands for an array
         return cls(
-            data=jax.ShapeDtypeStruct((num_pages, num_kv_heads, page_size, row.storage_lanes), row.storage_dtype),
-            scales=jax.ShapeDtypeStruct(scales, jnp.float32) if row.is_quantised else None,
+            data=array((num_pages, num_kv_heads, page_size, row.storage_lanes), row.storage_dtype),
+            scales=array(scales, jnp.float32) if row.is_quantised else None,
             row=row,
         )
 
@@ -122,9 +124,8 @@ class KVPages:
             v_head_dim=None if v_pages is None else v_pages.shape[-1],
             latent=v_pages is None,
         )
-        return cls.from_rows(
-            *row.pack(*(None if x is None else jnp.swapaxes(x, 0, 1) for x in (k_pages, v_pages))), row
-        )
+        v = None if v_pages is None else jnp.swapaxes(v_pages, 0, 1)
+        return cls.from_rows(*row.pack(jnp.swapaxes(k_pages, 0, 1), v), row)
 
     @classmethod
     def from_rows(

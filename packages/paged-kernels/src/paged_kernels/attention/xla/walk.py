@@ -137,7 +137,7 @@ class Walk:
         index = first_page + jnp.arange(self.kv_pages, dtype=jnp.int32)
         index = jnp.minimum(index, tile.end_page(self.pages.page_size) - 1)
         k, v = take_float32(self.pages, self.batch.page_table[tile.seq, index])
-        return tuple(x.swapaxes(0, 1).reshape(x.shape[1], -1, x.shape[3]) for x in (k, v))
+        return _by_head(k), _by_head(v)
 
     def is_token(self, t: Int32[Array, "q_rows 1"]) -> Bool[Array, "q_rows 1"]:
         """Whether rows at these positions are not before their sequence's beginning."""
@@ -209,6 +209,10 @@ def take_float32(
     rows, scales = jax.tree.map(_as_bits, pages).take(page_ids)
     k, v = pages.row.unpack(_from_bits(rows, pages.row.storage_dtype), scales)
     return k.astype(jnp.float32), v.astype(jnp.float32)
+
+
+def _by_head(of_pages: Float[Array, "ids kv_heads page_size dim"]) -> Float[Array, "kv_heads keys dim"]:
+    return of_pages.swapaxes(0, 1).reshape(of_pages.shape[1], -1, of_pages.shape[3])
 
 
 def _as_bits(data: Array) -> Array:
