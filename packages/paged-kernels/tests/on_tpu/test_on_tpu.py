@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernel_data import CASES, SPECS, WORKLOADS, assert_lse_close, assert_rows_close, attend, attend_densely, make_case
+from kernel_data import CASES, FEATURE_CASES, SPECS, WORKLOADS, assert_equals_oracle, make_case, make_named_case
 from kernel_data import write as write_pages
 
 from paged_kernels import KVPages
@@ -22,10 +22,12 @@ pytestmark = [
 @pytest.mark.parametrize(("workload", "spec"), CASES)
 def test_attention_equals_dense_attention(workload, spec, dtype):
     case = make_case(WORKLOADS[workload], spec=SPECS[spec], dtype=dtype)
-    out, lse = attend(case.q, case.pages, case.batch, SPECS[spec], backend="tpu", return_lse=True)
-    expected, expected_lse = attend_densely(case, SPECS[spec])
-    assert_rows_close(out, expected, dtype)
-    assert_lse_close(lse, expected_lse, dtype)
+    assert_equals_oracle(case, SPECS[spec], backend="tpu")
+
+
+@pytest.mark.parametrize("names", FEATURE_CASES, ids="-".join)
+def test_features_in_pairs_equal_dense_attention(names):
+    assert_equals_oracle(make_named_case(*names), SPECS[names[2]], backend="tpu")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "float8_e4m3fn", "float8_e5m2", "int4"])

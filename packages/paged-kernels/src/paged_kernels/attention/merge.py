@@ -12,9 +12,9 @@ def merge_attention_states(
 
         lse = log sum_i exp(lse_i)        out = sum_i exp(lse_i - lse) out_i
 
-    A part with no visible key has `lse_i = -inf` and weighs nothing; rows with none at all give zeros and -inf. A sink
-    belongs to one part only. For cascade attention (one shared prefix, many suffixes; FlashInfer, arXiv 2501.01005) and
-    for contexts that are split over devices.
+    A part with no visible key has `lse_i = -inf` and weighs nothing; rows with none at all give zeros and -inf. Give a
+    sink to one part only, one that has keys of every sequence. For cascade attention (one shared prefix, many suffixes;
+    FlashInfer, arXiv 2501.01005) and for contexts that are split over devices.
 
     >>> out, lse = merge_attention_states(jnp.array([[[[1.0]]], [[[3.0]]]]), jnp.zeros((2, 1, 1)))
     >>> out.tolist(), round(float(lse[0, 0]), 3)
