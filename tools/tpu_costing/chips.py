@@ -1,6 +1,7 @@
 """What the hardware could do at best, per cycle: the limits that the figures are held against."""
 
 import dataclasses
+from importlib.metadata import PackageNotFoundError, version
 
 from paged_kernels.chip import CHIPS, Chip
 
@@ -54,3 +55,15 @@ def memory_limit(name: str, size: int) -> float:
 def matrix_limit(name: str, flops: int) -> float:
     """Cycles that so many operations take with every matrix unit busy."""
     return flops / LIMITS[name].flops_per_cycle
+
+
+def versions() -> dict[str, str]:
+    """The versions that figures depend on."""
+    return {name: _version(name) for name in ("jax", "libtpu")}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

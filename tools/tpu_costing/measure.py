@@ -4,14 +4,13 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import paged_kernels
 from tpu_costing.calls import Contestant
 from tpu_costing.child_process import ChildError, ask, in_three_words
-from tpu_costing.chips import LIMITS, matrix_limit, memory_limit
+from tpu_costing.chips import LIMITS, matrix_limit, memory_limit, versions
 from tpu_costing.constants import KERNEL
 from tpu_costing.profile import Figures, read_folder
 from tpu_costing.workloads import Workload
@@ -119,7 +118,7 @@ def _sources(suffixes: tuple[str, ...]) -> list[str]:
     files = sorted(Path(__file__).parent.glob("*.py"))
     files += sorted(path for path in Path(paged_kernels.__file__).parent.rglob("*") if path.suffix in suffixes)
     sources = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    return [sources, version("jax"), version("libtpu")]
+    return [sources, *versions().values()]
 
 
 def _compile(order: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,10 @@ import json
 import math
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 
 from tpu_costing.calls import CONTESTANTS
+from tpu_costing.chips import versions
 from tpu_costing.measure import Result
 
 _COLUMNS = "{:<40} {:<6} {:<10} {:>9} {:>10} {:>8} {:>9} {:>7} {:>9} {:>7} {:>7} {:>8} {:>6}"
@@ -130,7 +130,7 @@ def _markdown_cells(group: list[Result], peers: list[str]) -> list[str]:
 
 def write_json(path: Path, groups: list[list[Result]]) -> None:
     """All results, with what made them."""
-    about = {name: version(name) for name in ("jax", "libtpu")}
+    about = versions()
     entries = [{**dataclasses.asdict(result), "counts": result.cycles} for group in groups for result in group]
     path.write_text(
         json.dumps({"estimated": True, **about, "date": time.strftime("%Y-%m-%d"), "results": entries}, indent=1) + "\n"

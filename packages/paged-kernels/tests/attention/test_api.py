@@ -31,6 +31,15 @@ from kernel_data import (
 
 from paged_kernels import AttentionSpec, BlockSizes, KVPages, paged_attention
 
+
+def few_in_ordinary_runs(cases):
+    """Parameters of which one a workload is run each time, and all are in the slow session."""
+    return [
+        pytest.param(names, id="-".join(names), marks=[] if names in FEW_FEATURE_CASES else pytest.mark.slow)
+        for names in cases
+    ]
+
+
 SMALL = BlockSizes(q_rows=5, kv_pages=2)
 """So that sequences have several blocks, and tiles; the sizes that are taken otherwise have one of each."""
 
@@ -44,9 +53,12 @@ def test_xla_equals_dense_attention(workload, spec):
 
 @pytest.mark.parametrize("names", FEATURE_CASES, ids="-".join)
 def test_features_in_pairs_equal_dense_attention(names):
-    case = make_named_case(*names)
-    assert_equals_oracle(case, SPECS[names[2]], backend="reference")
-    assert_equals_oracle(case, SPECS[names[2]], backend="xla", block_sizes=SMALL)
+    assert_equals_oracle(make_named_case(*names), SPECS[names[2]], backend="xla", block_sizes=SMALL)
+
+
+@pytest.mark.parametrize("names", few_in_ordinary_runs(FEATURE_CASES))
+def test_features_of_the_reference(names):
+    assert_equals_oracle(make_named_case(*names), SPECS[names[2]], backend="reference")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +82,7 @@ def test_queries_in_bfloat16_over_pages_of_any_type(backend, kv_dtype):
     assert_equals_oracle(case, SPECS["plain"], backend=backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workload", "spec"), [case for case in CASES if case[1] in ("bidirectional", "everything")])
 def test_interpreted_tpu_kernel_equals_dense_attention(workload, spec):
     """Two specs that between them take every branch; `tpu/test_launch.py` has each spec, and the plain one in all."""
@@ -78,10 +91,7 @@ def test_interpreted_tpu_kernel_equals_dense_attention(workload, spec):
 
 @pytest.mark.parametrize(
     "names",
-    [
-        pytest.param(names, id="-".join(names), marks=[] if names in FEW_FEATURE_CASES else pytest.mark.slow)
-        for names in FEATURE_CASES
-    ],
+    few_in_ordinary_runs(FEATURE_CASES),
 )
 def test_features_of_the_interpreted_tpu_kernel(names):
     sizes = BlockSizes(q_rows=16, kv_pages=2)

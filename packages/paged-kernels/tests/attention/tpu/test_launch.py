@@ -73,6 +73,7 @@ def test_other_shapes(workload, dtype):
     check(workload, SPECS["everything"], dtype)
 
 
+@pytest.mark.slow  # ordinary runs have one of each workload from `test_api.py`
 @pytest.mark.parametrize("workload", FEATURES)
 def test_features(workload):
     spec = SPECS["plain" if workload in ("latent", "page_2", "part_of_context") else "everything"]
