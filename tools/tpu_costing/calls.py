@@ -96,7 +96,7 @@ def _ours(w: Workload, contestant: Contestant, sequences: Batch) -> Call:
     table = _page_table(w, sequences)
     tokens, rows = zip(*sequences, strict=True)
     batch = RaggedBatch.from_lists(table.tolist(), list(tokens), list(rows), max_q_len=1 if max(rows) == 1 else None)
-    pages = jax.eval_shape(lambda: KVPages.zeros(table.size + 1, w.page_size, w.kv_heads, w.head_dim, w.dtype))
+    pages = KVPages.shapes(table.size + 1, w.page_size, w.kv_heads, w.head_dim, w.dtype)
     blocks = None
     if contestant.kv_pages is not None:
         blocks = BlockSizes(q_rows=contestant.q_rows or 1, kv_pages=contestant.kv_pages)

@@ -233,9 +233,9 @@ class KVPages:
         """Pages with these rows stored at these slots; a row for page 0 or for no page at all is dropped."""
         rows, scales = self.row.pack(k, v)
         data = self.data.at[self._or_none(page_ids), :, slots].set(rows, mode="drop")
-        return dataclasses.replace(self, data=data, scales=self.put_scales(page_ids, slots, scales))
+        return dataclasses.replace(self, data=data, scales=self._put_scales(page_ids, slots, scales))
 
-    def put_scales(
+    def _put_scales(
         self,
         page_ids: Int32[Array, " rows"],
         slots: Int32[Array, " rows"],

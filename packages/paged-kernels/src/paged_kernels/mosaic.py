@@ -1,11 +1,14 @@
 """What the TPU kernels share: the size of a register, the types that they take, and how they are interpreted."""
 
+import numpy as np
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
 """Width of a vector register, in elements of 32 bits."""
 SUBLANES = 8
 """Height of a vector register, in elements of 32 bits; of bfloat16 it holds twice as many rows."""
+WORD_BYTES = 4
+"""Bytes of an element of a register; rows of narrower types are packed in words."""
 KERNEL_DTYPES = ("float32", "bfloat16")
 """The types that the kernels take."""
 INTERPRET = pltpu.InterpretParams(dma_execution_mode="on_wait", out_of_bounds_reads="raise", uninitialized_memory="nan")
@@ -18,6 +21,16 @@ Interpret = bool | pltpu.InterpretParams
 def interpreter(interpret: Interpret) -> Interpret:
     """What `pallas_call` is to be told."""
     return INTERPRET if interpret is True else interpret
+
+
+def register_rows(dtype: np.dtype) -> int:
+    """Rows of a register of this type."""
+    return SUBLANES * WORD_BYTES // dtype.itemsize
+
+
+def fills_words(rows: int, dtype: np.dtype) -> bool:
+    """Whether so many rows of this type are whole words, which is what copies move."""
+    return rows * dtype.itemsize % WORD_BYTES == 0
 
 
 def cdiv(a: int, b: int) -> int:

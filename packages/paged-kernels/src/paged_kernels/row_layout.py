@@ -8,8 +8,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-LANES = 128
-"""Rows are whole registers of this many lanes, which is also how the memory of a TPU is tiled."""
+from paged_kernels.mosaic import LANES, round_up
+
 PLAIN_DTYPES = ("float32", "bfloat16", "float16", "float64")
 LARGEST = {"int8": 127.0, "int4": 7.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
 """The types that need scales, and the largest magnitude that each stores."""
@@ -18,7 +18,7 @@ LARGEST = {"int8": 127.0, "int4": 7.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowLayout:
-    """The row of one token and one KV head: K and V side by side, or one latent vector for both.
+    """The row of one token and one KV head: K and V side by side, or one latent vector for both, in whole registers.
 
         packed     | k k k k v v v v |                  head size 64: K and V share a register of 128 lanes
         aligned    | k k k k k . . . | v v v v v . . . | 80, 96: V starts a register, `.` is zero
@@ -67,32 +67,33 @@ class RowLayout:
 
     def scale_lanes(self, page_size: int) -> int:
         """Lanes of the scales of one page and head: whole registers."""
-        return LANES * _registers(self.scales_per_row * page_size)
+        return round_up(self.scales_per_row * page_size, LANES)
 
     @property
     def v_start(self) -> int:
         """The first lane of V."""
         if self.latent:
             return 0
-        apart = _registers(self.k_dim) + _registers(self.v_dim)
-        return self.k_dim if _registers(self.k_dim + self.v_dim) < apart else LANES * _registers(self.k_dim)
+        k_end = round_up(self.k_dim, LANES)
+        apart = k_end + round_up(self.v_dim, LANES)
+        return self.k_dim if round_up(self.k_dim + self.v_dim, LANES) < apart else k_end
 
     @property
     def lanes(self) -> int:
         """Lanes of a row: whole registers, and of int4 whole registers of bytes."""
         end = max(self.k_dim, self.v_start + self.v_dim)
         unit = 2 * LANES if self.dtype == "int4" else LANES
-        return -(-end // unit) * unit
+        return round_up(end, unit)
 
     @property
     def k_lanes(self) -> slice:
         """The registers that hold K; where they hold something else too, the query is to be zero."""
-        return slice(0, LANES * _registers(self.k_dim))
+        return slice(0, round_up(self.k_dim, LANES))
 
     @property
     def v_lanes(self) -> slice:
         """The registers that hold V; what else they hold is to be dropped from the output."""
-        return slice(self.v_start // LANES * LANES, LANES * _registers(self.v_start + self.v_dim))
+        return slice(self.v_start // LANES * LANES, round_up(self.v_start + self.v_dim, LANES))
 
     @property
     def storage_lanes(self) -> int:
@@ -165,10 +166,6 @@ def check_dtype(dtype: DTypeLike) -> str:
     if name not in PLAIN_DTYPES and name not in LARGEST:
         raise ValueError(f"dtype={name} must be one of {', '.join([*PLAIN_DTYPES, *LARGEST])}")
     return name
-
-
-def _registers(lanes: int) -> int:
-    return -(-lanes // LANES)
 
 
 def _pack_nibbles(rows: Shaped[Array, "*rows lanes"]) -> Shaped[Array, "*rows half_lanes"]:

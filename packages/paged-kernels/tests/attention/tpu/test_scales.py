@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from paged_kernels.attention.tpu.scales import group_pages, spread_scales
+from paged_kernels.attention.tpu.scales import pages_per_register, spread_scales
 from paged_kernels.mosaic import LANES, cdiv, round_up
 
 
@@ -15,7 +15,7 @@ from paged_kernels.mosaic import LANES, cdiv, round_up
     [(4, 3, 1, 2), (16, 8, 3, 2), (16, 11, 8, 1), (64, 3, 2, 2), (128, 2, 10, 1), (256, 2, 1, 2)],
 )
 def test_each_scale_goes_to_the_lane_of_its_key(page_size, pages, kv_heads, kinds):
-    group = group_pages(page_size)
+    group = pages_per_register(page_size)
     held, keys = round_up(pages, group), cdiv(pages, group) * group * page_size
     scales = np.random.default_rng(0).normal(size=(held, kv_heads, round_up(kinds * page_size, LANES)))
     scales[pages:] = np.nan  # what lies behind the last page is not part of any other

@@ -1,6 +1,5 @@
 """The order of query and output rows in HBM, so that a block is one contiguous copy and a head's rows one matrix."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
@@ -70,8 +69,7 @@ def arrange_tree(
     """The words of each row of an operand, one a lane."""
     c = config
     padding = ((0, c.q_blocks * c.q_rows - c.tokens), (0, c.tree_lanes - c.tree_words))
-    words = jax.lax.bitcast_convert_type(tree_mask, jnp.int32)
-    return jnp.pad(words, padding).reshape(-1, c.operand_rows, c.tree_lanes)
+    return jnp.pad(tree_mask, padding).reshape(-1, c.operand_rows, c.tree_lanes)
 
 
 def arrange_heads(of_heads: Float[Array, " q_heads"], config: Config) -> Float[Array, "kv_heads group_rows 128"]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from paged_kernels.attention.tpu.scales import pages_per_register
 from paged_kernels.mosaic import LANES, SUBLANES, cdiv, round_up
 from paged_kernels.row_layout import RowLayout
 from paged_kernels.spec import AttentionSpec
@@ -118,7 +119,7 @@ class Config:
     @property
     def scales_shape(self) -> tuple[int, int, int]:
         """The scales of a block's pages, held in such a number that their keys fill whole registers."""
-        pages = round_up(self.kv_pages, max(1, LANES // self.page_size))
+        pages = round_up(self.kv_pages, pages_per_register(self.page_size))
         return (pages, self.kv_heads, self.row.scale_lanes(self.page_size))
 
     @property

@@ -3,9 +3,9 @@
 Blocks of pages stream through `buffers` slots of VMEM in the order in which they are attended, whatever tile they
 belong to, so the next sequence's pages are on their way while this one's are attended:
 
-    step          0        1        2        3
-    page ids  |      3 |      4 |      5 |      6         one step ahead of the pages
-    pages     |2 . . . |3 . . . |4 . . . |5 . . .         buffers - 1 steps ahead of use
+    step          0        1        2        3            with 4 buffers
+    page ids  |5 . . . |6 . . . |7 . . . |8 . . .         IDS_AHEAD steps ahead of the pages
+    pages     |3 . . . |4 . . . |5 . . . |6 . . .         buffers - 1 steps ahead of use
     attend    |   0    |   1    |   2    |   3
 
 Every slot has a semaphore of its own: a wait for one block cannot be satisfied by another's copies.

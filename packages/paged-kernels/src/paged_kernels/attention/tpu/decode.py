@@ -72,23 +72,12 @@ def decode_kernel(  # noqa: PLR0917 -- pallas_call passes references by position
 
         return planned
 
-    def attend_rows(row_block, planned: Cursor) -> Cursor:
-        slot = row_block % 2
-        rows.start_q(row_block + 1)
-        rows.wait_out(row_block - 2)
-        rows.wait_q(row_block)
-        step.clear_output(slot)
+    def attend_rows(row_block, slot, planned: Cursor) -> Cursor:
         first, end = block_starts[row_block], block_starts[row_block + 1]
-        planned = jax.lax.fori_loop(first, end, lambda block, p: attend_block(block, p, slot), planned)
-        step.pack_lse(slot)
-        rows.start_out(row_block)
-        return planned
+        return jax.lax.fori_loop(first, end, lambda block, p: attend_block(block, p, slot), planned)
 
-    rows.start_q(0)
-    jax.lax.fori_loop(0, config.q_blocks, attend_rows, stream.begin())
+    step.for_row_blocks(rows, attend_rows, stream.begin())
     stream.end(block_starts[config.q_blocks])
-    rows.wait_out(config.q_blocks - 2)
-    rows.wait_out(config.q_blocks - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

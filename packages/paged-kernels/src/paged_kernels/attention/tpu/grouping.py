@@ -8,10 +8,7 @@ from jaxtyping import Array, Shaped
 
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.layout import KVPages
-from paged_kernels.mosaic import LANES, SUBLANES, cdiv
-
-WORD_BYTES = 4
-"""Bytes of an element of a register; smaller types are packed along its rows."""
+from paged_kernels.mosaic import LANES, cdiv, fills_words, register_rows
 
 
 def native_page_size(pages: KVPages) -> int:
@@ -21,9 +18,8 @@ def native_page_size(pages: KVPages) -> int:
     keeps in another order, and would copy the whole of them for a kernel. Scales must fill registers in the same way.
     """
     size = pages.page_size
-    tile = WORD_BYTES * SUBLANES // pages.data.dtype.itemsize
-    fills_words = size * pages.data.dtype.itemsize % WORD_BYTES == 0
-    if tile % size or not fills_words:
+    tile = register_rows(pages.data.dtype)
+    if tile % size or not fills_words(size, pages.data.dtype):
         size = math.lcm(size, tile)
     if pages.scales is not None and LANES % size:
         size = math.lcm(size, LANES)

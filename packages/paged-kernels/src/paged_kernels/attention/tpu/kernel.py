@@ -53,19 +53,8 @@ def attention_kernel(tiles: Tiles, inputs: Inputs, out, lse, scratch: Scratch, *
         step.finish(tile, slot)
         return cursors
 
-    def attend_rows(block, cursors):
-        slot = block % 2
-        rows.start_q(block + 1)
-        rows.wait_out(block - 2)
-        rows.wait_q(block)
-        step.clear_output(slot)
+    def attend_rows(block, slot, cursors):
         first, end = tiles.block_starts[block], tiles.block_starts[block + 1]
-        cursors = jax.lax.fori_loop(first, end, lambda tile, c: attend_tile(tile, c, slot), cursors)
-        step.pack_lse(slot)
-        rows.start_out(block)
-        return cursors
+        return jax.lax.fori_loop(first, end, lambda tile, c: attend_tile(tile, c, slot), cursors)
 
-    rows.start_q(0)
-    jax.lax.fori_loop(0, config.q_blocks, attend_rows, stream.begin())
-    rows.wait_out(config.q_blocks - 2)
-    rows.wait_out(config.q_blocks - 1)
+    step.for_row_blocks(rows, attend_rows, stream.begin())

@@ -23,7 +23,7 @@ Load = Callable[[jax.Array | int], Float[Array, "kv_heads scale_lanes"]]
 Store = Callable[[int, jax.Array | int, Float[Array, "kv_heads lanes"]], None]
 
 
-def group_pages(page_size: int) -> int:
+def pages_per_register(page_size: int) -> int:
     """Pages whose keys fill a register; pages of scales are held in multiples of it."""
     return max(1, LANES // page_size)
 
@@ -32,13 +32,13 @@ def spread_scales(load: Load, store: Store, *, pages: int, page_size: int, kinds
     """Put the scales of a block's pages side by side.
 
     Args:
-        load: the scales of page `i`; called for pages up to the next multiple of `group_pages`.
+        load: the scales of page `i`; called for pages up to the next multiple of `pages_per_register`.
         store: takes a kind (0 for K, 1 for V), the first key of some whole registers, and their scales.
         pages: pages in the block.
         page_size: a divisor or a multiple of 128.
         kinds: 2, or 1 where K and V have the same scale.
     """
-    group = group_pages(page_size)
+    group = pages_per_register(page_size)
 
     def spread_group(i, _):
         rows = [load(i * group + j) for j in range(group)]

@@ -5,7 +5,7 @@ import dataclasses
 from paged_kernels.attention.tpu.config import CHUNK_KEYS, Config
 from paged_kernels.block_sizes import BlockSizes
 from paged_kernels.chip import Chip
-from paged_kernels.mosaic import LANES, SUBLANES, cdiv, round_up
+from paged_kernels.mosaic import LANES, SUBLANES, cdiv, register_rows, round_up
 
 DECODE_KEYS = {2: 2048, 4: 512}
 """Keys in a block for decode, by bytes an element: large, so that the latency of a block's copies is a small part of
@@ -46,7 +46,7 @@ def with_kv_pages(c: Config, kv_pages: int) -> Config:
         kv_pages = min(kv_pages, c.pages_per_seq)
         chunks = cdiv(kv_pages, chunk_pages)
         chunk_pages = cdiv(kv_pages, chunks)
-    keys = LANES if c.row.is_quantised or chunks > 1 else 4 * SUBLANES // c.row.storage_dtype.itemsize
+    keys = LANES if c.row.is_quantised or chunks > 1 else register_rows(c.row.storage_dtype)
     chunk_pages = _filling(keys, chunk_pages, c.page_size)
     return dataclasses.replace(c, kv_pages=chunks * chunk_pages, chunk_pages=chunk_pages)
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from paged_kernels.attention.mask import fully_visible, in_tree, key_range, visible
 from paged_kernels.attention.tpu import softmax
 from paged_kernels.attention.tpu.config import Config, Memory
-from paged_kernels.attention.tpu.copies import Cursor
+from paged_kernels.attention.tpu.copies import Cursor, RowStream
 from paged_kernels.attention.tpu.memory import Inputs, Scratch
 from paged_kernels.attention.tpu.scales import spread_scales
 from paged_kernels.attention.tpu.schedule import Tiles
@@ -47,6 +49,26 @@ class Step:
     tiles: Tiles
     inputs: Inputs
     scratch: Scratch
+
+    def for_row_blocks(self, rows: RowStream, attend: Callable[..., Any], carry: Any) -> None:
+        """Run `carry = attend(block, slot, carry)` for each block of rows, copied into the slot and out of it."""
+
+        def attend_rows(block, carry):
+            slot = block % 2
+            rows.start_q(block + 1)
+            rows.wait_out(block - 2)
+            rows.wait_q(block)
+            self.clear_output(slot)
+            carry = attend(block, slot, carry)
+            self.pack_lse(slot)
+            rows.start_out(block)
+            return carry
+
+        blocks = self.config.q_blocks
+        rows.start_q(0)
+        jax.lax.fori_loop(0, blocks, attend_rows, carry)
+        rows.wait_out(blocks - 2)
+        rows.wait_out(blocks - 1)
 
     def reset(self) -> None:
         """The state before any key, of all heads."""

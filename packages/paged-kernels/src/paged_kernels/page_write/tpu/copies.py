@@ -7,7 +7,7 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from paged_kernels.mosaic import LANES, SUBLANES
+from paged_kernels.mosaic import LANES, register_rows
 from paged_kernels.page_write.tpu.merge import merge_lanes, merge_rows
 from paged_kernels.page_write.tpu.runs import Runs
 
@@ -118,7 +118,7 @@ class RowCopies(RunCopies):
     @property
     def unit(self) -> int:
         """Rows of a register."""
-        return SUBLANES * 4 // self.new.dtype.itemsize
+        return register_rows(self.new.dtype)
 
     def merge(self, run):
         """Puts the run's rows among the slots of its span, some KV heads at once."""

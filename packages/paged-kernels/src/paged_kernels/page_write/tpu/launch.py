@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Shaped
 
 from paged_kernels.batch import RaggedBatch
 from paged_kernels.layout import KVPages
-from paged_kernels.mosaic import KERNEL_DTYPES, LANES, SUBLANES, Interpret, interpreter, round_up
+from paged_kernels.mosaic import KERNEL_DTYPES, LANES, Interpret, fills_words, interpreter, register_rows, round_up
 from paged_kernels.page_write.slots import row_slots
 from paged_kernels.page_write.tpu.copies import Buffers
 from paged_kernels.page_write.tpu.kernel import write_runs_kernel
@@ -24,8 +24,6 @@ DTYPES = (*KERNEL_DTYPES, *LARGEST)
 """The types of pages that it takes."""
 SLOT_TILE = 8
 """Rows of a tile in HBM, of any type (XLA's T(8,128)); part of a page starts and ends at a multiple of it."""
-WORD_BYTES = 4
-"""Bytes of a lane in a register; a copy moves whole words, which hold rows of one lane."""
 MAX_DEPTH = 16
 """Runs under way at once; a copy takes about a microsecond to arrive, however short it is."""
 BUFFER_BYTES = 4 * 2**20
@@ -50,7 +48,7 @@ class WriteSizes:
     @classmethod
     def of_span(cls, span: int, longest: int, pages: KVPages) -> "WriteSizes":
         """The sizes for spans of this many slots and runs of at most `longest` rows."""
-        row_tile = SUBLANES * WORD_BYTES // pages.data.dtype.itemsize
+        row_tile = register_rows(pages.data.dtype)
         # The run may start at the last row of a tile.
         longest = min(longest, span)
         strip = max(span, round_up(row_tile - 1 + longest, row_tile))
@@ -127,11 +125,10 @@ def copies_fit(pages: KVPages) -> bool:
 
     Other pages (one slot of bfloat16, 12 of anything) XLA keeps in another order.
     """
-    itemsize = pages.data.dtype.itemsize
-    register = SUBLANES * WORD_BYTES // itemsize
-    tile = register if itemsize == 1 else SLOT_TILE
-    fills_words = pages.page_size * itemsize % WORD_BYTES == 0
-    return fills_words and (register % pages.page_size == 0 or pages.page_size % tile == 0)
+    size, dtype = pages.page_size, pages.data.dtype
+    register = register_rows(dtype)
+    tile = register if dtype.itemsize == 1 else SLOT_TILE
+    return fills_words(size, dtype) and (register % size == 0 or size % tile == 0)
 
 
 def _call_kernel(
