@@ -1,0 +1,241 @@
+"""Which pages each sequence holds, group by group: the steps that operations of the manager consist of."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from paged_cache.manager.groups import LayerGroup
+from paged_cache.manager.pages import Pages
+from paged_cache.manager.prefix import KeptPage, media_bytes, page_key
+from paged_cache.manager.reuse import Admission
+from paged_cache.manager.sequences import Sequences, ragged
+
+
+class Holdings:
+    """Sequences and pages, kept in step. `rows` are rows of `seqs`; what can be wrong has been checked before.
+
+    table entries of a row | 0 .. 0 | pages | 0 .. 0 |
+                           0        first   ceil(length / page_size)
+    """
+
+    def __init__(self, seqs: Sequences, pages: Pages, groups: Sequence[LayerGroup], page_size: int) -> None:
+        self.seqs = seqs
+        self.pages = pages
+        self.groups = tuple(groups)
+        self.page_size = page_size
+        self.growing = [index for index, group in enumerate(groups) if group.grows]
+        self.cross = [index for index, group in enumerate(groups) if not group.grows]
+        self.forgetting = [index for index, group in enumerate(groups) if group.forgets]
+
+    def num_pages(self, tokens):
+        """Pages that hold so many tokens, a number or an array of them."""
+        return -(-tokens // self.page_size)
+
+    def of(self, row: int) -> list[np.ndarray]:
+        """The pages of a row, by group."""
+        return [self.seqs.tables[group, row, start:stop] for group, start, stop in self._spans(row)]
+
+    def add(self, new: Admission) -> int:
+        """The id of a new sequence that starts with what was found; there are pages enough."""
+        reuse = new.reuse
+        found = np.concatenate([*reuse.pages, reuse.tails])
+        self.pages.share(found)  # so that they are not evicted for the new ones
+        num_new = self.num_pages(new.length) - reuse.num_pages
+        num_cross = self.num_pages(new.cross_tokens)
+        pages = self.pages.allocate(num_new * len(self.growing) + num_cross * len(self.cross))
+        grown, crossed = np.split(pages, [num_new * len(self.growing)])
+        row, seq = self.seqs.add(new)
+        for group in self.growing:
+            first = reuse.num_pages - len(reuse.pages[group])
+            self.seqs.first[group, row] = first
+            self.seqs.tables[group, row, first : reuse.num_pages] = reuse.pages[group]
+        self.put_pages(ragged(np.array([row]), np.array([reuse.num_pages]), np.array([num_new])), grown)
+        for at, group in enumerate(self.cross):
+            self.seqs.tables[group, row, :num_cross] = crossed[at * num_cross : (at + 1) * num_cross]
+        if len(reuse.tails):
+            self.pages.copy(reuse.tails, grown.reshape(len(self.growing), -1)[:, 0])
+            self.pages.release(reuse.tails)
+        return seq
+
+    def put_pages(self, places: tuple[np.ndarray, np.ndarray], pages: np.ndarray) -> None:
+        """New pages, one group's after another's, at these places of each growing group's table."""
+        for group, of_group in zip(self.growing, pages.reshape(len(self.growing), -1), strict=True):
+            self.seqs.tables[group][places] = of_group
+
+    def shared_tails(self, rows: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Groups and rows whose next token would go into a page that others have too.
+
+        Of the rows that share a page and all write it now, the last may have it, if nobody else does.
+        """
+        inside = np.flatnonzero(lengths % self.page_size)
+        shared = []
+        for group in self.growing:
+            pages = self.seqs.tables[group, rows[inside], lengths[inside] // self.page_size]
+            others = dict[int, int]()
+            for at in np.flatnonzero(self.pages.pool.owners(pages) > 1).tolist():
+                page = int(pages[at])
+                others[page] = others.get(page, int(self.pages.pool.owners(page))) - 1
+                if others[page]:
+                    shared.append((group, rows[inside[at]]))
+        groups, of = zip(*shared, strict=True) if shared else ((), ())
+        return np.array(groups, np.int64), np.array(of, np.int64)
+
+    def own_tails(self, tails: tuple[np.ndarray, np.ndarray], copies: np.ndarray) -> None:
+        """These groups' and rows' last pages are copied, and the copies are theirs."""
+        if not len(copies):
+            return
+        groups, rows = tails
+        places = (groups, rows, self.seqs.lengths[rows] // self.page_size)
+        shared = self.seqs.tables[places]
+        self.pages.copy(shared, copies)
+        self.seqs.tables[places] = copies
+        self.pages.release(shared)
+
+    def forget_tails(self, rows: np.ndarray, lengths: np.ndarray) -> None:
+        """Last pages that are about to be written can be found no longer."""
+        inside = lengths % self.page_size > 0
+        for group in self.growing:
+            pages = self.seqs.tables[group, rows[inside], lengths[inside] // self.page_size]
+            found = self.pages.index.holds[pages]
+            if found.any():
+                self.pages.forget(pages[found])
+
+    def next_keys(self, rows: np.ndarray, counts: np.ndarray, tokens: np.ndarray) -> dict[int, list[bytes]]:
+        """For each row that has full pages without a key, when `counts` more of its tokens are computed, their keys.
+
+        Args:
+            rows: the rows.
+            counts: how many tokens of each will be computed.
+            tokens: these tokens, one row's after another's.
+        """
+        ends = self.seqs.computed[rows] + counts
+        filled = np.flatnonzero(ends // self.page_size > self.seqs.num_keys[rows])
+        stops = np.cumsum(counts)
+        return {int(rows[at]): self._keys(rows[at], tokens[stops[at] - counts[at] : stops[at]]) for at in filled}
+
+    def keep_full_pages(self, row: int, keys: list[bytes]) -> None:
+        """The row's next pages have these keys, and can be found by them."""
+        first = int(self.seqs.num_keys[row])
+        self.seqs.keys[row].extend(keys)
+        self.seqs.num_keys[row] = first + len(keys)
+        self.keep_pages(row, first)
+
+    def keep_pages(self, row: int, first: int) -> None:
+        """Let the pages of a row that have keys be found, from page `first` on, in every group that still has them."""
+        for page in range(first, int(self.seqs.num_keys[row])):
+            self._keep_page(row, page, (page + 1) * self.page_size, key=self.seqs.keys[row][page + 1])
+
+    def keep_partial_page(self, row: int) -> None:
+        """Let the last page of a row be found by what it begins with, if the row is its last owner."""
+        computed = int(self.seqs.computed[row])
+        page, start = computed // self.page_size, computed // self.page_size * self.page_size
+        known = self.seqs.num_keys[row] == page and (self.seqs.token_ids[row, start:computed] >= 0).all()
+        if computed > start and known and not media_bytes(self.seqs.media[row], start, computed):
+            self._keep_page(row, page, computed, key=b"")
+
+    def return_unseen(self, group: int, rows: np.ndarray) -> None:
+        """Give back the pages of a group that no query after the computed tokens sees."""
+        first = self.seqs.first[group, rows]
+        needed = self.groups[group].first_needed(self.seqs.computed[rows]) // self.page_size
+        unseen = needed - first
+        if unseen.any():
+            places = ragged(rows, first, unseen)
+            self.pages.release(self.seqs.tables[group][places])
+            self.seqs.tables[group][places] = 0
+            self.seqs.first[group, rows] = needed
+
+    def check_window(self, row: int, num_tokens: int) -> None:
+        """Refuse to go back to where pages are needed that have been returned.
+
+        Raises:
+            ValueError: the row cannot go back to `num_tokens` tokens.
+        """
+        for group in self.forgetting:
+            kept_from = int(self.seqs.first[group, row]) * self.page_size
+            if num_tokens < self.seqs.computed[row] and self.groups[group].first_needed(num_tokens) < kept_from:
+                raise ValueError(
+                    f"num_tokens={num_tokens} is too far back: {self.groups[group].kind} layers have returned "
+                    f"all before token {kept_from}; admit the tokens anew, or truncate before commit"
+                )
+
+    def give_back(self, group: int, row: int, start: int, stop: int) -> None:
+        """Give back table entries `start : stop`, the last first: a prefix is of no use without its start."""
+        entries = self.seqs.tables[group, row, start:stop]
+        self.pages.release(entries[::-1].copy())
+        entries[:] = 0
+
+    def give_back_all(self, row: int) -> None:
+        """Give back all pages of a row."""
+        for group, start, stop in self._spans(row):
+            self.give_back(group, row, start, stop)
+
+    def to_host(self, row: int, host_pages: np.ndarray) -> None:
+        """What the row's pages hold goes to these host pages, and the pages are given back."""
+        held = self.of(row)
+        pages = np.concatenate(held)
+        self.pages.log.add("out", pages, host_pages)
+        self.pages.counts.swapped_out += len(pages)
+        for group, of_group in enumerate(held):
+            self.pages.note_swap("swapped_out", of_group, group)
+        self.give_back_all(row)
+        self.seqs.host_pages[row] = host_pages
+
+    def from_host(self, row: int, pages: np.ndarray) -> np.ndarray:
+        """These pages take what the row has on the host, and are its own; returns the host pages."""
+        host_pages = self.seqs.host_pages.pop(row)
+        self.pages.log.add("in", host_pages, pages)
+        self.pages.counts.swapped_in += len(pages)
+        for group, start, stop in self._spans(row):
+            of_group, pages = np.split(pages, [stop - start])
+            self.seqs.tables[group, row, start:stop] = of_group
+            self.pages.note_swap("swapped_in", of_group, group)
+        return host_pages
+
+    def empty_slots(self) -> int:
+        """Slots of owned pages that are behind the last token of every sequence that has the page."""
+        rows = self.seqs.rows_with_pages()
+        ends: dict[int, int] = {}
+        for groups, lengths in ((self.growing, self.seqs.lengths[rows]), (self.cross, self.seqs.cross_tokens[rows])):
+            partial = lengths % self.page_size > 0
+            for group in groups:
+                pages = self.seqs.tables[group, rows[partial], lengths[partial] // self.page_size]
+                for page, filled in zip(pages.tolist(), (lengths[partial] % self.page_size).tolist(), strict=True):
+                    ends[page] = max(ends.get(page, 0), filled)
+        return sum(self.page_size - filled for filled in ends.values())
+
+    def _spans(self, row: int) -> list[tuple[int, int, int]]:
+        """Each group with the first and the last table entry, exclusive, that are pages of the row."""
+        grown = int(self.num_pages(self.seqs.lengths[row]))
+        crossed = int(self.num_pages(self.seqs.cross_tokens[row]))
+        ends = [grown if group.grows else crossed for group in self.groups]
+        return [(group, int(self.seqs.first[group, row]), end) for group, end in enumerate(ends)]
+
+    def _keys(self, row: int, tokens: np.ndarray) -> list[bytes]:
+        """Keys of the pages without one that are full when these tokens are computed too, as far as all is known."""
+        first, computed = int(self.seqs.num_keys[row]), int(self.seqs.computed[row])
+        known = np.concatenate([self.seqs.token_ids[row, first * self.page_size : computed], tokens])
+        keys, parent = [], self.seqs.keys[row][-1]
+        for page in range(len(known) // self.page_size):
+            of_page = known[page * self.page_size : (page + 1) * self.page_size]
+            if of_page.min() < 0:
+                break
+            start = (first + page) * self.page_size
+            media = media_bytes(self.seqs.media[row], start, start + self.page_size)
+            parent = page_key(parent, of_page.tobytes(), media)
+            keys.append(parent)
+        return keys
+
+    def _keep_page(self, row: int, page: int, stop: int, key: bytes) -> None:
+        start = page * self.page_size
+        for group in self.growing:
+            page_id = int(self.seqs.tables[group, row, page])
+            if page_id and (key or self.pages.pool.owners(page_id) == 1):
+                content = KeptPage(
+                    page=page_id,
+                    group=group,
+                    key=key,
+                    parent=self.seqs.keys[row][page],
+                    token_ids=self.seqs.tokens(row, start, stop),
+                    media=media_bytes(self.seqs.media[row], start, stop),
+                )
+                self.pages.keep(content)

@@ -1,0 +1,43 @@
+"""Pages whose content comes from elsewhere: another process, or a file."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from paged_cache.manager.holdings import Holdings
+from paged_cache.manager.prefix import KeptPage, page_key
+
+
+def restore(held: Holdings, kept: Sequence[KeptPage]) -> np.ndarray:
+    """A free page for each content that is not here yet, while there are empty ones, and 0 for the others.
+
+    Raises:
+        ValueError: a content is not one that this cache could hold; nothing changes.
+    """
+    for content in kept:
+        _check(held, content)
+    pages = np.zeros(len(kept), np.int32)
+    for at, content in enumerate(kept):
+        if held.pages.pool.num_empty and not _is_here(held, content):
+            pages[at] = held.pages.allocate(1)[0]
+            held.pages.keep(dataclasses.replace(content, page=int(pages[at])))
+    held.pages.release(pages[pages > 0][::-1])
+    return pages
+
+
+def _is_here(held: Holdings, content: KeptPage) -> bool:
+    if content.key:
+        return held.pages.index.find(content.group, content.key, content.token_ids) > 0
+    _, alike = held.pages.index.find_start(content.group, content.parent, content.token_ids)
+    return 4 * alike == len(content.token_ids)
+
+
+def _check(held: Holdings, content: KeptPage) -> None:
+    if content.group not in held.growing:
+        raise ValueError(f"a kept page is of group {content.group}; it must be one of {held.growing}, which grow")
+    num_tokens = len(content.token_ids) / 4
+    if num_tokens != held.page_size if content.key else not 0 < num_tokens < held.page_size:
+        raise ValueError(f"a kept page holds {num_tokens:g} tokens, which does not fit page_size={held.page_size}")
+    if content.key and content.key != page_key(content.parent, content.token_ids, content.media):
+        raise ValueError("a kept page's key is not that of its tokens; it is corrupt or was made by something else")

@@ -1,0 +1,234 @@
+"""All sequences as a struct of arrays, so that a step of many sequences is a few numpy calls."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from paged_cache.manager.prefix import Media
+from paged_cache.manager.reuse import Admission
+
+UNKNOWN = -1
+"""In place of a token id that is not known yet."""
+TOKEN_DTYPE = np.dtype("<i4")
+"""Token ids are hashed as they are stored, so in the same order of bytes on every machine."""
+
+
+class Sequences:
+    """The rows of a table, one for each sequence there can be; a sequence's id names its row and its turn in it.
+
+        tokens of a sequence | computed: keys and values in pages | to be computed | not known to the manager
+                             0                                    computed         length
+
+    Arrays are reserved whole and touched where sequences are: longer ones cost address space, not memory.
+    """
+
+    def __init__(self, max_seqs: int, max_sequence_length: int, page_size: int, num_groups: int) -> None:
+        self.max_sequence_length = max_sequence_length
+        self.tables = np.zeros((num_groups, max_seqs, -(-max_sequence_length // page_size)), np.int32)
+        self.first = np.zeros((num_groups, max_seqs), np.int32)
+        """Index of the first table entry that is a page."""
+        self.lengths = np.zeros(max_seqs, np.int32)
+        self.computed = np.zeros(max_seqs, np.int32)
+        self.cross_tokens = np.zeros(max_seqs, np.int32)
+        self.token_ids = np.zeros((max_seqs, max_sequence_length), TOKEN_DTYPE)
+        self.num_keys = np.zeros(max_seqs, np.int32)
+        """How many pages of a row have a key."""
+        self.keys: list[list[bytes]] = [[] for _ in range(max_seqs)]
+        """The root, then the key of each full page."""
+        self.media: list[tuple[Media, ...]] = [() for _ in range(max_seqs)]
+        self.host_pages: dict[int, np.ndarray] = {}
+        """Of the rows that are swapped out: their host pages, one group's after another's."""
+        self._ids = np.full(max_seqs, -1, np.int64)
+        self._next_ids = np.arange(max_seqs, dtype=np.int64)
+        self._free_rows = list(range(max_seqs - 1, -1, -1))
+
+    @property
+    def max_seqs(self) -> int:
+        """How many there can be at once."""
+        return len(self._ids)
+
+    @property
+    def num_seqs(self) -> int:
+        """How many there are."""
+        return self.max_seqs - len(self._free_rows)
+
+    def rows_with_pages(self) -> np.ndarray:
+        """Rows of all sequences that are not swapped out."""
+        rows = np.flatnonzero(self._ids >= 0)
+        return rows[~np.isin(rows, list(self.host_pages))]
+
+    def rows(self, seqs: ArrayLike) -> np.ndarray:
+        """The rows of some sequences that have their pages.
+
+        Raises:
+            ValueError: one does not exist, is named twice, or is swapped out.
+        """
+        rows = self.rows_of_any(seqs)
+        for row in self.host_pages.keys() & rows.tolist() if self.host_pages else ():
+            raise ValueError(f"sequence {self._ids[row]} is swapped out; call swap_in first")
+        return rows
+
+    def rows_of_any(self, seqs: ArrayLike) -> np.ndarray:
+        """The rows of some sequences, be they swapped out or not.
+
+        Raises:
+            ValueError: one does not exist, or is named twice.
+        """
+        ids = np.atleast_1d(np.asarray(seqs))
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError(f"seqs={seqs!r} must be one sequence id or a list of them")
+        rows = ids.astype(np.int64) % self.max_seqs
+        missing = (self._ids[rows] != ids) | (ids < 0)
+        if missing.any():
+            raise ValueError(f"sequence {ids[missing.argmax()]} does not exist; was it released?")
+        if len(rows) > 1 and (times := np.bincount(rows)).max() > 1:
+            raise ValueError(f"sequence {self._ids[times.argmax()]} is named {times.max()} times; name each once")
+        return rows
+
+    def check_room(self, n: int) -> None:
+        """Refuse `n` more sequences.
+
+        Raises:
+            ValueError: there would be more than `max_seqs`.
+        """
+        if n > len(self._free_rows):
+            raise ValueError(
+                f"{n} more sequences are too many beside {self.num_seqs} of max_seqs={self.max_seqs}; release some, or "
+                "raise max_seqs"
+            )
+
+    def check_lengths(self, lengths: ArrayLike) -> None:
+        """Refuse sequences that are too long.
+
+        Raises:
+            ValueError: there would be more than `max_sequence_length` tokens.
+        """
+        longest = np.max(lengths, initial=0)
+        if longest > self.max_sequence_length:
+            raise ValueError(
+                f"a sequence of {longest} tokens is longer than max_sequence_length="
+                f"{self.max_sequence_length}; end it, or raise max_sequence_length"
+            )
+
+    def check_all_computed(self, row: int, doing: str) -> None:
+        """Refuse what needs all tokens in pages.
+
+        Raises:
+            ValueError: some are left to compute.
+        """
+        left = self.lengths[row] - self.computed[row]
+        if left:
+            raise ValueError(
+                f"{left} tokens of the sequence are not computed, so it cannot be {doing}; commit or truncate"
+            )
+
+    def learnt(self, places: tuple[np.ndarray, np.ndarray], token_ids: ArrayLike) -> np.ndarray:
+        """The tokens at these places, which were not known, or are the same.
+
+        Raises:
+            ValueError: another token is there.
+        """
+        known = self.token_ids[places]
+        tokens = check_tokens(token_ids, len(known))
+        wrong = (known != UNKNOWN) & (known != tokens)
+        if wrong.any():
+            at = int(wrong.argmax())
+            raise ValueError(
+                f"token_ids[{at}]={tokens[at]}, but extend was told {known[at]}; truncate, and extend anew"
+            )
+        return tokens
+
+    def add(self, new: Admission) -> tuple[int, int]:
+        """The row and the id of a new sequence, which has no pages yet; there is room for it."""
+        row, seq = self._take_row()
+        self.lengths[row] = new.length
+        self.computed[row] = new.reuse.num_tokens
+        self.cross_tokens[row] = new.cross_tokens
+        self.token_ids[row, : new.length] = new.prompt.token_ids[: new.length]
+        self.num_keys[row] = new.reuse.num_pages
+        self.keys[row] = new.prompt.keys(new.reuse.num_pages).copy()
+        self.media[row] = new.prompt.media
+        return row, seq
+
+    def add_like(self, row: int) -> int:
+        """The id of a new sequence with all that this one has; there is room for it."""
+        twin, seq = self._take_row()
+        length = self.lengths[row]
+        self.tables[:, twin] = self.tables[:, row]
+        self.first[:, twin] = self.first[:, row]
+        for array in (self.lengths, self.computed, self.cross_tokens, self.num_keys):
+            array[twin] = array[row]
+        self.token_ids[twin, :length] = self.token_ids[row, :length]
+        self.keys[twin] = self.keys[row].copy()
+        self.media[twin] = self.media[row]
+        return seq
+
+    def cut(self, row: int, length: int, num_keys: int) -> None:
+        """The sequence has only its first `length` tokens, and `num_keys` full pages."""
+        self.lengths[row] = length
+        self.computed[row] = min(self.computed[row], length)
+        self.num_keys[row] = min(self.num_keys[row], num_keys)
+        del self.keys[row][num_keys + 1 :]
+
+    def remove(self, row: int) -> None:
+        """The sequence is no more; its pages have been taken out of the tables."""
+        self.first[:, row] = 0
+        for array in (self.lengths, self.computed, self.cross_tokens, self.num_keys):
+            array[row] = 0
+        self.keys[row], self.media[row] = [], ()
+        self.host_pages.pop(row, None)
+        self._ids[row] = -1
+        self._free_rows.append(row)
+
+    def tokens(self, row: int, start: int, stop: int) -> bytes:
+        """Token ids as they are hashed and compared."""
+        return self.token_ids[row, start:stop].tobytes()
+
+    def _take_row(self) -> tuple[int, int]:
+        row = self._free_rows.pop()
+        seq = int(self._next_ids[row])
+        self._next_ids[row] += self.max_seqs  # so no id comes twice
+        self._ids[row] = seq
+        return row, seq
+
+
+def ragged(rows: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row as often as it counts, beside the numbers `start .. start + count - 1`.
+
+    >>> ragged(np.array([7, 9]), np.array([4, 0]), np.array([2, 3]))
+    (array([7, 7, 9, 9, 9]), array([4, 5, 0, 1, 2]))
+    """
+    ends = np.cumsum(counts)
+    within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+    return np.repeat(rows, counts), within + np.repeat(starts, counts)
+
+
+def check_counts(counts: ArrayLike, n: int) -> np.ndarray:
+    """One whole number of at least 1 for each of `n` sequences.
+
+    Raises:
+        ValueError: there is another number of counts, or one is below 1.
+    """
+    array = np.asarray(counts)
+    if array.shape not in ((), (n,)) or array.dtype.kind not in "iu":
+        raise ValueError(f"counts={counts!r} must be a whole number, or one for each of {n} sequences")
+    if array.size and array.min() < 1:
+        raise ValueError(f"counts holds {array.min()}; each must be at least 1, or leave the sequence out")
+    return np.broadcast_to(array.astype(np.int32), (n,))
+
+
+def check_tokens(token_ids: ArrayLike | Sequence[int], n: int) -> np.ndarray:
+    """`n` token ids.
+
+    Raises:
+        ValueError: there are more or fewer, or one is no token id.
+    """
+    array = np.asarray(token_ids)
+    if array.shape != (n,):
+        raise ValueError(f"token_ids has shape {array.shape}; it must hold {n} ids, all sequences' one after another")
+    if n and (array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= 2**31):
+        raise ValueError(
+            "token_ids must be whole numbers in 0 .. 2**31 - 1; leave out token_ids that are not known yet"
+        )
+    return array.astype(TOKEN_DTYPE, copy=False)
