@@ -6,6 +6,7 @@ from paged_cache.manager.manager import PageManager, Pin
 from paged_cache.manager.moves import PageMoves
 from paged_cache.manager.pool import OutOfPages, PagePool
 from paged_cache.manager.prefix import KeptPage, Media
+from paged_cache.manager.prompt import Prompt
 from paged_cache.manager.stats import PageStats
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "PagePool",
     "PageStats",
     "Pin",
+    "Prompt",
     "Subscriber",
 ]

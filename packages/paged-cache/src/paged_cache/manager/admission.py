@@ -1,27 +1,36 @@
-"""What a prompt finds in pages, and whether there are pages for the rest of it."""
+"""Whether there are pages for a prompt, beside those in which its start is found."""
 
 import numpy as np
 
 from paged_cache.manager.holdings import Holdings
 from paged_cache.manager.pool import OutOfPages
-from paged_cache.manager.reuse import Admission, Prompt, Reuse
+from paged_cache.manager.prompt import Prompt
+from paged_cache.manager.reuse import Admission, Reuse
 
 
 def plan_admission(held: Holdings, prompt: Prompt, reuse: Reuse, *, chunk: int | None, cross_tokens: int) -> Admission:
     """The prompt with slots for `chunk` tokens after the reused ones; without the tail if there is no page for it.
 
-    A found page that is free must not be evicted for the others, so it counts as taken.
-
     Raises:
         OutOfPages: not enough pages are free.
     """
-    num_tokens, needed, free = len(prompt.token_ids), 0, 0
+    needed, free = 0, 0
     for each in (reuse, reuse.without_tail(held.page_size)):
-        length = num_tokens if chunk is None else min(num_tokens, each.num_tokens + chunk)
-        grown = (held.num_pages(length) - each.num_pages) * len(held.growing)
-        needed = grown + held.num_pages(cross_tokens) * len(held.cross)
-        found = np.concatenate([*each.pages, each.tails])
-        free = held.pages.pool.num_free - int((held.pages.pool.owners(found) == 0).sum())
+        length = len(prompt) if chunk is None else min(len(prompt), each.num_tokens + chunk)
+        needed = new_pages(held, each, length, cross_tokens)
+        free = held.pages.pool.num_free - free_pages_found(held, each)
         if needed <= free:
             return Admission(prompt, each, length, cross_tokens)
     raise OutOfPages(asked=needed, free=free)
+
+
+def new_pages(held: Holdings, reuse: Reuse, length: int, cross_tokens: int) -> int:
+    """Pages for so many tokens of a prompt, beside those that are found."""
+    grown = held.num_pages(length) - reuse.num_pages
+    return grown * len(held.growing) + held.num_pages(cross_tokens) * len(held.cross)
+
+
+def free_pages_found(held: Holdings, reuse: Reuse) -> int:
+    """Found pages that are free: a new sequence takes these too, so they cannot be evicted for its other pages."""
+    found = np.concatenate([*reuse.pages, reuse.tails])
+    return int((held.pages.pool.owners(found) == 0).sum())

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from paged_cache.manager.admission import plan_admission
+from paged_cache.manager.admission import free_pages_found, new_pages, plan_admission
 from paged_cache.manager.events import Subscriber
 from paged_cache.manager.groups import LayerGroup
 from paged_cache.manager.holdings import Holdings
 from paged_cache.manager.moves import PageMoves
 from paged_cache.manager.pages import Pages
 from paged_cache.manager.pool import PagePool
-from paged_cache.manager.prefix import KeptPage, Media, root_key
+from paged_cache.manager.prefix import KeptPage
+from paged_cache.manager.prompt import Prompt, check_tokens
 from paged_cache.manager.restore import restore
-from paged_cache.manager.reuse import Prompt, Reuse, ReuseSearch
-from paged_cache.manager.sequences import UNKNOWN, Sequences, check_counts, check_tokens, ragged
+from paged_cache.manager.reuse import Reuse, ReuseSearch
+from paged_cache.manager.sequences import UNKNOWN, Sequences, check_counts, ragged
 from paged_cache.manager.stats import PageStats
 
 
@@ -168,21 +169,18 @@ class PageManager:
 
     # The life of a sequence
 
-    def find(self, token_ids: ArrayLike, *, namespace: str = "", adapter: str = "", media: Sequence[Media] = ()) -> int:
+    def find(self, prompt: Prompt | ArrayLike) -> int:
         """How many tokens of this prompt `admit` would find in pages now; takes nothing."""
-        prompt = self._prompt(token_ids, namespace, adapter, media)
-        return self._reuse(prompt, len(prompt.token_ids) - 1).num_tokens
+        prompt = Prompt.of(prompt)
+        return self._reuse(prompt, len(prompt) - 1).num_tokens
 
-    def admit(
-        self,
-        token_ids: ArrayLike,
-        *,
-        chunk: int | None = None,
-        namespace: str = "",
-        adapter: str = "",
-        media: Sequence[Media] = (),
-        cross_tokens: int = 0,
-    ) -> int:
+    def pages_to_admit(self, prompt: Prompt | ArrayLike, *, cross_tokens: int = 0) -> int:
+        """How many of the free pages `admit` would take for all of this prompt, found ones that are free included."""
+        prompt = Prompt.of(prompt)
+        reuse = self._reuse(prompt, len(prompt) - 1).without_tail(self.page_size)
+        return new_pages(self._held, reuse, len(prompt), cross_tokens) + free_pages_found(self._held, reuse)
+
+    def admit(self, prompt: Prompt | ArrayLike, *, chunk: int | None = None, cross_tokens: int = 0) -> int:
         """The id of a new sequence, which no other will ever have.
 
         It starts with the pages that hold its prefix, `computed(seq)` tokens. That is never all of the prompt: one
@@ -190,26 +188,24 @@ class PageManager:
         tokens after them is copied. Then come slots for the rest of the prompt.
 
         Args:
-            token_ids: the prompt.
+            prompt: its tokens, or these with a namespace and all else that keys and values depend on.
             chunk: slots for so many tokens after the reused ones; `extend` gives the others later. `None`: for all.
-            namespace: only sequences of the same one share pages; give each tenant one of its own.
-            adapter: the same for what else keys and values depend on, such as the name of a LoRA adapter.
-            media: what tokens stand for whose ids do not say it.
             cross_tokens: tokens that groups of cross-attention see.
 
         Raises:
             OutOfPages: not enough pages are free.
             ValueError: the prompt is empty or too long, there are `max_seqs` sequences, or another argument is wrong.
         """
-        prompt = self._prompt(token_ids, namespace, adapter, media)
+        prompt = Prompt.of(prompt)
+        self._seqs.check_lengths(len(prompt))
         self._seqs.check_room(1)
         self._check_cross_tokens(cross_tokens)
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk={chunk} must be at least 1, or None for all of the prompt")
-        reuse = self._reuse(prompt, len(prompt.token_ids) - 1)
+        reuse = self._reuse(prompt, len(prompt) - 1)
         admission = plan_admission(self._held, prompt, reuse, chunk=chunk, cross_tokens=cross_tokens)
         seq = self._held.add(admission)
-        self._pages.counts.queried_tokens += len(prompt.token_ids)
+        self._pages.counts.queried_tokens += len(prompt)
         self._pages.counts.reused_tokens += admission.reuse.num_tokens
         self._pages.publish()
         return seq
@@ -355,10 +351,10 @@ class PageManager:
 
     # What is kept
 
-    def pin(self, token_ids: ArrayLike, *, namespace: str = "", adapter: str = "", media: Sequence[Media] = ()) -> Pin:
-        """Keep the full pages that hold the start of these tokens from being evicted, as many as there are."""
-        prompt = self._prompt(token_ids, namespace, adapter, media)
-        reuse = self._reuse(prompt, len(prompt.token_ids)).without_tail(self.page_size)
+    def pin(self, prompt: Prompt | ArrayLike) -> Pin:
+        """Keep the full pages that hold the start of this prompt from being evicted, as many as there are."""
+        prompt = Prompt.of(prompt)
+        reuse = self._reuse(prompt, len(prompt)).without_tail(self.page_size)
         pin = Pin(reuse.num_tokens, np.concatenate(reuse.pages))
         self._pages.share(pin.pages)
         self._pins.add(pin)
@@ -398,13 +394,6 @@ class PageManager:
         return pages
 
     # Checks, and what operations share
-
-    def _prompt(self, token_ids: ArrayLike, namespace: str, adapter: str, media: Sequence[Media]) -> Prompt:
-        array = np.asarray(token_ids)
-        if array.ndim != 1 or not array.size:
-            raise ValueError(f"token_ids has shape {array.shape}; it must be a list of at least one token id")
-        self._seqs.check_lengths(array.size)
-        return Prompt(root_key(namespace, adapter), check_tokens(array, array.size), media, self.page_size)
 
     def _reuse(self, prompt: Prompt, limit: int) -> Reuse:
         if not self.prefix_reuse:

@@ -32,10 +32,10 @@ class PagePool:
     >>> pool = PagePool(num_pages=4)
     >>> pages = pool.allocate(2)
     >>> pool.share(pages)
+    >>> pool.release(pages)  # the pages that are empty now
+    array([], dtype=int32)
     >>> pool.release(pages)
-    >>> pool.num_free
-    1
-    >>> pool.release(pages)
+    array([1, 2], dtype=int32)
     >>> pool.num_free
     3
     """

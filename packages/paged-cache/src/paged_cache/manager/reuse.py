@@ -6,29 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from paged_cache.manager.groups import LayerGroup
-from paged_cache.manager.prefix import Media, PrefixIndex, media_bytes, page_key
-
-
-class Prompt:
-    """Token ids with the keys of their pages, each hashed when it is first asked for."""
-
-    def __init__(self, root: bytes, token_ids: np.ndarray, media: Sequence[Media], page_size: int) -> None:
-        self.token_ids = token_ids
-        self.media = tuple(media)
-        self._page_size = page_size
-        self._keys = [root]
-
-    def keys(self, n: int) -> list[bytes]:
-        """The root and the keys of the first `n` pages."""
-        for page in range(len(self._keys) - 1, n):
-            start = page * self._page_size
-            media = media_bytes(self.media, start, start + self._page_size)
-            self._keys.append(page_key(self._keys[-1], self.tokens(page), media))
-        return self._keys[: n + 1]
-
-    def tokens(self, page: int) -> bytes:
-        """The tokens of one page."""
-        return self.token_ids[page * self._page_size : (page + 1) * self._page_size].tobytes()
+from paged_cache.manager.prefix import PrefixIndex, media_bytes
+from paged_cache.manager.prompt import Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +106,7 @@ class ReuseSearch:
         nothing = np.empty(0, np.int32)
         if stop <= start or media_bytes(self._prompt.media, start, stop):
             return nothing, 0
-        parent = self._prompt.keys(num_pages)[-1]
+        parent = self._prompt.keys(num_pages, self._page_size)[-1]
         tokens = self._prompt.token_ids[start:stop].tobytes()
         growing = [group for group, each in enumerate(self._groups) if each.grows]
         found = [self._index.find_start(group, parent, tokens) for group in growing]
@@ -140,6 +119,7 @@ class ReuseSearch:
     def _find(self, group: int, page: int) -> int:
         place = (group, page)
         if place not in self._found:
-            key = self._prompt.keys(page + 1)[-1]
-            self._found[place] = self._index.find(group, key, self._prompt.tokens(page))
+            key = self._prompt.keys(page + 1, self._page_size)[-1]
+            tokens = self._prompt.token_ids[page * self._page_size : (page + 1) * self._page_size]
+            self._found[place] = self._index.find(group, key, tokens.tobytes())
         return self._found[place]

@@ -1,17 +1,14 @@
 """All sequences as a struct of arrays, so that a step of many sequences is a few numpy calls."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 from paged_cache.manager.prefix import Media
+from paged_cache.manager.prompt import TOKEN_DTYPE, check_tokens
 from paged_cache.manager.reuse import Admission
 
 UNKNOWN = -1
 """In place of a token id that is not known yet."""
-TOKEN_DTYPE = np.dtype("<i4")
-"""Token ids are hashed as they are stored, so in the same order of bytes on every machine."""
 
 
 class Sequences:
@@ -25,6 +22,7 @@ class Sequences:
 
     def __init__(self, max_seqs: int, max_sequence_length: int, page_size: int, num_groups: int) -> None:
         self.max_sequence_length = max_sequence_length
+        self.page_size = page_size
         self.tables = np.zeros((num_groups, max_seqs, -(-max_sequence_length // page_size)), np.int32)
         self.first = np.zeros((num_groups, max_seqs), np.int32)
         """Index of the first table entry that is a page."""
@@ -147,7 +145,7 @@ class Sequences:
         self.cross_tokens[row] = new.cross_tokens
         self.token_ids[row, : new.length] = new.prompt.token_ids[: new.length]
         self.num_keys[row] = new.reuse.num_pages
-        self.keys[row] = new.prompt.keys(new.reuse.num_pages).copy()
+        self.keys[row] = new.prompt.keys(new.reuse.num_pages, self.page_size)
         self.media[row] = new.prompt.media
         return row, seq
 
@@ -216,19 +214,3 @@ def check_counts(counts: ArrayLike, n: int) -> np.ndarray:
     if array.size and array.min() < 1:
         raise ValueError(f"counts holds {array.min()}; each must be at least 1, or leave the sequence out")
     return np.broadcast_to(array.astype(np.int32), (n,))
-
-
-def check_tokens(token_ids: ArrayLike | Sequence[int], n: int) -> np.ndarray:
-    """`n` token ids.
-
-    Raises:
-        ValueError: there are more or fewer, or one is no token id.
-    """
-    array = np.asarray(token_ids)
-    if array.shape != (n,):
-        raise ValueError(f"token_ids has shape {array.shape}; it must hold {n} ids, all sequences' one after another")
-    if n and (array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= 2**31):
-        raise ValueError(
-            "token_ids must be whole numbers in 0 .. 2**31 - 1; leave out token_ids that are not known yet"
-        )
-    return array.astype(TOKEN_DTYPE, copy=False)

@@ -1,0 +1,74 @@
+"""What a sequence starts with, and all that its keys and values depend on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from paged_cache.manager.prefix import Media, media_bytes, page_key, root_key
+
+TOKEN_DTYPE = np.dtype("<i4")
+"""Token ids are hashed as they are stored, so in the same order of bytes on every machine."""
+
+
+class Prompt:
+    """Token ids, and whose they are. Keys of its pages are hashed once, so a prompt that waits costs nothing more.
+
+    Sequences share pages only if their namespace and adapter, their tokens and what the tokens stand for are the same.
+    """
+
+    def __init__(
+        self, token_ids: ArrayLike, *, namespace: str = "", adapter: str = "", media: Sequence[Media] = ()
+    ) -> None:
+        """A prompt.
+
+        Args:
+            token_ids: at least one.
+            namespace: give each tenant one of its own, so that none can learn by the clock what others asked.
+            adapter: what else keys and values depend on, such as the name of a LoRA adapter.
+            media: what tokens stand for whose ids do not say it.
+
+        Raises:
+            ValueError: there is no token, or one is no token id.
+        """
+        array = np.asarray(token_ids)
+        if array.ndim != 1 or not array.size:
+            raise ValueError(f"token_ids has shape {array.shape}; it must be a list of at least one token id")
+        self.token_ids = check_tokens(array, array.size)
+        self.media = tuple(media)
+        self._root = root_key(namespace, adapter)
+        self._keys: dict[int, list[bytes]] = {}
+
+    @classmethod
+    def of(cls, prompt: "Prompt | ArrayLike") -> "Prompt":
+        """A prompt as it is; of token ids one without namespace, adapter and media."""
+        return prompt if isinstance(prompt, Prompt) else cls(prompt)
+
+    def __len__(self) -> int:
+        """How many tokens it has."""
+        return len(self.token_ids)
+
+    def keys(self, n: int, page_size: int) -> list[bytes]:
+        """The root, and the keys of the first `n` pages of this size."""
+        keys = self._keys.setdefault(page_size, [self._root])
+        for page in range(len(keys) - 1, n):
+            start, stop = page * page_size, (page + 1) * page_size
+            media = media_bytes(self.media, start, stop)
+            keys.append(page_key(keys[-1], self.token_ids[start:stop].tobytes(), media))
+        return keys[: n + 1]
+
+
+def check_tokens(token_ids: ArrayLike, n: int) -> np.ndarray:
+    """`n` token ids.
+
+    Raises:
+        ValueError: there are more or fewer, or one is no token id.
+    """
+    array = np.asarray(token_ids)
+    if array.shape != (n,):
+        raise ValueError(f"token_ids has shape {array.shape}; it must hold {n} ids, all sequences' one after another")
+    if n and (array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= 2**31):
+        raise ValueError(
+            "token_ids must be whole numbers in 0 .. 2**31 - 1; leave out token_ids that are not known yet"
+        )
+    return array.astype(TOKEN_DTYPE, copy=False)
