@@ -47,9 +47,19 @@ def kv_head_axis(
     if mesh is None:
         return None
     names = tuple(name for name in _wanted_axes(partition_manager) if name in mesh.shape)
-    if not names or num_kv_heads % axis_size(mesh, names):
+    parts = axis_size(mesh, names)
+    if not names or parts * kv_heads_per_device(num_kv_heads, parts) != num_kv_heads:
         return None
     return names[0] if len(names) == 1 else names
+
+
+def kv_heads_per_device(num_kv_heads: int, parts: int) -> int:
+    """KV heads that each of `parts` devices holds: its part, or all of them where `parts` does not divide them.
+
+    >>> kv_heads_per_device(8, 4), kv_heads_per_device(8, 3)
+    (2, 8)
+    """
+    return num_kv_heads if num_kv_heads % parts else num_kv_heads // parts
 
 
 def _wanted_axes(partition_manager: PartitionManager | None) -> tuple[str, ...]:
