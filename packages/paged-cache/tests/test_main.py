@@ -45,7 +45,8 @@ def test_the_table_of_a_model_with_full_attention(command):
         "bfloat16         16        131,072      0 %   8,192  131,056             63             15           131,056\n"
         "int8             16         73,728      8 %  14,563  232,992            113             28           232,992\n"
         "\n"
-        "- A sequence's last page is up to page size - 1 tokens empty: at most 1.88 MiB a sequence (bfloat16, pages of 16).\n"
+        "- A sequence's last page is up to page size - 1 tokens empty: at most 1.88 MiB a sequence (bfloat16, pages of "
+        "16).\n"
     )
 
 
@@ -76,7 +77,8 @@ def test_json(command):
     assert [each["page_size"] for each in plans] == [16, 32, 64]
     first = plans[0]
     assert first["bytes_per_page"] * first["num_pages"] <= first["memory_bytes"] == 16 * 2**30
-    assert first["sequences"] == {"2048": 105}
+    admitting, decoding = 128 + 6 * 97, 128 + 6 * 65
+    assert first["sequences"] == {"2048": 1 + (first["num_pages"] - 1 - admitting) // decoding}
     assert [group["kind"] for group in first["groups"]] == ["window"] * 6 + ["full"]
 
 
@@ -103,7 +105,7 @@ def test_sizes(text, expected):
             ("--memory", "16G"),
             "argument --memory: '16G' must be a number of bytes, or with a unit as in 16GiB",
         ),
-        (LLAMA_3_8B, ("--memory", "-1"), "argument --memory: expected one argument"),
+        (LLAMA_3_8B, ("--memory", "-1"), "argument --memory: '-1' must be a number of bytes"),
         (LLAMA_3_8B, ("--memory", "1MB"), "memory_bytes=1,000,000 must hold the null page and one more"),
         (LLAMA_3_8B, ("--memory", "1GB", "--dtype", "int3"), "argument --dtype: invalid choice: 'int3'"),
         (LLAMA_3_8B, ("--memory", "1GB", "--page-size", "0"), "page_size=0 must be"),

@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 
 from paged_cache import CacheConfig, ModelShape, PagedAttentionCache, plan
-from paged_cache.manager.groups import LayerGroup
-from paged_cache.manager.manager import PageManager
-from paged_cache.manager.pool import OutOfPages
+from paged_cache.manager import LayerGroup, OutOfPages, PageManager
 from paged_cache.planning import most_pages
 
 GIB = 2**30
@@ -175,13 +173,15 @@ def admit_in_chunks(manager, seq, prompt, chunk):
         manager.extend(seq, len(more), more)
 
 
-@settings(max_examples=50)
-@given(made=plans(), data=st.data())
-def test_as_many_sequences_are_admitted_and_decode(made, data):
+@settings(max_examples=100)
+@given(made=plans(), count=st.integers(1, 5), data=st.data())
+def test_as_many_sequences_are_admitted_and_decode(made, count, data):
     context = data.draw(st.integers(1, 60))
     prompt = data.draw(st.integers(1, context))
-    count = min(made.sequences(context), 8)
-    manager = manager_of(made, context, max_seqs=9)
+    pages = made.pages_of(context, made.chunk) + (count - 1) * made.pages_of(context, 1)
+    made = dataclasses.replace(made, memory_bytes=(1 + pages) * made.bytes_per_page)  # just enough
+    assert made.sequences(context) == count
+    manager = manager_of(made, context, max_seqs=count)
     seqs = [admit_in_chunks(manager, seq, prompt, made.chunk) for seq in range(count)]
     for _ in range(context - prompt):
         manager.extend(seqs)

@@ -1,9 +1,32 @@
+import json
 import re
+import shlex
 from pathlib import Path
+
+from paged_cache.__main__ import main
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 def test_the_examples_run(capsys):
-    readme = Path(__file__).parents[1] / "README.md"
-    for example in re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL):
-        exec(compile(example, str(readme), "exec"), {})
+    for example in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(example, str(README), "exec"), {})
     assert capsys.readouterr().out == "(4, 512, 16, 64) [19 20]\n16 tokens found\n"
+
+
+def test_the_command_prints_what_is_shown(tmp_path, monkeypatch, capsys):
+    gemma_3_12b = {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "sliding_window": 1024,
+    }
+    monkeypatch.chdir(tmp_path)
+    Path("config.json").write_text(json.dumps({"text_config": gemma_3_12b}))
+    shown = re.search(
+        r"```console\n\$ python -m paged_cache (.*?[^\\])\n(.*?)```", README.read_text("utf-8"), re.DOTALL
+    )
+    assert main(shlex.split(shown[1])) == 0
+    assert capsys.readouterr().out == shown[2]

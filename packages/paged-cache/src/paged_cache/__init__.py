@@ -5,6 +5,8 @@ from paged_cache.batching import BatchShapes, ScheduledSequence, StepBatch, Step
 from paged_cache.cache import PagedAttentionCache
 from paged_cache.config import CacheConfig, PagedAttentionCacheMetaData
 from paged_cache.metadata import PagedAttentionMetadata
+from paged_cache.model_shape import ModelShape
+from paged_cache.planning import Plan, plan
 from paged_cache.pool import OutOfPages, PagePool
 from paged_cache.prefix import Prefix
 from paged_cache.sharding import MeshAxis, PartitionManager, axis_size, kv_head_axis, sharded_call
@@ -14,6 +16,7 @@ __all__ = [
     "BatchShapes",
     "CacheConfig",
     "MeshAxis",
+    "ModelShape",
     "OutOfPages",
     "PagePool",
     "PagedAttentionCache",
@@ -21,6 +24,7 @@ __all__ = [
     "PagedAttentionCacheView",
     "PagedAttentionMetadata",
     "PartitionManager",
+    "Plan",
     "Prefix",
     "ScheduledSequence",
     "StepBatch",
@@ -28,6 +32,7 @@ __all__ = [
     "__version__",
     "axis_size",
     "kv_head_axis",
+    "plan",
     "sharded_call",
     "stack_batches",
 ]

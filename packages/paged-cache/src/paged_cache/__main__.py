@@ -75,7 +75,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model-config", required=True, type=Path, metavar="PATH", help="the model's config.json")
     add("--memory", required=True, type=size, metavar="SIZE", help="for pages, on each device, as 16GiB or 500MB")
     add("--page-size", nargs="+", type=int, default=[16, 32, 64], metavar="N", help="tokens a page (default: 16 32 64)")
-    add("--dtype", nargs="+", default=["bfloat16"], choices=DTYPES, help="of the pages (default: bfloat16)")
+    add(
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        default=["bfloat16"],
+        metavar="TYPE",
+        help=f"of the pages, of {', '.join(DTYPES)} (default: bfloat16)",
+    )
     lengths = [2048, 8192, 32768]
     add("--context", nargs="+", type=int, default=lengths, metavar="N", help="of a sequence (default: 2048 8192 32768)")
     add("--tensor-parallel", type=int, default=1, metavar="N", help="devices that KV heads are split over (default: 1)")
