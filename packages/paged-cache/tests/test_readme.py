@@ -28,5 +28,5 @@ def test_the_command_prints_what_is_shown(tmp_path, monkeypatch, capsys):
     shown = re.search(
         r"```console\n\$ python -m paged_cache (.*?[^\\])\n(.*?)```", README.read_text("utf-8"), re.DOTALL
     )
-    assert main(shlex.split(shown[1])) == 0
+    assert main(shlex.split(shown[1].replace("\\\n", ""))) == 0
     assert capsys.readouterr().out == shown[2]
