@@ -19,6 +19,13 @@ class Holdings:
     """
 
     def __init__(self, seqs: Sequences, pages: Pages, groups: Sequence[LayerGroup], page_size: int) -> None:
+        """Nothing is held yet.
+
+        Raises:
+            ValueError: no group grows.
+        """
+        if not any(group.grows for group in groups):
+            raise ValueError(f"groups={groups} must have one that grows: full, window or chunked")
         self.seqs = seqs
         self.pages = pages
         self.groups = tuple(groups)
@@ -56,6 +63,23 @@ class Holdings:
             self.pages.copy(reuse.tails, grown.reshape(len(self.growing), -1)[:, 0])
             self.pages.release(reuse.tails)
         return seq
+
+    def grow(self, rows: np.ndarray, counts: np.ndarray, tokens: np.ndarray | int) -> None:
+        """Slots for these tokens, one row's after another's, in pages that the row alone owns and nobody can find.
+
+        Raises:
+            OutOfPages: not enough pages are free; nothing changes.
+        """
+        lengths = self.seqs.lengths[rows]
+        tails = self.shared_tails(rows, lengths)
+        num_tails, held = len(tails[0]), self.num_pages(lengths)
+        new = self.num_pages(lengths + counts) - held
+        pages = self.pages.allocate(num_tails + int(new.sum()) * len(self.growing))
+        self.own_tails(tails, pages[:num_tails])
+        self.forget_tails(rows, lengths)
+        self.put_pages(ragged(rows, held, new), pages[num_tails:])
+        self.seqs.token_ids[ragged(rows, lengths, counts)] = tokens
+        self.seqs.lengths[rows] = lengths + counts
 
     def put_pages(self, places: tuple[np.ndarray, np.ndarray], pages: np.ndarray) -> None:
         """New pages, one group's after another's, at these places of each growing group's table."""
@@ -113,12 +137,13 @@ class Holdings:
         stops = np.cumsum(counts)
         return {int(rows[at]): self._keys(rows[at], tokens[stops[at] - counts[at] : stops[at]]) for at in filled}
 
-    def keep_full_pages(self, row: int, keys: list[bytes]) -> None:
-        """The row's next pages have these keys, and can be found by them."""
-        first = int(self.seqs.num_keys[row])
-        self.seqs.keys[row].extend(keys)
-        self.seqs.num_keys[row] = first + len(keys)
-        self.keep_pages(row, first)
+    def keep_full_pages(self, keys: dict[int, list[bytes]]) -> None:
+        """The next pages of these rows have these keys, and can be found by them."""
+        for row, new in keys.items():
+            first = int(self.seqs.num_keys[row])
+            self.seqs.keys[row].extend(new)
+            self.seqs.num_keys[row] = first + len(new)
+            self.keep_pages(row, first)
 
     def keep_pages(self, row: int, first: int) -> None:
         """Let the pages of a row that have keys be found, from page `first` on, in every group that still has them."""
@@ -133,16 +158,28 @@ class Holdings:
         if computed > start and known and not media_bytes(self.seqs.media[row], start, computed):
             self._keep_page(row, page, computed, key=b"")
 
-    def return_unseen(self, group: int, rows: np.ndarray) -> None:
-        """Give back the pages of a group that no query after the computed tokens sees."""
-        first = self.seqs.first[group, rows]
-        needed = self.groups[group].first_needed(self.seqs.computed[rows]) // self.page_size
-        unseen = needed - first
-        if unseen.any():
-            places = ragged(rows, first, unseen)
-            self.pages.release(self.seqs.tables[group][places])
-            self.seqs.tables[group][places] = 0
-            self.seqs.first[group, rows] = needed
+    def return_unseen(self, rows: np.ndarray) -> None:
+        """Give back the pages that no query after the computed tokens sees."""
+        for group in self.forgetting:
+            first = self.seqs.first[group, rows]
+            needed = self.groups[group].first_needed(self.seqs.computed[rows]) // self.page_size
+            unseen = needed - first
+            if unseen.any():
+                places = ragged(rows, first, unseen)
+                self.pages.release(self.seqs.tables[group][places])
+                self.seqs.tables[group][places] = 0
+                self.seqs.first[group, rows] = needed
+
+    def check_cross_tokens(self, cross_tokens: int) -> None:
+        """Refuse a number of tokens that the groups cannot see.
+
+        Raises:
+            ValueError: there are such groups and no tokens, tokens and no such group, or too many tokens.
+        """
+        if (cross_tokens > 0) != bool(self.cross) or cross_tokens < 0:
+            needs = "at least 1" if self.cross else "0: there is no group of cross-attention"
+            raise ValueError(f"cross_tokens={cross_tokens} must be {needs}")
+        self.seqs.check_lengths(cross_tokens)
 
     def check_window(self, row: int, num_tokens: int) -> None:
         """Refuse to go back to where pages are needed that have been returned.

@@ -79,16 +79,8 @@ class PageManager:
         Raises:
             ValueError: a size is below its least, or no group grows.
         """
-        least = {
-            "page_size": (page_size, 1),
-            "max_seqs": (max_seqs, 1),
-            "max_sequence_length": (max_sequence_length, 1),
-        }
-        for name, (size, minimum) in (least | {"num_host_pages": (num_host_pages, 0)}).items():
-            if size < minimum:
-                raise ValueError(f"{name}={size} must be at least {minimum}")
-        if not any(group.grows for group in groups):
-            raise ValueError(f"groups={groups} must have one that grows: full, window or chunked")
+        if num_host_pages < 0:
+            raise ValueError(f"num_host_pages={num_host_pages} must be at least 0")
         self.groups = tuple(groups)
         self.page_size = page_size
         self.prefix_reuse = prefix_reuse
@@ -199,7 +191,7 @@ class PageManager:
         prompt = Prompt.of(prompt)
         self._seqs.check_lengths(len(prompt))
         self._seqs.check_room(1)
-        self._check_cross_tokens(cross_tokens)
+        self._held.check_cross_tokens(cross_tokens)
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk={chunk} must be at least 1, or None for all of the prompt")
         reuse = self._reuse(prompt, len(prompt) - 1)
@@ -225,18 +217,8 @@ class PageManager:
         rows = self._seqs.rows(seqs)
         counts = check_counts(counts, len(rows))
         tokens = UNKNOWN if token_ids is None else check_tokens(token_ids, int(counts.sum()))
-        lengths = self._seqs.lengths[rows]
-        self._seqs.check_lengths(lengths + counts)
-        tails = self._held.shared_tails(rows, lengths)
-        held = self._held.num_pages(lengths)
-        new = self._held.num_pages(lengths + counts) - held
-        num_tails = len(tails[0])
-        pages = self._pages.allocate(num_tails + int(new.sum()) * len(self._held.growing))
-        self._held.own_tails(tails, pages[:num_tails])
-        self._held.forget_tails(rows, lengths)
-        self._held.put_pages(ragged(rows, held, new), pages[num_tails:])
-        self._seqs.token_ids[ragged(rows, lengths, counts)] = tokens
-        self._seqs.lengths[rows] = lengths + counts
+        self._seqs.check_lengths(self._seqs.lengths[rows] + counts)
+        self._held.grow(rows, counts, tokens)
         self._pages.publish()
 
     def commit(self, seqs: ArrayLike, counts: ArrayLike = 1, token_ids: ArrayLike | None = None) -> None:
@@ -255,20 +237,13 @@ class PageManager:
         """
         rows = self._seqs.rows(seqs)
         counts = check_counts(counts, len(rows))
-        computed = self._seqs.computed[rows]
-        left = self._seqs.lengths[rows] - computed
-        if (counts > left).any():
-            at = int((counts > left).argmax())
-            raise ValueError(f"counts[{at}]={counts[at]} is more than the {left[at]} tokens left; extend before it")
-        places = ragged(rows, computed, counts)
+        self._seqs.check_left(rows, counts)
+        places = ragged(rows, self._seqs.computed[rows], counts)
         tokens = self._seqs.token_ids[places] if token_ids is None else self._seqs.learnt(places, token_ids)
         keys = self._held.next_keys(rows, counts, tokens) if self.prefix_reuse else {}
-        self._seqs.token_ids[places] = tokens
-        self._seqs.computed[rows] = computed + counts
-        for row, new_keys in keys.items():
-            self._held.keep_full_pages(row, new_keys)
-        for group in self._held.forgetting:
-            self._held.return_unseen(group, rows)
+        self._seqs.advance(rows, counts, places, tokens)
+        self._held.keep_full_pages(keys)
+        self._held.return_unseen(rows)
         self._pages.publish()
 
     def fork(self, seq: int, n: int = 1) -> list[int]:
@@ -393,15 +368,7 @@ class PageManager:
         self._pages.publish()
         return pages
 
-    # Checks, and what operations share
-
     def _reuse(self, prompt: Prompt, limit: int) -> Reuse:
         if not self.prefix_reuse:
             return Reuse.none(len(self.groups))
         return ReuseSearch(self._pages.index, self.groups, self.page_size, prompt).longest(limit)
-
-    def _check_cross_tokens(self, cross_tokens: int) -> None:
-        if (cross_tokens > 0) != bool(self._held.cross) or cross_tokens < 0:
-            needs = "at least 1" if self._held.cross else "0: there is no group of cross-attention"
-            raise ValueError(f"cross_tokens={cross_tokens} must be {needs}")
-        self._seqs.check_lengths(cross_tokens)

@@ -18,7 +18,13 @@ class Pages:
     """
 
     def __init__(self, num_pages: int, num_groups: int, *, scrub: bool) -> None:
-        """Empty pages; with `scrub`, pages are filled with zeros as soon as their content is lost."""
+        """Empty pages; with `scrub`, pages are filled with zeros as soon as their content is lost.
+
+        Raises:
+            ValueError: there is no page to hand out.
+        """
+        if num_pages < 2:
+            raise ValueError(f"num_pages={num_pages} must be at least 2: page 0 is the null page, never handed out")
         self.pool = PagePool(num_pages)
         self.index = PrefixIndex(num_groups, num_pages)
         self.counts = Counts()

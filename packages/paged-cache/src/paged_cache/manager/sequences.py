@@ -21,6 +21,15 @@ class Sequences:
     """
 
     def __init__(self, max_seqs: int, max_sequence_length: int, page_size: int, num_groups: int) -> None:
+        """No sequences.
+
+        Raises:
+            ValueError: a size is below 1.
+        """
+        sizes = {"max_seqs": max_seqs, "max_sequence_length": max_sequence_length, "page_size": page_size}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
         self.max_sequence_length = max_sequence_length
         self.page_size = page_size
         self.tables = np.zeros((num_groups, max_seqs, -(-max_sequence_length // page_size)), np.int32)
@@ -109,6 +118,17 @@ class Sequences:
                 f"{self.max_sequence_length}; end it, or raise max_sequence_length"
             )
 
+    def check_left(self, rows: np.ndarray, counts: np.ndarray) -> None:
+        """Refuse to compute more tokens of a row than have a slot.
+
+        Raises:
+            ValueError: one has fewer left.
+        """
+        left = self.lengths[rows] - self.computed[rows]
+        if (counts > left).any():
+            at = int((counts > left).argmax())
+            raise ValueError(f"counts[{at}]={counts[at]} is more than the {left[at]} tokens left; extend before it")
+
     def check_all_computed(self, row: int, doing: str) -> None:
         """Refuse what needs all tokens in pages.
 
@@ -161,6 +181,13 @@ class Sequences:
         self.keys[twin] = self.keys[row].copy()
         self.media[twin] = self.media[row]
         return seq
+
+    def advance(
+        self, rows: np.ndarray, counts: np.ndarray, places: tuple[np.ndarray, np.ndarray], tokens: np.ndarray
+    ) -> None:
+        """These tokens of the rows, which are at these places, are computed."""
+        self.token_ids[places] = tokens
+        self.computed[rows] += counts
 
     def cut(self, row: int, length: int, num_keys: int) -> None:
         """The sequence has only its first `length` tokens, and `num_keys` full pages."""
