@@ -1,0 +1,173 @@
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from managing import refused
+
+from paged_cache.manager import OutOfPages, PagePool
+
+
+def pages(*ids):
+    return np.array(ids, np.int32)
+
+
+def kept(num_pages, *order):
+    """A pool whose pages, all of them, are kept, and were released in this order."""
+    pool = PagePool(num_pages)
+    pool.allocate(num_pages - 1)
+    pool.release(pages(*order), keep=np.ones(num_pages, bool))
+    return pool
+
+
+def cost(operation):
+    """How many functions an operation calls, numpy's and the interpreter's included, and the bytes that it needs."""
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    tracemalloc.start()
+    sys.setprofile(count)
+    try:
+        operation()
+    finally:
+        sys.setprofile(None)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return calls, peak
+
+
+def test_every_page_but_the_null_page_is_handed_out_once():
+    assert PagePool(5).allocate(4).tolist() == [1, 2, 3, 4]
+
+
+def test_allocating_none_takes_nothing():
+    pool = PagePool(3)
+    assert pool.allocate(0).tolist() == []
+    assert pool.num_free == 2
+
+
+def test_the_page_released_last_goes_out_first():
+    pool = PagePool(4)
+    pool.allocate(3)
+    assert pool.release(pages(2, 3)).tolist() == [2, 3]
+    assert pool.allocate(2).tolist() == [3, 2]
+
+
+def test_fault_16_running_out_of_pages_can_be_waited_out():
+    pool = PagePool(4)
+    held = pool.allocate(2)
+    with refused(pool, OutOfPages, r"asked for 2 pages, but 1 are free; .* wait") as caught:
+        pool.allocate(2)
+    assert (caught.value.asked, caught.value.free) == (2, 1)
+    pool.release(held)
+    assert len(pool.allocate(2)) == 2
+
+
+def test_a_pool_says_whose_pages_have_run_out():
+    with pytest.raises(OutOfPages, match="asked for 1 host pages, but 0 are free"):
+        PagePool(1, "host ").allocate(1)
+
+
+def test_fault_16_shared_pages_stay_until_their_last_owner_leaves():
+    pool = PagePool(4)
+    prefix = pool.allocate(2)
+    pool.share(prefix, 2)
+    assert pool.owners(prefix).tolist() == [3, 3]
+    for _ in range(2):
+        assert pool.release(prefix).tolist() == []
+    assert pool.num_used == 2
+    assert pool.release(prefix).tolist() == prefix.tolist()
+    assert pool.num_used == 0
+
+
+@pytest.mark.parametrize("call", ["share", "release"])
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        (0, r"page 0 must lie in 1\.\.4"),
+        (5, r"page 5 must lie"),
+        (-1, r"page -1 must lie"),
+        (4, "page 4 has (no|0) own"),
+    ],
+)
+def test_a_page_that_is_not_owned_is_refused_and_nothing_is_half_done(call, page, message):
+    pool = PagePool(5)
+    pool.allocate(2)
+    with refused(pool, ValueError, message):
+        getattr(pool, call)(pages(1, page))
+
+
+def test_fault_16_a_kept_page_is_free_until_it_is_handed_out_or_shared():
+    pool = kept(4, 1, 2, 3)
+    assert (pool.num_empty, pool.num_kept, pool.num_free, pool.num_used) == (0, 3, 3, 0)
+    pool.share(pages(2))  # out of the middle of the queue
+    assert (pool.num_kept, pool.num_used, pool.owners(2)) == (2, 1, 1)
+    assert pool.allocate(2).tolist() == [1, 3]
+
+
+def test_fault_16_empty_pages_go_out_before_kept_ones_and_those_least_recently_used_first():
+    pool = kept(5, 4, 2, 1, 3)
+    pool.share(pages(4))
+    pool.release(pages(4), keep=np.ones(5, bool))  # used again
+    pool.share(pages(1))
+    pool.release(pages(1))  # holds nothing any more
+    assert pool.allocate(4).tolist() == [1, 2, 3, 4]
+
+
+def test_a_kept_page_can_be_named_by_several_that_share_it():
+    pool = kept(3, 1, 2)
+    pool.share(pages(1, 1))
+    assert (pool.owners(1), pool.num_kept) == (2, 1)
+
+
+def test_a_double_release_is_refused():
+    pool = PagePool(5)
+    pool.allocate(2)
+    pool.release(pages(1))
+    with refused(pool, ValueError, "page 1 has 0 owners, fewer than would release it; each owner releases once"):
+        pool.release(pages(2, 1))
+
+
+def test_a_page_named_twice_needs_two_owners():
+    pool = PagePool(5)
+    pool.allocate(1)
+    with refused(pool, ValueError, "page 1 has 1 owners, fewer than would release it"):
+        pool.release(pages(1, 1))
+    pool.share(pages(1, 1))
+    assert pool.release(pages(1, 1, 1)).tolist() == [1]
+
+
+def test_dropped_pages_are_empty():
+    pool = kept(4, 1, 2, 3)
+    pool.drop(pages(2))
+    assert (pool.num_empty, pool.num_kept) == (1, 2)
+    assert pool.allocate(3).tolist() == [2, 1, 3]
+
+
+def test_negative_and_tiny_numbers_are_refused():
+    pool = PagePool(3)
+    with refused(pool, ValueError, "n=-1 must not be negative"):
+        pool.allocate(-1)
+    with pytest.raises(ValueError, match="num_pages=0 must be at least 1: page 0 is the null page, never handed out"):
+        PagePool(0)
+
+
+def test_an_operation_costs_the_same_in_a_large_pool():
+    def operate(pool, keep):
+        middle = pages(pool.num_pages // 2)
+        pool.share(middle)  # out of the middle of the queue
+        pool.release(middle, keep)
+        pool.allocate(3)  # evicts
+        pool.release(pages(1), keep)
+
+    def cost_in(num_pages):
+        pool, keep = kept(num_pages, *range(1, num_pages)), np.ones(num_pages, bool)
+        return cost(lambda: operate(pool, keep))
+
+    cost_in(9)  # numpy fills caches of its own
+    (calls, _), (calls_in_large, bytes_in_large) = cost_in(9), cost_in(50_000)
+    assert calls_in_large == calls
+    assert bytes_in_large < 50_000, "no array is as long as the pool"

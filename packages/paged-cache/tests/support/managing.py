@@ -1,0 +1,52 @@
+"""Small page managers, the usual ways to use one, and proof that a refused call changes nothing."""
+
+import contextlib
+import pickle
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from numpy.typing import ArrayLike
+
+from paged_cache.manager import PageManager, Prompt
+
+
+def new_manager(num_pages: int = 33, page_size: int = 4, **options: Any) -> PageManager:
+    """A manager of few short sequences, up to 8 pages each."""
+    return PageManager(num_pages, page_size, **({"max_seqs": 6, "max_sequence_length": 8 * page_size} | options))
+
+
+def computed(manager: PageManager, prompt: Prompt | ArrayLike, **options: Any) -> int:
+    """A sequence whose prompt is computed."""
+    seq = manager.admit(prompt, **options)
+    if left := int((manager.lengths(seq) - manager.computed(seq))[0]):
+        manager.commit(seq, left)
+    return seq
+
+
+def ended(manager: PageManager, prompt: Prompt | ArrayLike, **options: Any) -> None:
+    """What a sequence leaves behind."""
+    manager.release(computed(manager, prompt, **options))
+
+
+def write(
+    manager: PageManager, seqs: int | Sequence[int], counts: int | Sequence[int], token_ids: Sequence[int]
+) -> None:
+    """Some sequences go on with these tokens."""
+    manager.extend(seqs, counts, token_ids)
+    manager.commit(seqs, counts)
+
+
+def table(manager: PageManager, seq: int, group: int = 0) -> list[int]:
+    """The pages of a sequence, with zeros for those it has no more, and none behind its last."""
+    pages = manager.tables(seq)[group, 0].tolist()
+    return pages[: 1 + max((at for at, page in enumerate(pages) if page), default=-1)]
+
+
+@contextlib.contextmanager
+def refused(unchanged: Any, error: type[Exception], match: str) -> Iterator[pytest.ExceptionInfo]:
+    """The call raises this, and nothing of `unchanged` has changed."""
+    before = pickle.dumps(unchanged)
+    with pytest.raises(error, match=match) as caught:
+        yield caught
+    assert pickle.dumps(unchanged) == before, "a refused call has changed something"
