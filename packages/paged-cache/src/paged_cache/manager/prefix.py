@@ -66,14 +66,17 @@ def page_key(parent: bytes, token_ids: bytes, media: bytes) -> bytes:
 def media_bytes(media: Iterable[Media], start: int, stop: int) -> bytes:
     """What the media that tokens `start : stop` stand for add to their page's key; nothing without any."""
     parts = [item for item in media if item.start < stop and item.stop > start]
-    return b"".join(struct.pack("<qq", item.start - start, len(item.digest)) + item.digest for item in parts)
+    return b"".join(
+        struct.pack("<qqq", item.start - start, item.stop - start, len(item.digest)) + item.digest for item in parts
+    )
 
 
 class PrefixIndex:
     """Finds pages by what they hold. It names pages and owns none: the pool says which are free.
 
-    A page found by its key is believed only if its tokens are the ones looked for. The tokens before it were compared
-    in the same way when the pages before it were found, so a hit does not rest on the hash alone.
+    A page found by its key is believed only if it holds the tokens and media looked for, after the same key. The pages
+    before it were compared in the same way, so a hit does not rest on the hash alone; it does for tokens that a window
+    has left behind, whose pages nobody looks for.
     """
 
     def __init__(self, num_groups: int, num_pages: int) -> None:
@@ -84,10 +87,17 @@ class PrefixIndex:
         # By the key before them and their first token, in order of age: pages that may continue a prefix.
         self._next: list[dict[tuple[bytes, bytes], dict[int, None]]] = [{} for _ in range(num_groups)]
 
-    def find(self, group: int, key: bytes, token_ids: bytes) -> int:
-        """The page of this key, if it holds these tokens; 0 if there is none."""
+    def find(self, group: int, key: bytes, *, parent: bytes, token_ids: bytes, media: bytes) -> int:
+        """The page of this key, if it holds these tokens and media after `parent`; 0 if there is none."""
         page = self._pages[group].get(key, 0)
-        return page if page and self._content[page].token_ids == token_ids else 0
+        if not page:
+            return 0
+        content = self._content[page]
+        return page if (content.parent, content.token_ids, content.media) == (parent, token_ids, media) else 0
+
+    def has(self, group: int, key: bytes) -> bool:
+        """Whether a page has this key, whatever it holds."""
+        return key in self._pages[group]
 
     def find_start(self, group: int, parent: bytes, token_ids: bytes) -> tuple[int, int]:
         """A page that comes after `parent` and begins with the most of these tokens, and how many; 0, 0 without one.
@@ -103,7 +113,7 @@ class PrefixIndex:
 
     def keep(self, content: KeptPage) -> bool:
         """Let a page be found; `False`, and nothing changes, if it is kept already or its key names another page."""
-        if content.page in self._content or (content.key and content.key in self._pages[content.group]):
+        if content.page in self._content or (content.key and self.has(content.group, content.key)):
             return False
         self.holds[content.page] = True
         self._content[content.page] = content

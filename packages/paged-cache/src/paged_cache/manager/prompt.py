@@ -31,7 +31,7 @@ class Prompt:
         Raises:
             ValueError: there is no token, or one is no token id.
         """
-        array = np.asarray(token_ids)
+        array = np.array(token_ids)  # a copy, which stays what was hashed
         if array.ndim != 1 or not array.size:
             raise ValueError(f"token_ids has shape {array.shape}; it must be a list of at least one token id")
         self.token_ids = check_tokens(array, array.size)
@@ -48,14 +48,22 @@ class Prompt:
         """How many tokens it has."""
         return len(self.token_ids)
 
+    def key(self, n: int, page_size: int) -> bytes:
+        """The key of the first `n` pages of this size; the root for none."""
+        return self._hashed(n, page_size)[n]
+
     def keys(self, n: int, page_size: int) -> list[bytes]:
         """The root, and the keys of the first `n` pages of this size."""
+        return self._hashed(n, page_size)[: n + 1]
+
+    def _hashed(self, n: int, page_size: int) -> list[bytes]:
+        """All keys so far, those of the first `n` pages among them."""
         keys = self._keys.setdefault(page_size, [self._root])
         for page in range(len(keys) - 1, n):
             start, stop = page * page_size, (page + 1) * page_size
             media = media_bytes(self.media, start, stop)
             keys.append(page_key(keys[-1], self.token_ids[start:stop].tobytes(), media))
-        return keys[: n + 1]
+        return keys
 
 
 def check_tokens(token_ids: ArrayLike, n: int) -> np.ndarray:

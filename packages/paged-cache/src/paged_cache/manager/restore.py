@@ -28,7 +28,7 @@ def restore(held: Holdings, kept: Sequence[KeptPage]) -> np.ndarray:
 
 def _is_here(held: Holdings, content: KeptPage) -> bool:
     if content.key:
-        return held.pages.index.find(content.group, content.key, content.token_ids) > 0
+        return held.pages.index.has(content.group, content.key)
     _, alike = held.pages.index.find_start(content.group, content.parent, content.token_ids)
     return 4 * alike == len(content.token_ids)
 

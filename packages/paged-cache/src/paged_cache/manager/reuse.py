@@ -106,7 +106,7 @@ class ReuseSearch:
         nothing = np.empty(0, np.int32)
         if stop <= start or media_bytes(self._prompt.media, start, stop):
             return nothing, 0
-        parent = self._prompt.keys(num_pages, self._page_size)[-1]
+        parent = self._prompt.key(num_pages, self._page_size)
         tokens = self._prompt.token_ids[start:stop].tobytes()
         growing = [group for group, each in enumerate(self._groups) if each.grows]
         found = [self._index.find_start(group, parent, tokens) for group in growing]
@@ -119,7 +119,12 @@ class ReuseSearch:
     def _find(self, group: int, page: int) -> int:
         place = (group, page)
         if place not in self._found:
-            key = self._prompt.keys(page + 1, self._page_size)[-1]
-            tokens = self._prompt.token_ids[page * self._page_size : (page + 1) * self._page_size]
-            self._found[place] = self._index.find(group, key, tokens.tobytes())
+            start, stop = page * self._page_size, (page + 1) * self._page_size
+            self._found[place] = self._index.find(
+                group,
+                self._prompt.key(page + 1, self._page_size),
+                parent=self._prompt.key(page, self._page_size),
+                token_ids=self._prompt.token_ids[start:stop].tobytes(),
+                media=media_bytes(self._prompt.media, start, stop),
+            )
         return self._found[place]

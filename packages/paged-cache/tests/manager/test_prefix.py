@@ -1,0 +1,143 @@
+import hashlib
+import struct
+
+import numpy as np
+import pytest
+
+from paged_cache.manager.prefix import (
+    PARTIAL_CANDIDATES,
+    KeptPage,
+    Media,
+    PrefixIndex,
+    media_bytes,
+    page_key,
+    root_key,
+)
+
+ROOT = root_key("", "")
+
+
+def tokens(*ids):
+    return np.array(ids, "<i4").tobytes()
+
+
+def content(page, *ids, parent=ROOT, group=0, media=b"", full=True):
+    key = page_key(parent, tokens(*ids), media) if full else b""
+    return KeptPage(page=page, group=group, key=key, parent=parent, token_ids=tokens(*ids), media=media)
+
+
+def index_of(*contents):
+    index = PrefixIndex(num_groups=2, num_pages=20)
+    assert [index.keep(each) for each in contents] == [True] * len(contents)
+    return index
+
+
+def find(index, content, **changes):
+    wanted = {"parent": content.parent, "token_ids": content.token_ids, "media": content.media} | changes
+    return index.find(content.group, content.key, **wanted)
+
+
+def test_a_key_is_the_sha256_of_all_before_it_and_so_of_nothing_else():
+    assert page_key(ROOT, tokens(1, 2), b"m") == hashlib.sha256(ROOT + struct.pack("<ii", 1, 2) + b"m").digest()
+    assert page_key(page_key(ROOT, tokens(1), b""), tokens(2), b"") != page_key(ROOT, tokens(1, 2), b"")
+
+
+def test_names_that_run_into_each_other_have_different_roots():
+    names = [("", ""), ("a", ""), ("", "a"), ("ab", "c"), ("a", "bc"), ("é", ""), ("a\0", "")]
+    assert len({root_key(*each) for each in names}) == len(names)
+
+
+def test_media_are_named_by_digest_and_place_in_the_page():
+    picture = [Media(start=2, stop=6, digest=b"cat")]
+    assert media_bytes(picture, 0, 2) == media_bytes(picture, 6, 8) == b""
+    seen = [
+        media_bytes(picture, 0, 4),
+        media_bytes(picture, 4, 8),
+        media_bytes([Media(start=3, stop=6, digest=b"cat")], 0, 4),
+        media_bytes([Media(start=2, stop=3, digest=b"cat")], 0, 4),
+        media_bytes([Media(start=2, stop=6, digest=b"dog")], 0, 4),
+        media_bytes(picture * 2, 0, 4),
+    ]
+    assert len(set(seen)) == len(seen)
+
+
+def test_the_place_of_media_in_a_page_does_not_depend_on_the_page():
+    assert media_bytes([Media(start=1, stop=3, digest=b"cat")], 0, 4) == media_bytes(
+        [Media(start=9, stop=11, digest=b"cat")], 8, 12
+    )
+
+
+@pytest.mark.parametrize(("start", "stop"), [(2, 2), (3, 2), (-1, 2)])
+def test_media_without_tokens_are_refused(start, stop):
+    with pytest.raises(ValueError, match=f"start={start}, stop={stop} must be in order: tokens start .. stop - 1"):
+        Media(start=start, stop=stop, digest=b"cat")
+
+
+def test_media_without_a_digest_are_refused():
+    with pytest.raises(ValueError, match="digest is empty; give a hash of the content, such as its sha256"):
+        Media(start=0, stop=1, digest=b"")
+
+
+def test_a_page_is_found_by_its_key_in_its_own_group():
+    page = content(5, 1, 2)
+    index = index_of(page)
+    assert find(index, page) == 5
+    assert index.has(0, page.key)
+    assert find(index, content(5, 1, 2, group=1)) == 0
+    assert find(index, content(5, 1, 3)) == 0
+    assert np.flatnonzero(index.holds).tolist() == [5]
+
+
+@pytest.mark.parametrize("changes", [{"token_ids": tokens(1, 3)}, {"parent": root_key("b", "")}, {"media": b"cat"}])
+def test_a_page_whose_key_collides_is_not_believed(changes):
+    page = content(5, 1, 2)
+    assert find(index_of(page), page, **changes) == 0
+
+
+def test_the_first_page_with_a_key_stays_the_one_that_is_found():
+    first = content(3, 1, 2)
+    index = index_of(first)
+    assert not index.keep(content(4, 1, 2))
+    assert not index.keep(content(3, 8, 9)), "a page is kept for one content"
+    assert find(index, first) == 3
+    assert index.kept_pages() == [first]
+
+
+def test_a_forgotten_page_leaves_nothing_behind():
+    page, partial = content(3, 1, 2), content(4, 1, full=False)
+    index = index_of(page, partial)
+    assert index.forget([4, 9, 3, 3]) == [partial, page], "pages that were not kept are passed over"
+    assert find(index, page) == 0
+    assert index.find_start(0, ROOT, tokens(1, 2)) == (0, 0)
+    assert not index.holds.any()
+    assert index.keep(content(4, 1, 2)), "another may hold it now"
+
+
+def test_the_start_that_has_most_in_common_is_found():
+    index = index_of(content(3, 1, 2, 3, full=False), content(4, 1, 2, 7, 8), content(5, 1, full=False))
+    assert index.find_start(0, ROOT, tokens(1, 2, 7, 9)) == (4, 3)
+    assert index.find_start(0, ROOT, tokens(1, 2, 3)) == (3, 3)
+    assert index.find_start(0, ROOT, tokens(1, 5)) in [(page, 1) for page in (3, 4, 5)]
+    assert index.find_start(0, ROOT, tokens(2)) == (0, 0)
+    assert index.find_start(0, root_key("b", ""), tokens(1)) == (0, 0)
+    assert index.find_start(1, ROOT, tokens(1)) == (0, 0)
+
+
+def test_a_page_with_media_is_no_start():
+    assert index_of(content(3, 1, 2, media=b"cat")).find_start(0, ROOT, tokens(1)) == (0, 0)
+
+
+def test_only_the_newest_starts_are_compared():
+    many = [content(1 + each, 7, each, full=False) for each in range(PARTIAL_CANDIDATES + 1)]
+    index = index_of(*many)
+    assert index.find_start(0, ROOT, tokens(7, 1)) == (2, 2)
+    assert index.find_start(0, ROOT, tokens(7, 0))[1] == 1, "the oldest is not looked at"
+
+
+def test_kept_pages_come_in_order_of_age():
+    pages = [content(9, 1, 2), content(2, 1, full=False), content(5, 3, 4)]
+    index = index_of(*pages)
+    assert index.kept_pages() == pages
+    index.forget([2])
+    index.keep(pages[1])
+    assert index.kept_pages() == [pages[0], pages[2], pages[1]]
