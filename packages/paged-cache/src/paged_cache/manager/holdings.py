@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paged_cache.manager.groups import LayerGroup
+from paged_cache.manager.groups import Count, LayerGroup
 from paged_cache.manager.pages import Pages
 from paged_cache.manager.prefix import KeptPage, media_bytes, page_key
 from paged_cache.manager.reuse import Admission
@@ -34,8 +34,8 @@ class Holdings:
         self.cross = [index for index, group in enumerate(groups) if not group.grows]
         self.forgetting = [index for index, group in enumerate(groups) if group.forgets]
 
-    def num_pages(self, tokens):
-        """Pages that hold so many tokens, a number or an array of them."""
+    def num_pages(self, tokens: Count) -> Count:
+        """Pages that hold so many tokens."""
         return -(-tokens // self.page_size)
 
     def of(self, row: int) -> list[np.ndarray]:
@@ -229,16 +229,23 @@ class Holdings:
         return host_pages
 
     def empty_slots(self) -> int:
-        """Slots of owned pages that are behind the last token of every sequence that has the page."""
+        """Slots of owned pages that are behind the last token of every owner; a page whose owner goes on is full."""
+        pages, filled = self._last_pages()
+        each, place, times = np.unique(pages, return_inverse=True, return_counts=True)
+        most = np.zeros(len(each), np.int64)
+        np.maximum.at(most, place, filled)
+        return int((self.page_size - most)[self.pages.pool.owners(each) == times].sum())
+
+    def _last_pages(self) -> tuple[np.ndarray, np.ndarray]:
+        """Last pages of all rows, where they are not full, and how many tokens of the row are in them."""
         rows = self.seqs.rows_with_pages()
-        ends: dict[int, int] = {}
-        for groups, lengths in ((self.growing, self.seqs.lengths[rows]), (self.cross, self.seqs.cross_tokens[rows])):
-            partial = lengths % self.page_size > 0
-            for group in groups:
-                pages = self.seqs.tables[group, rows[partial], lengths[partial] // self.page_size]
-                for page, filled in zip(pages.tolist(), (lengths[partial] % self.page_size).tolist(), strict=True):
-                    ends[page] = max(ends.get(page, 0), filled)
-        return sum(self.page_size - filled for filled in ends.values())
+        pages, filled = [], []
+        for group, each in enumerate(self.groups):
+            lengths = (self.seqs.lengths if each.grows else self.seqs.cross_tokens)[rows]
+            inside = np.flatnonzero(lengths % self.page_size)
+            pages.append(self.seqs.tables[group, rows[inside], lengths[inside] // self.page_size])
+            filled.append(lengths[inside] % self.page_size)
+        return np.concatenate(pages), np.concatenate(filled)
 
     def _spans(self, row: int) -> list[tuple[int, int, int]]:
         """Each group with the first and the last table entry, exclusive, that are pages of the row."""
@@ -250,8 +257,10 @@ class Holdings:
     def _keys(self, row: int, tokens: np.ndarray) -> list[bytes]:
         """Keys of the pages without one that are full when these tokens are computed too, as far as all is known."""
         first, computed = int(self.seqs.num_keys[row]), int(self.seqs.computed[row])
-        known = np.concatenate([self.seqs.token_ids[row, first * self.page_size : computed], tokens])
-        keys, parent = [], self.seqs.keys[row][-1]
+        before = self.seqs.token_ids[row, first * self.page_size : computed]
+        if (before[: self.page_size] < 0).any():
+            return []  # some were committed unknown, so no later page will have a key
+        known, keys, parent = np.concatenate([before, tokens]), [], self.seqs.keys[row][-1]
         for page in range(len(known) // self.page_size):
             of_page = known[page * self.page_size : (page + 1) * self.page_size]
             if of_page.min() < 0:

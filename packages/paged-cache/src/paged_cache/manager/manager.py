@@ -13,7 +13,7 @@ from paged_cache.manager.holdings import Holdings
 from paged_cache.manager.moves import PageMoves
 from paged_cache.manager.pages import Pages
 from paged_cache.manager.pool import PagePool
-from paged_cache.manager.prefix import KeptPage
+from paged_cache.manager.prefix import KeptPage, media_bytes
 from paged_cache.manager.prompt import Prompt, check_tokens
 from paged_cache.manager.restore import restore
 from paged_cache.manager.reuse import Reuse, ReuseSearch
@@ -134,7 +134,7 @@ class PageManager:
 
     def token_ids(self, seq: int) -> np.ndarray:
         """The tokens of a sequence that have a slot; -1 where they are not known."""
-        (row,) = self._seqs.rows_of_any(seq)
+        row = self._seqs.row_of_any(seq)
         return self._seqs.token_ids[row, : self._seqs.lengths[row]].copy()
 
     def stats(self) -> PageStats:
@@ -182,7 +182,8 @@ class PageManager:
         Args:
             prompt: its tokens, or these with a namespace and all else that keys and values depend on.
             chunk: slots for so many tokens after the reused ones; `extend` gives the others later. `None`: for all.
-            cross_tokens: tokens that groups of cross-attention see.
+            cross_tokens: tokens that groups of cross-attention see. Keys and values of all tokens depend on them, so a
+                prompt then finds pages only if its `media` have a digest of them, from token 0 on.
 
         Raises:
             OutOfPages: not enough pages are free.
@@ -252,7 +253,7 @@ class PageManager:
         Raises:
             ValueError: tokens are left to compute, or there would be more than `max_seqs` sequences.
         """
-        (row,) = self._seqs.rows(seq)
+        row = self._seqs.row(seq)
         if n < 1:
             raise ValueError(f"n={n} must be at least 1")
         self._seqs.check_room(n)
@@ -266,7 +267,7 @@ class PageManager:
         Raises:
             ValueError: there are fewer tokens, or a window has moved on and its pages are gone.
         """
-        (row,) = self._seqs.rows(seq)
+        row = self._seqs.row(seq)
         length = int(self._seqs.lengths[row])
         if not 0 <= num_tokens <= length:
             raise ValueError(f"num_tokens={num_tokens} must lie in 0..{length}, the sequence's tokens")
@@ -303,7 +304,7 @@ class PageManager:
             OutOfPages: not enough host pages are free.
             ValueError: tokens are left to compute, or it is swapped out already.
         """
-        (row,) = self._seqs.rows(seq)
+        row = self._seqs.row(seq)
         self._seqs.check_all_computed(row, "swapped out")
         self._held.to_host(row, self._host_pool.allocate(sum(map(len, self._held.of(row)))))
         self._pages.publish()
@@ -315,7 +316,7 @@ class PageManager:
             OutOfPages: not enough pages are free.
             ValueError: it is not swapped out.
         """
-        (row,) = self._seqs.rows_of_any(seq).tolist()
+        row = self._seqs.row_of_any(seq)
         if row not in self._seqs.host_pages:
             raise ValueError(f"sequence {seq} is not swapped out")
         pages = self._pages.allocate(len(self._seqs.host_pages[row]))
@@ -333,6 +334,7 @@ class PageManager:
         pin = Pin(reuse.num_tokens, np.concatenate(reuse.pages))
         self._pages.share(pin.pages)
         self._pins.add(pin)
+        self._pages.publish()
         return pin
 
     def unpin(self, pin: Pin) -> None:
@@ -359,7 +361,8 @@ class PageManager:
     def restore(self, kept: Sequence[KeptPage]) -> np.ndarray:
         """Take what another manager's `kept_pages` gave; the page for each, 0 where it is here or there is no room.
 
-        The pages are free, and kept: the caller writes their content before the next step. Only empty pages are taken.
+        Only empty pages are taken; they are free, and kept. The caller writes their content before the next step, and
+        after what `take_moves` says until then.
 
         Raises:
             ValueError: a page is of another page size or group, or its key is not that of its tokens.
@@ -369,6 +372,7 @@ class PageManager:
         return pages
 
     def _reuse(self, prompt: Prompt, limit: int) -> Reuse:
-        if not self.prefix_reuse:
+        unknown = self._held.cross and not media_bytes(prompt.media, 0, 1)
+        if unknown or not self.prefix_reuse:
             return Reuse.none(len(self.groups))
         return ReuseSearch(self._pages.index, self.groups, self.page_size, prompt).longest(limit)

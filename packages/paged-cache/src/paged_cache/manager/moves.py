@@ -8,7 +8,7 @@ import numpy as np
 Verb = Literal["copy", "zero", "out", "in"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PageMoves:
     """Moves of one phase, int32 page ids. All pages are read before any is written, so their order does not matter.
 

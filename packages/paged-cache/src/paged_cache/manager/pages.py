@@ -46,13 +46,11 @@ class Pages:
             self._forget(evicted, "evicted")
             self._zero(evicted)
             self.counts.evictions += num_evicted
-        self._note_use()
         return pages
 
     def share(self, pages: np.ndarray, times: int = 1) -> None:
         """`times` more owners for each page; those that were kept are free no longer."""
         self.pool.share(pages, times)
-        self._note_use()
 
     def release(self, pages: np.ndarray) -> None:
         """One owner less for each page; what can be found is kept when its last owner has left."""
@@ -90,7 +88,8 @@ class Pages:
         self._subscribers.append(subscriber)
 
     def publish(self) -> None:
-        """Tell subscribers what happened since the last call."""
+        """An operation is complete: note how many pages have owners, and tell subscribers what happened."""
+        self.counts.most_used = max(self.counts.most_used, self.pool.num_used)
         if self._events:
             events, self._events = self._events, []
             for subscriber in self._subscribers:
@@ -111,6 +110,3 @@ class Pages:
     def _zero(self, pages: np.ndarray) -> None:
         if self._scrub:
             self.log.add("zero", pages[:0], pages)
-
-    def _note_use(self) -> None:
-        self.counts.most_used = max(self.counts.most_used, self.pool.num_used)

@@ -76,6 +76,22 @@ class Sequences:
             raise ValueError(f"sequence {self._ids[row]} is swapped out; call swap_in first")
         return rows
 
+    def row(self, seq: int) -> int:
+        """The row of one sequence that has its pages.
+
+        Raises:
+            ValueError: it does not exist or is swapped out, or there are several.
+        """
+        return _only(self.rows(seq), seq)
+
+    def row_of_any(self, seq: int) -> int:
+        """The row of one sequence, be it swapped out or not.
+
+        Raises:
+            ValueError: it does not exist, or there are several.
+        """
+        return _only(self.rows_of_any(seq), seq)
+
     def rows_of_any(self, seqs: ArrayLike) -> np.ndarray:
         """The rows of some sequences, be they swapped out or not.
 
@@ -218,6 +234,12 @@ class Sequences:
         return row, seq
 
 
+def _only(rows: np.ndarray, seq: int) -> int:
+    if len(rows) != 1:
+        raise ValueError(f"seq={seq!r} must be one sequence id")
+    return int(rows[0])
+
+
 def ragged(rows: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each row as often as it counts, beside the numbers `start .. start + count - 1`.
 
@@ -233,11 +255,12 @@ def check_counts(counts: ArrayLike, n: int) -> np.ndarray:
     """One whole number of at least 1 for each of `n` sequences.
 
     Raises:
-        ValueError: there is another number of counts, or one is below 1.
+        ValueError: there is another number of counts, or one is below 1 or beyond int32.
     """
     array = np.asarray(counts)
-    if array.shape not in ((), (n,)) or array.dtype.kind not in "iu":
+    if array.shape not in ((), (n,)) or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(f"counts={counts!r} must be a whole number, or one for each of {n} sequences")
-    if array.size and array.min() < 1:
-        raise ValueError(f"counts holds {array.min()}; each must be at least 1, or leave the sequence out")
-    return np.broadcast_to(array.astype(np.int32), (n,))
+    if array.size and not 1 <= array.min() <= array.max() < 2**31:
+        wrong = array.min() if array.min() < 1 else array.max()
+        raise ValueError(f"counts holds {wrong}; each must lie in 1 .. 2**31 - 1; leave out sequences without any")
+    return np.broadcast_to(array.astype(np.int64), (n,))
