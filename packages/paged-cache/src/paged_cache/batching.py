@@ -38,15 +38,20 @@ class BatchShapes:
     pages_per_seq: int
     """Most pages of a sequence."""
     groups: int = 1
-    """Groups of layers with page tables of their own."""
+    """Groups of layers with page tables of their own (`LayerGroup`)."""
+    cross_groups: tuple[int, ...] = ()
+    """Which of the groups, by index, are of cross-attention: read only, their keys counted by `cross_tokens`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(self.tokens))
+        object.__setattr__(self, "cross_groups", tuple(self.cross_groups))
         if not self.tokens or any(a >= b for a, b in itertools.pairwise(self.tokens)) or self.tokens[0] < 1:
             raise ValueError(f"tokens={self.tokens} must be ascending row counts of at least 1, such as (64, 256)")
         for name in ("seqs", "pages_per_seq", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not set(self.cross_groups) <= set(range(self.groups)):
+            raise ValueError(f"cross_groups={self.cross_groups} must lie in 0..{self.groups - 1}, the groups of layers")
 
     @property
     def max_tokens(self) -> int:
@@ -56,7 +61,8 @@ class BatchShapes:
     @functools.cached_property
     def _layouts(self) -> dict[StepShape, StepLayout]:
         shapes = [StepShape(self.seqs, 1), *(StepShape(tokens, tokens) for tokens in self.tokens)]
-        return {shape: StepLayout(shape, self.seqs, self.pages_per_seq, self.groups) for shape in shapes}
+        sizes = (self.seqs, self.pages_per_seq, self.groups, self.cross_groups)
+        return {shape: StepLayout(shape, *sizes) for shape in shapes}
 
     def all_shapes(self) -> list[StepShape]:
         """Every shape that a step can have; warm them all up and nothing compiles later.
@@ -101,6 +107,7 @@ class BatchShapes:
         *,
         num_pages: int,
         page_size: int,
+        cross_tokens: np.ndarray | None = None,
         shape: StepShape | None = None,
     ) -> StepBatch:
         """The step that computes these sequences, in their order, on the host: `jax.device_put` sends it.
@@ -116,6 +123,7 @@ class BatchShapes:
             token_ids: those tokens, one sequence's after another's; `None` leaves zeros.
             num_pages: pages of the pool, the null page included.
             page_size: tokens a page holds.
+            cross_tokens: keys that cross-attention of each sequence sees, `[n]`; `None` without cross groups.
             shape: the shape to pad to, for data groups that need the same (`shape_for`); `None` takes the smallest.
 
         Raises:
@@ -136,12 +144,14 @@ class BatchShapes:
         step = self.warm_up_batch(shape or smallest)
         _check_room(step.layout.shape, lengths)
         _write_rows(step, lengths)
+        self._write_cross_tokens(step, cross_tokens, n, page_size)
         if token_ids is not None:
             _check_arrays({"token_ids": (token_ids, (lengths.rows,))})
             step.array("token_ids")[: len(token_ids)] = token_ids
         tables = step.array("page_tables")
         tables[:, :n] = page_tables
-        _check_pages(tables, lengths, num_pages, page_size)
+        _check_ids(tables, num_pages)
+        _check_writes(step, lengths, num_pages, page_size)
         return step
 
     def build(
@@ -191,6 +201,20 @@ class BatchShapes:
         tokens = next(size for size in self.tokens if size >= rows)
         return StepShape(tokens, tokens)
 
+    def _write_cross_tokens(self, step: StepBatch, cross_tokens: np.ndarray | None, n: int, page_size: int) -> None:
+        if (cross_tokens is None) == bool(self.cross_groups):
+            needs = "None" if cross_tokens is not None else "given, int32 [n]"
+            raise ValueError(f"cross_tokens must be {needs}, as cross_groups={self.cross_groups}")
+        if cross_tokens is None:
+            return
+        _check_arrays({"cross_tokens": (cross_tokens, (n,))})
+        most = self.pages_per_seq * page_size
+        if (at := first_true((cross_tokens < 0) | (cross_tokens > most))) is not None:
+            raise ValueError(
+                f"cross_tokens[{at}]={cross_tokens[at]} must lie in 0..{most}, what {self.pages_per_seq} pages hold"
+            )
+        step.array("cross_tokens")[:n] = cross_tokens
+
 
 def _check_arrays(wanted: dict[str, tuple[np.ndarray, tuple[int, ...]]]) -> None:
     """Refuse what is no numpy array of int32 and of this shape."""
@@ -238,17 +262,25 @@ def _check_held(sequences: Sequence[ScheduledSequence], lengths: StepLengths, pa
         )
 
 
-def _check_pages(tables: np.ndarray, lengths: StepLengths, num_pages: int, page_size: int) -> None:
-    """Refuse page ids outside the pool, and pages that are written and are the null page or another one's too."""
+def _check_ids(tables: np.ndarray, num_pages: int) -> None:
+    """Refuse page ids outside the pool."""
     if tables.view(np.uint32).max() >= num_pages:  # a single pass: as unsigned, what is negative is large
         raise _bad_page(tables, (tables < 0) | (tables >= num_pages), num_pages)
-    entries = lengths.written_entries(tables.shape[2], page_size)
-    written = tables.reshape(len(tables), -1).take(entries, axis=1).reshape(-1)
-    written.sort()
+
+
+def _check_writes(step: StepBatch, lengths: StepLengths, num_pages: int, page_size: int) -> None:
+    """Refuse to write the null page, or a page twice; only the pages that are written are looked at."""
+    layout, tables = step.layout, step.array("page_tables")
+    entries = lengths.written_entries(layout.pages_per_seq, page_size)
+    written = tables.reshape(layout.groups, -1).take(entries, axis=1)
+    if layout.cross_groups:
+        written = np.delete(written, layout.cross_groups, axis=0)
+    written = np.sort(written, axis=None)
     if written.size and written[0] == 0:
-        is_written = np.zeros(tables.shape, bool)
-        is_written.reshape(len(tables), -1)[:, entries] = True
-        raise _bad_page(tables, is_written & (tables == 0), num_pages)
+        null = np.zeros(tables.shape, bool)
+        null.reshape(layout.groups, -1)[:, entries] = True
+        null[list(layout.cross_groups)] = False
+        raise _bad_page(tables, null & (tables == 0), num_pages)
     if (at := first_true(written[1:] == written[:-1])) is not None:
         page = written[at]
         raise ValueError(

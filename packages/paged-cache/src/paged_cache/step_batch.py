@@ -30,8 +30,8 @@ class StepShape(NamedTuple):
 class StepLayout:
     """Where each array of a step lies in its buffer: one after the other, page tables last.
 
-        num_seqs | kv_lens | cu_q_lens | last_rows | positions | token_ids | page_tables
-        1          seqs      seqs + 1    seqs        tokens      tokens      groups * seqs * pages_per_seq
+        num_seqs | kv_lens | cu_q_lens | last_rows | cross_tokens | positions | token_ids | page_tables
+        1          seqs      seqs + 1    seqs        seqs or 0      tokens      tokens      groups * seqs * pages
 
     >>> StepLayout(StepShape(tokens=8, max_q_len=8), seqs=2, pages_per_seq=3).slices["page_tables"]
     slice(24, 30, None)
@@ -45,6 +45,8 @@ class StepLayout:
     """Width of a page table."""
     groups: int = 1
     """Groups of layers, a page table each."""
+    cross_groups: tuple[int, ...] = ()
+    """Which of them are of cross-attention; without any, there are no `cross_tokens`."""
 
     @functools.cached_property
     def array_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -54,6 +56,7 @@ class StepLayout:
             "kv_lens": (self.seqs,),
             "cu_q_lens": (self.seqs + 1,),
             "last_rows": (self.seqs,),
+            "cross_tokens": (self.seqs if self.cross_groups else 0,),
             "positions": (self.shape.tokens,),
             "token_ids": (self.shape.tokens,),
             "page_tables": (self.groups, self.seqs, self.pages_per_seq),
@@ -77,9 +80,9 @@ class StepBatch:
     """A step: who computes which rows, in one buffer. Sequence `i` of it is the `i`-th that was given.
 
     Its only leaf is the buffer, on the host (from `BatchShapes.pack`) or on a device (from `jax.device_put` of that),
-    so that a step is one transfer. The arrays are slices of it: read them inside `jax.jit`, where a slice is an
-    operand of what reads it; in eager code each is a call of its own. A stacked step (`stack_batches`) gives arrays
-    that are stacked.
+    so that a step is one transfer. The arrays are static slices of it: cut them inside `jax.jit`, where all of them
+    cost at most one copy of the buffer; in eager code each is a call of its own, on the host a view. A stacked step
+    (`stack_batches`) has stacked arrays.
     """
 
     buffer: Int32[Array | np.ndarray, "*groups size"]
@@ -95,17 +98,23 @@ class StepBatch:
     def group(self, index: int) -> RaggedBatch:
         """Whose rows are whose, with the page tables of this group of layers; the rest is the same for all.
 
+        But the keys of cross-attention are not the sequence's own tokens: there `kv_lens` counts the `cross_tokens`,
+        `q_starts` places the rows, and nothing can be written. Attend with `AttentionSpec(causal=False)`.
+
         Raises:
             ValueError: there is no such group.
         """
         if not 0 <= index < self.layout.groups:
             raise ValueError(f"index={index} must lie in 0..{self.layout.groups - 1}, the groups of layers")
+        starts, kv_lens = self.array("cu_q_lens"), self.array("kv_lens")
+        is_cross = index in self.layout.cross_groups
         return RaggedBatch(
             page_table=self.array("page_tables")[..., index, :, :],
-            kv_lens=self.array("kv_lens"),
-            cu_q_lens=self.array("cu_q_lens"),
+            kv_lens=self.array("cross_tokens") if is_cross else kv_lens,
+            cu_q_lens=starts,
             num_seqs=self.array("num_seqs"),
             max_q_len=self.layout.shape.max_q_len,
+            q_starts=kv_lens - (starts[..., 1:] - starts[..., :-1]) if is_cross else None,
         )
 
     @property
