@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paged_cache import BatchShapes, ScheduledSequence, StepShape
+from paged_cache.manager import LayerGroup, PageManager
 from paged_kernels import check_batch, token_rows
 
 SHAPES = BatchShapes(tokens=(8, 16, 32), seqs=4, pages_per_seq=3)
@@ -195,6 +196,38 @@ def test_cross_attention_sees_keys_that_are_not_the_sequence_s():
         pack([[[1, 2, 0], [0, 3, 0]], tables[1]], [6, 1], [6, 1], shapes=shapes, cross_tokens=i32(3, 0))
     with pytest.raises(ValueError, match=r"cross_tokens must be None, as cross_groups=\(\)"):
         pack([[[1, 2, 0]]], [6], [6], cross_tokens=i32(3))
+
+
+def test_what_a_page_manager_hands_out_can_be_packed():
+    """A long prompt in chunks, a forked answer and a window that drops pages, all beside cross-attention."""
+    groups = [LayerGroup.full(), LayerGroup.window(5), LayerGroup.chunked(8), LayerGroup.cross()]
+    manager = PageManager(64, PAGE_SIZE, max_seqs=4, max_sequence_length=24, groups=groups)
+    shapes = BatchShapes(tokens=(8, 16), seqs=4, pages_per_seq=6, groups=4, cross_groups=(3,))
+
+    def compute(seqs, counts):
+        step = shapes.pack(
+            manager.tables(seqs),
+            manager.lengths(seqs),
+            i32(*counts),
+            num_pages=manager.num_pages,
+            page_size=PAGE_SIZE,
+            cross_tokens=manager.cross_tokens(seqs),
+        )
+        manager.commit(seqs, counts)
+        return step
+
+    seqs = [manager.admit(list(range(10)), chunk=7, cross_tokens=6)]
+    assert compute(seqs, [7]).positions.tolist() == [*range(7), 0]
+    manager.extend(seqs, 3)
+    assert compute(seqs, [3]).positions.tolist() == [7, 8, 9, 0, 0, 0, 0, 0]
+    seqs += manager.fork(seqs[0])
+    for length in range(11, 25):
+        manager.extend(seqs, 1)
+        step = compute(seqs, [1, 1])
+        assert step.positions.tolist() == [length - 1, length - 1, 0, 0]
+    assert step.group(0).page_table[:2].all()
+    assert step.group(1).page_table[:2].astype(bool).tolist() == [[False] * 4 + [True] * 2] * 2
+    assert step.group(3).kv_lens.tolist() == [6, 6, 0, 0]
 
 
 def test_nothing_of_an_earlier_step_is_left():
