@@ -6,9 +6,9 @@ import numpy as np
 
 from paged_cache.manager.groups import Count, LayerGroup
 from paged_cache.manager.pages import Pages
-from paged_cache.manager.prefix import KeptPage, media_bytes, page_key
+from paged_cache.manager.prefix import KeptPage, media_bytes
 from paged_cache.manager.reuse import Admission
-from paged_cache.manager.sequences import Sequences, ragged
+from paged_cache.manager.sequences import UNKNOWN, Sequences, ragged
 
 
 class Holdings:
@@ -71,13 +71,17 @@ class Holdings:
             OutOfPages: not enough pages are free; nothing changes.
         """
         lengths = self.seqs.lengths[rows]
-        tails = self.shared_tails(rows, lengths)
-        num_tails, held = len(tails[0]), self.num_pages(lengths)
+        held = self.num_pages(lengths)
         new = self.num_pages(lengths + counts) - held
-        pages = self.pages.allocate(num_tails + int(new.sum()) * len(self.growing))
-        self.own_tails(tails, pages[:num_tails])
-        self.forget_tails(rows, lengths)
-        self.put_pages(ragged(rows, held, new), pages[num_tails:])
+        tails = self._tails(rows, lengths)
+        groups, shared = self._shared_tails(tails)
+        pages = self.pages.allocate(len(shared) + int(new.sum()) * len(self.growing))
+        if len(shared):
+            self._own_tails(groups, rows[shared], pages[: len(shared)])
+            tails = self._tails(rows, lengths)
+        self._forget_tails(tails)
+        more = np.flatnonzero(new)
+        self.put_pages(ragged(rows[more], held[more], new[more]), pages[len(shared) :])
         self.seqs.token_ids[ragged(rows, lengths, counts)] = tokens
         self.seqs.lengths[rows] = lengths + counts
 
@@ -86,77 +90,34 @@ class Holdings:
         for group, of_group in zip(self.growing, pages.reshape(len(self.growing), -1), strict=True):
             self.seqs.tables[group][places] = of_group
 
-    def shared_tails(self, rows: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Groups and rows whose next token would go into a page that others have too.
+    def keep_full_pages(self, rows: np.ndarray) -> None:
+        """Let the pages of these rows that are full now be found, as far as their tokens are known."""
+        before, now = self.seqs.num_full[rows], self.seqs.computed[rows] // self.page_size
+        filled = np.flatnonzero(now - before)
+        if len(filled):
+            places = ragged(rows[filled], before[filled], (now - before)[filled])
+            tokens = self.seqs.page_tokens(places)
+            self.seqs.add_keys(places, tokens)
+            self.seqs.num_full[rows] = now
+            self._keep_pages(places, tokens)
 
-        Of the rows that share a page and all write it now, the last may have it, if nobody else does.
-        """
-        inside = np.flatnonzero(lengths % self.page_size)
-        shared = []
-        for group in self.growing:
-            pages = self.seqs.tables[group, rows[inside], lengths[inside] // self.page_size]
-            others = dict[int, int]()
-            for at in np.flatnonzero(self.pages.pool.owners(pages) > 1).tolist():
-                page = int(pages[at])
-                others[page] = others.get(page, int(self.pages.pool.owners(page))) - 1
-                if others[page]:
-                    shared.append((group, rows[inside[at]]))
-        groups, of = zip(*shared, strict=True) if shared else ((), ())
-        return np.array(groups, np.int64), np.array(of, np.int64)
-
-    def own_tails(self, tails: tuple[np.ndarray, np.ndarray], copies: np.ndarray) -> None:
-        """These groups' and rows' last pages are copied, and the copies are theirs."""
-        if not len(copies):
-            return
-        groups, rows = tails
-        places = (groups, rows, self.seqs.lengths[rows] // self.page_size)
-        shared = self.seqs.tables[places]
-        self.pages.copy(shared, copies)
-        self.seqs.tables[places] = copies
-        self.pages.release(shared)
-
-    def forget_tails(self, rows: np.ndarray, lengths: np.ndarray) -> None:
-        """Last pages that are about to be written can be found no longer."""
-        inside = lengths % self.page_size > 0
-        for group in self.growing:
-            pages = self.seqs.tables[group, rows[inside], lengths[inside] // self.page_size]
-            found = self.pages.index.holds[pages]
-            if found.any():
-                self.pages.forget(pages[found])
-
-    def next_keys(self, rows: np.ndarray, counts: np.ndarray, tokens: np.ndarray) -> dict[int, list[bytes]]:
-        """For each row that has full pages without a key, when `counts` more of its tokens are computed, their keys.
-
-        Args:
-            rows: the rows.
-            counts: how many tokens of each will be computed.
-            tokens: these tokens, one row's after another's.
-        """
-        ends = self.seqs.computed[rows] + counts
-        filled = np.flatnonzero(ends // self.page_size > self.seqs.num_keys[rows])
-        stops = np.cumsum(counts)
-        return {int(rows[at]): self._keys(rows[at], tokens[stops[at] - counts[at] : stops[at]]) for at in filled}
-
-    def keep_full_pages(self, keys: dict[int, list[bytes]]) -> None:
-        """The next pages of these rows have these keys, and can be found by them."""
-        for row, new in keys.items():
-            first = int(self.seqs.num_keys[row])
-            self.seqs.keys[row].extend(new)
-            self.seqs.num_keys[row] = first + len(new)
-            self.keep_pages(row, first)
-
-    def keep_pages(self, row: int, first: int) -> None:
-        """Let the pages of a row that have keys be found, from page `first` on, in every group that still has them."""
-        for page in range(first, int(self.seqs.num_keys[row])):
-            self._keep_page(row, page, (page + 1) * self.page_size, key=self.seqs.keys[row][page + 1])
+    def keep_all_full_pages(self, row: int) -> None:
+        """Let all pages of a row that have keys be found."""
+        pages = np.arange(self.seqs.num_full[row])
+        places = np.full(len(pages), row), pages
+        self._keep_pages(places, self.seqs.page_tokens(places))
 
     def keep_partial_page(self, row: int) -> None:
         """Let the last page of a row be found by what it begins with, if the row is its last owner."""
-        computed = int(self.seqs.computed[row])
+        computed, keys = int(self.seqs.computed[row]), self.seqs.keys[row]
         page, start = computed // self.page_size, computed // self.page_size * self.page_size
-        known = self.seqs.num_keys[row] == page and (self.seqs.token_ids[row, start:computed] >= 0).all()
-        if computed > start and known and not media_bytes(self.seqs.media[row], start, computed):
-            self._keep_page(row, page, computed, key=b"")
+        ids = self.seqs.token_ids[row, start:computed]
+        known = len(keys) == page + 1 and len(ids) and ids.min() > UNKNOWN
+        if known and not media_bytes(self.seqs.media[row], start, computed):
+            for group in self.growing:
+                page_id = int(self.seqs.tables[group, row, page])
+                if page_id and self.pages.pool.owners(page_id) == 1:
+                    self.pages.keep(KeptPage(page_id, group, b"", keys[page], ids.tobytes()))
 
     def return_unseen(self, rows: np.ndarray) -> None:
         """Give back the pages that no query after the computed tokens sees."""
@@ -254,34 +215,47 @@ class Holdings:
         ends = [grown if group.grows else crossed for group in self.groups]
         return [(group, int(self.seqs.first[group, row]), end) for group, end in enumerate(ends)]
 
-    def _keys(self, row: int, tokens: np.ndarray) -> list[bytes]:
-        """Keys of the pages without one that are full when these tokens are computed too, as far as all is known."""
-        first, computed = int(self.seqs.num_keys[row]), int(self.seqs.computed[row])
-        before = self.seqs.token_ids[row, first * self.page_size : computed]
-        if (before[: self.page_size] < 0).any():
-            return []  # some were committed unknown, so no later page will have a key
-        known, keys, parent = np.concatenate([before, tokens]), [], self.seqs.keys[row][-1]
-        for page in range(len(known) // self.page_size):
-            of_page = known[page * self.page_size : (page + 1) * self.page_size]
-            if of_page.min() < 0:
-                break
-            start = (first + page) * self.page_size
-            media = media_bytes(self.seqs.media[row], start, start + self.page_size)
-            parent = page_key(parent, of_page.tobytes(), media)
-            keys.append(parent)
-        return keys
+    def _tails(self, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The page that the next token of each row goes into, `[growing groups, n]`; 0 where it begins a page."""
+        return np.array([self.seqs.tables[group][rows, lengths // self.page_size] for group in self.growing])
 
-    def _keep_page(self, row: int, page: int, stop: int, key: bytes) -> None:
-        start = page * self.page_size
-        for group in self.growing:
-            page_id = int(self.seqs.tables[group, row, page])
-            if page_id and (key or self.pages.pool.owners(page_id) == 1):
-                content = KeptPage(
-                    page=page_id,
-                    group=group,
-                    key=key,
-                    parent=self.seqs.keys[row][page],
-                    token_ids=self.seqs.tokens(row, start, stop),
-                    media=media_bytes(self.seqs.media[row], start, stop),
-                )
-                self.pages.keep(content)
+    def _shared_tails(self, tails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Groups, and columns of `tails`, where others have the page too, which is about to be written.
+
+        Of the rows that share a page and all write it now, the last may have it, if nobody else does.
+        """
+        others = self.pages.pool.owners(tails)
+        shared, left = [], dict[int, int]()
+        for group, at in np.argwhere(others > 1).tolist() if (others > 1).any() else ():
+            page = int(tails[group, at])
+            left[page] = left.get(page, int(others[group, at])) - 1
+            if left[page]:
+                shared.append((self.growing[group], at))
+        groups, columns = np.array(shared, np.int64).reshape(-1, 2).T
+        return groups, columns
+
+    def _own_tails(self, groups: np.ndarray, rows: np.ndarray, copies: np.ndarray) -> None:
+        """These groups' and rows' last pages are copied, and the copies are theirs."""
+        places = (groups, rows, self.seqs.lengths[rows] // self.page_size)
+        shared = self.seqs.tables[places]
+        self.pages.copy(shared, copies)
+        self.seqs.tables[places] = copies
+        self.pages.release(shared)
+
+    def _forget_tails(self, tails: np.ndarray) -> None:
+        """Pages that are about to be written can be found no longer."""
+        found = self.pages.index.holds[tails]
+        if found.any():
+            self.pages.forget(tails[found])
+
+    def _keep_pages(self, places: tuple[np.ndarray, np.ndarray], tokens: list[bytes]) -> None:
+        """Let pages that have keys be found, at these rows and table entries, in every group that still has them."""
+        rows, pages = (place.tolist() for place in places)
+        page_ids = zip(*(self.seqs.tables[group][places].tolist() for group in self.growing), strict=True)
+        for row, page, token_ids, ids in zip(rows, pages, tokens, page_ids, strict=True):
+            keys = self.seqs.keys[row]
+            if page + 1 < len(keys):
+                media = self.seqs.page_media(row, page)
+                for group, page_id in zip(self.growing, ids, strict=True):
+                    if page_id:
+                        self.pages.keep(KeptPage(page_id, group, keys[page + 1], keys[page], token_ids, media))

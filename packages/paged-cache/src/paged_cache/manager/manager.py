@@ -239,11 +239,11 @@ class PageManager:
         rows = self._seqs.rows(seqs)
         counts = check_counts(counts, len(rows))
         self._seqs.check_left(rows, counts)
-        places = ragged(rows, self._seqs.computed[rows], counts)
-        tokens = self._seqs.token_ids[places] if token_ids is None else self._seqs.learnt(places, token_ids)
-        keys = self._held.next_keys(rows, counts, tokens) if self.prefix_reuse else {}
-        self._seqs.advance(rows, counts, places, tokens)
-        self._held.keep_full_pages(keys)
+        if token_ids is not None:
+            self._seqs.learn(ragged(rows, self._seqs.computed[rows], counts), token_ids)
+        self._seqs.computed[rows] += counts
+        if self.prefix_reuse:
+            self._held.keep_full_pages(rows)
         self._held.return_unseen(rows)
         self._pages.publish()
 
@@ -274,7 +274,7 @@ class PageManager:
         self._held.check_window(row, num_tokens)
         for group in self._held.growing:
             self._held.give_back(group, row, self._held.num_pages(num_tokens), self._held.num_pages(length))
-        self._seqs.cut(row, num_tokens, num_tokens // self.page_size)
+        self._seqs.cut(row, num_tokens)
         self._pages.publish()
 
     def release(self, seqs: ArrayLike) -> None:
@@ -322,7 +322,7 @@ class PageManager:
         pages = self._pages.allocate(len(self._seqs.host_pages[row]))
         self._host_pool.release(self._held.from_host(row, pages))
         if self.prefix_reuse:
-            self._held.keep_pages(row, 0)
+            self._held.keep_all_full_pages(row)
         self._pages.publish()
 
     # What is kept

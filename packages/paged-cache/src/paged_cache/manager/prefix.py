@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,8 +32,7 @@ class Media:
             raise ValueError("digest is empty; give a hash of the content, such as its sha256")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KeptPage:
+class KeptPage(NamedTuple):
     """What a page holds, for those who find it: `token_ids`, after all the tokens that `parent` names."""
 
     page: int
@@ -63,8 +63,10 @@ def page_key(parent: bytes, token_ids: bytes, media: bytes) -> bytes:
     return hashlib.sha256(parent + token_ids + media).digest()
 
 
-def media_bytes(media: Iterable[Media], start: int, stop: int) -> bytes:
+def media_bytes(media: Sequence[Media], start: int, stop: int) -> bytes:
     """What the media that tokens `start : stop` stand for add to their page's key; nothing without any."""
+    if not media:
+        return b""
     parts = [item for item in media if item.start < stop and item.stop > start]
     return b"".join(
         struct.pack("<qqq", item.start - start, item.stop - start, len(item.digest)) + item.digest for item in parts
@@ -95,12 +97,9 @@ class PrefixIndex:
         content = self._content[page]
         return page if (content.parent, content.token_ids, content.media) == (parent, token_ids, media) else 0
 
-    def has(self, content: KeptPage) -> bool:
-        """Whether another page has this key, or begins with the same tokens as this partial page."""
-        if content.key:
-            return content.key in self._pages[content.group]
-        _, alike = self.find_start(content.group, content.parent, content.token_ids)
-        return 4 * alike == len(content.token_ids)
+    def has(self, group: int, key: bytes) -> bool:
+        """Whether a page has this key, whatever it holds."""
+        return key in self._pages[group]
 
     def find_start(self, group: int, parent: bytes, token_ids: bytes) -> tuple[int, int]:
         """A page that comes after `parent` and begins with the most of these tokens, and how many; 0, 0 without one.
@@ -115,8 +114,8 @@ class PrefixIndex:
         return best[1], best[0]
 
     def keep(self, content: KeptPage) -> bool:
-        """Let a page be found; `False`, and nothing changes, if it is kept already or another is found by the same."""
-        if content.page in self._content or self.has(content):
+        """Let a page be found; `False`, and nothing changes, if it is kept already or its key names another page."""
+        if content.page in self._content or (content.key and self.has(content.group, content.key)):
             return False
         self.holds[content.page] = True
         self._content[content.page] = content

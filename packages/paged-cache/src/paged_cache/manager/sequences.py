@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from paged_cache.manager.prefix import Media
+from paged_cache.manager.prefix import Media, media_bytes, page_key
 from paged_cache.manager.prompt import TOKEN_DTYPE, check_tokens
 from paged_cache.manager.reuse import Admission
 
@@ -32,21 +32,23 @@ class Sequences:
                 raise ValueError(f"{name}={size} must be at least 1")
         self.max_sequence_length = max_sequence_length
         self.page_size = page_size
-        self.tables = np.zeros((num_groups, max_seqs, -(-max_sequence_length // page_size)), np.int32)
+        pages_per_seq = -(-max_sequence_length // page_size)
+        self.tables = np.zeros((num_groups, max_seqs, pages_per_seq), np.int32)
         self.first = np.zeros((num_groups, max_seqs), np.int32)
         """Index of the first table entry that is a page."""
         self.lengths = np.zeros(max_seqs, np.int32)
         self.computed = np.zeros(max_seqs, np.int32)
         self.cross_tokens = np.zeros(max_seqs, np.int32)
-        self.token_ids = np.zeros((max_seqs, max_sequence_length), TOKEN_DTYPE)
-        self.num_keys = np.zeros(max_seqs, np.int32)
-        """How many pages of a row have a key."""
+        self.token_ids = np.zeros((max_seqs, pages_per_seq * page_size), TOKEN_DTYPE)
+        self.num_full = np.zeros(max_seqs, np.int32)
+        """How many pages of a row were full, so that they could have a key, when it last was looked at."""
         self.keys: list[list[bytes]] = [[] for _ in range(max_seqs)]
-        """The root, then the key of each full page."""
+        """The root, then the key of each full page up to the first with a token that is not known."""
         self.media: list[tuple[Media, ...]] = [() for _ in range(max_seqs)]
         self.host_pages: dict[int, np.ndarray] = {}
         """Of the rows that are swapped out: their host pages, one group's after another's."""
         self._ids = np.full(max_seqs, -1, np.int64)
+        self._asked: tuple[bytes, np.ndarray] | None = None
         self._next_ids = np.arange(max_seqs, dtype=np.int64)
         self._free_rows = list(range(max_seqs - 1, -1, -1))
 
@@ -95,18 +97,28 @@ class Sequences:
     def rows_of_any(self, seqs: ArrayLike) -> np.ndarray:
         """The rows of some sequences, be they swapped out or not.
 
+        A step names the same sequences in several calls, so the last answer is kept until a sequence comes or goes.
+
         Raises:
             ValueError: one does not exist, or is named twice.
         """
-        ids = np.atleast_1d(np.asarray(seqs))
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        ids = np.asarray(seqs)
+        if ids.ndim > 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise ValueError(f"seqs={seqs!r} must be one sequence id or a list of them")
-        rows = ids.astype(np.int64) % self.max_seqs
+        ids = ids.astype(np.int64, copy=False).reshape(-1)
+        asked = ids.tobytes()
+        if self._asked is None or self._asked[0] != asked:
+            self._asked = asked, self._rows_of(ids)
+        return self._asked[1]
+
+    def _rows_of(self, ids: np.ndarray) -> np.ndarray:
+        rows = ids % self.max_seqs
         missing = (self._ids[rows] != ids) | (ids < 0)
         if missing.any():
             raise ValueError(f"sequence {ids[missing.argmax()]} does not exist; was it released?")
         if len(rows) > 1 and (times := np.bincount(rows)).max() > 1:
             raise ValueError(f"sequence {self._ids[times.argmax()]} is named {times.max()} times; name each once")
+        rows.flags.writeable = False
         return rows
 
     def check_room(self, n: int) -> None:
@@ -127,7 +139,7 @@ class Sequences:
         Raises:
             ValueError: there would be more than `max_sequence_length` tokens.
         """
-        longest = np.max(lengths, initial=0)
+        longest = np.asarray(lengths).max(initial=0)
         if longest > self.max_sequence_length:
             raise ValueError(
                 f"a sequence of {longest} tokens is longer than max_sequence_length="
@@ -157,8 +169,8 @@ class Sequences:
                 f"{left} tokens of the sequence are not computed, so it cannot be {doing}; commit or truncate"
             )
 
-    def learnt(self, places: tuple[np.ndarray, np.ndarray], token_ids: ArrayLike) -> np.ndarray:
-        """The tokens at these places, which were not known, or are the same.
+    def learn(self, places: tuple[np.ndarray, np.ndarray], token_ids: ArrayLike) -> None:
+        """These are the tokens at these places, which were not known, or are the same.
 
         Raises:
             ValueError: another token is there.
@@ -171,7 +183,7 @@ class Sequences:
             raise ValueError(
                 f"token_ids[{at}]={tokens[at]}, but extend was told {known[at]}; truncate, and extend anew"
             )
-        return tokens
+        self.token_ids[places] = tokens
 
     def add(self, new: Admission) -> tuple[int, int]:
         """The row and the id of a new sequence, which has no pages yet; there is room for it."""
@@ -180,7 +192,7 @@ class Sequences:
         self.computed[row] = new.reuse.num_tokens
         self.cross_tokens[row] = new.cross_tokens
         self.token_ids[row, : new.length] = new.prompt.token_ids[: new.length]
-        self.num_keys[row] = new.reuse.num_pages
+        self.num_full[row] = new.reuse.num_pages
         self.keys[row] = new.prompt.keys(new.reuse.num_pages, self.page_size)
         self.media[row] = new.prompt.media
         return row, seq
@@ -191,42 +203,53 @@ class Sequences:
         length = self.lengths[row]
         self.tables[:, twin] = self.tables[:, row]
         self.first[:, twin] = self.first[:, row]
-        for array in (self.lengths, self.computed, self.cross_tokens, self.num_keys):
+        for array in (self.lengths, self.computed, self.cross_tokens, self.num_full):
             array[twin] = array[row]
         self.token_ids[twin, :length] = self.token_ids[row, :length]
         self.keys[twin] = self.keys[row].copy()
         self.media[twin] = self.media[row]
         return seq
 
-    def advance(
-        self, rows: np.ndarray, counts: np.ndarray, places: tuple[np.ndarray, np.ndarray], tokens: np.ndarray
-    ) -> None:
-        """These tokens of the rows, which are at these places, are computed."""
-        self.token_ids[places] = tokens
-        self.computed[rows] += counts
-
-    def cut(self, row: int, length: int, num_keys: int) -> None:
-        """The sequence has only its first `length` tokens, and `num_keys` full pages."""
+    def cut(self, row: int, length: int) -> None:
+        """The sequence has only its first `length` tokens."""
+        num_full = length // self.page_size
         self.lengths[row] = length
         self.computed[row] = min(self.computed[row], length)
-        self.num_keys[row] = min(self.num_keys[row], num_keys)
-        del self.keys[row][num_keys + 1 :]
+        self.num_full[row] = min(self.num_full[row], num_full)
+        del self.keys[row][num_full + 1 :]
 
     def remove(self, row: int) -> None:
         """The sequence is no more; its pages have been taken out of the tables."""
         self.first[:, row] = 0
-        for array in (self.lengths, self.computed, self.cross_tokens, self.num_keys):
+        for array in (self.lengths, self.computed, self.cross_tokens, self.num_full):
             array[row] = 0
         self.keys[row], self.media[row] = [], ()
         self.host_pages.pop(row, None)
         self._ids[row] = -1
         self._free_rows.append(row)
+        self._asked = None
 
-    def tokens(self, row: int, start: int, stop: int) -> bytes:
-        """Token ids as they are hashed and compared."""
-        return self.token_ids[row, start:stop].tobytes()
+    def page_tokens(self, places: tuple[np.ndarray, np.ndarray]) -> list[bytes]:
+        """The tokens of full pages, at these rows and table entries, as they are hashed; none where one is unknown."""
+        tokens = self.token_ids.reshape(self.max_seqs, -1, self.page_size)[places]
+        known = (tokens.min(axis=1) > UNKNOWN).tolist()
+        data, size = tokens.tobytes(), tokens.itemsize * self.page_size
+        return [data[at * size : (at + 1) * size] if known[at] else b"" for at in range(len(known))]
+
+    def add_keys(self, places: tuple[np.ndarray, np.ndarray], tokens: list[bytes]) -> None:
+        """Hash full pages, at these rows and table entries; a page without tokens has no key, nor have those after."""
+        rows, pages = (place.tolist() for place in places)
+        for row, page, token_ids in zip(rows, pages, tokens, strict=True):
+            keys = self.keys[row]
+            if token_ids and len(keys) == page + 1:
+                keys.append(page_key(keys[-1], token_ids, self.page_media(row, page)))
+
+    def page_media(self, row: int, page: int) -> bytes:
+        """What media add to the key of a page."""
+        return media_bytes(self.media[row], page * self.page_size, (page + 1) * self.page_size)
 
     def _take_row(self) -> tuple[int, int]:
+        self._asked = None
         row = self._free_rows.pop()
         seq = int(self._next_ids[row])
         self._next_ids[row] += self.max_seqs  # so no id comes twice
@@ -246,6 +269,8 @@ def ragged(rows: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> tuple[np
     >>> ragged(np.array([7, 9]), np.array([4, 0]), np.array([2, 3]))
     (array([7, 7, 9, 9, 9]), array([4, 5, 0, 1, 2]))
     """
+    if not (counts - 1).any():
+        return rows, starts
     ends = np.cumsum(counts)
     within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
     return np.repeat(rows, counts), within + np.repeat(starts, counts)
@@ -263,4 +288,4 @@ def check_counts(counts: ArrayLike, n: int) -> np.ndarray:
     if array.size and not 1 <= array.min() <= array.max() < 2**31:
         wrong = array.min() if array.min() < 1 else array.max()
         raise ValueError(f"counts holds {wrong}; each must lie in 1 .. 2**31 - 1; leave out sequences without any")
-    return np.broadcast_to(array.astype(np.int64), (n,))
+    return np.full(n, array, np.int64)
