@@ -11,7 +11,7 @@ README = Path(__file__).parents[1] / "README.md"
 def test_the_examples_run(capsys):
     for example in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL):
         exec(compile(example, str(README), "exec"), {})
-    assert capsys.readouterr().out == "(4, 512, 16, 64) [19 20]\n16 tokens found\n"
+    assert capsys.readouterr().out == "(4, 512, 16, 64) [19 20]\n16 tokens found\n3 [19  4  0  0  0  0  0  0]\n"
 
 
 def test_the_command_prints_what_is_shown(tmp_path, monkeypatch, capsys):

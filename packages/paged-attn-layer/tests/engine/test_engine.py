@@ -255,9 +255,18 @@ def test_fault_11_only_rows_that_sample_get_logits(engine):
     step = engine._compute
     shape = step._shapes.all_shapes()[-1]
     batch = step._shapes.warm_up_batch(shape)
-    program = step._run.lower(step._weights, step._cache, np.zeros(shape.tokens, np.int32), batch).as_text()
+    program = step._run.lower(step._weights, step._cache, batch).as_text()
     assert f"tensor<{CONFIG.max_seqs}x{VOCABULARY}xf32>" in program
     assert f"tensor<{shape.tokens}x{VOCABULARY}x" not in program
+
+
+def test_each_step_is_sent_in_one_transfer(engine, monkeypatch):
+    sent, device_put = [], jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda x, *to: sent.append(jax.tree.leaves(x)) or device_put(x, *to))
+    steps = len(engine.stats.steps)
+    with jax.transfer_guard_host_to_device("disallow"):  # refuses transfers but those of device_put
+        engine.generate(prompts(11, 3), max_new_tokens=3, stop_token_ids=())
+    assert [len(leaves) for leaves in sent] == [1] * (len(engine.stats.steps) - steps)
 
 
 def test_text_needs_a_tokenizer(model):

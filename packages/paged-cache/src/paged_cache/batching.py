@@ -1,16 +1,14 @@
-"""From lists of sequences to padded arrays, in a small, fixed set of shapes: the one place that does it."""
+"""From sequences to a step's arrays, in a small, fixed set of shapes: the one place that does it."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32
 
-from paged_kernels import RaggedBatch
+from paged_cache.step_batch import StepBatch, StepLayout, StepShape
+from paged_cache.step_lengths import StepLengths, first_true
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,34 +23,12 @@ class ScheduledSequence:
     """Tokens of this step, at least 1."""
 
 
-class StepShape(NamedTuple):
-    """What a compiled step depends on, beside the sizes of `BatchShapes`."""
-
-    tokens: int
-    """Rows, padding included."""
-    max_q_len: int
-    """No sequence has more rows than this."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class StepBatch:
-    """A step's arrays. Sequence `i` of the batch is the `i`-th that was given."""
-
-    batch: RaggedBatch
-    """Whose rows are whose."""
-    positions: Int32[Array, " tokens"]
-    """Position of each row in its sequence; 0 on padding."""
-    last_rows: Int32[Array, " seqs"]
-    """Row of each sequence's newest token, the one to sample from; 0 where there is no sequence."""
-
-
 @dataclasses.dataclass(frozen=True)
 class BatchShapes:
     """The fixed set of shapes that steps are padded to, so that a function of them compiles once a shape.
 
     A step in which every sequence has one new token (decode) uses `seqs` rows and `max_q_len=1`. Any other uses the
-    smallest of `tokens` that holds it. Page tables are always `[seqs, pages_per_seq]`.
+    smallest of `tokens` that holds it. Page tables are always `[groups, seqs, pages_per_seq]`.
     """
 
     tokens: tuple[int, ...]
@@ -61,199 +37,269 @@ class BatchShapes:
     """Most sequences in a step."""
     pages_per_seq: int
     """Most pages of a sequence."""
+    groups: int = 1
+    """Groups of layers with page tables of their own (`LayerGroup`)."""
+    cross_groups: tuple[int, ...] = ()
+    """Which of the groups, by index, are of cross-attention: read only, their keys counted by `cross_tokens`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(self.tokens))
+        object.__setattr__(self, "cross_groups", tuple(self.cross_groups))
         if not self.tokens or any(a >= b for a, b in itertools.pairwise(self.tokens)) or self.tokens[0] < 1:
             raise ValueError(f"tokens={self.tokens} must be ascending row counts of at least 1, such as (64, 256)")
-        for name in ("seqs", "pages_per_seq"):
+        for name in ("seqs", "pages_per_seq", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not set(self.cross_groups) <= set(range(self.groups)):
+            raise ValueError(f"cross_groups={self.cross_groups} must lie in 0..{self.groups - 1}, the groups of layers")
 
     @property
     def max_tokens(self) -> int:
         """Most tokens that a step which is not decode only can hold."""
         return self.tokens[-1]
 
+    @functools.cached_property
+    def _layouts(self) -> dict[StepShape, StepLayout]:
+        shapes = [StepShape(self.seqs, 1), *(StepShape(tokens, tokens) for tokens in self.tokens)]
+        sizes = (self.seqs, self.pages_per_seq, self.groups, self.cross_groups)
+        return {shape: StepLayout(shape, *sizes) for shape in shapes}
+
     def all_shapes(self) -> list[StepShape]:
-        """Every shape that `build` can give; warm them all up and nothing compiles later.
+        """Every shape that a step can have; warm them all up and nothing compiles later.
 
         >>> BatchShapes(tokens=(64, 256), seqs=8, pages_per_seq=4).all_shapes()
         [StepShape(tokens=8, max_q_len=1), StepShape(tokens=64, max_q_len=64), StepShape(tokens=256, max_q_len=256)]
         """
-        return [StepShape(self.seqs, 1), *(StepShape(tokens, tokens) for tokens in self.tokens)]
+        return list(self._layouts)
+
+    def shape_for(self, *q_lens: np.ndarray) -> StepShape:
+        """The smallest shape that holds a step of sequences with these query lengths, or each of several such steps.
+
+        Data groups run as one, so their steps need one shape: that of all of them.
+
+        >>> shapes = BatchShapes(tokens=(64, 256), seqs=8, pages_per_seq=4)
+        >>> shapes.shape_for(np.array([1, 1]), np.array([100, 1]))
+        StepShape(tokens=256, max_q_len=256)
+
+        Raises:
+            ValueError: too many sequences or tokens.
+        """
+        is_decode = max(each.max(initial=1) for each in q_lens) == 1
+        return self._smallest(max(map(len, q_lens)), int(max(each.sum() for each in q_lens)), is_decode)
 
     def warm_up_batch(self, shape: StepShape) -> StepBatch:
-        """A step of this shape without any sequence: it reads and writes nothing, so it is safe on a live cache."""
-        if shape not in self.all_shapes():
-            raise ValueError(f"shape={shape} must be one of all_shapes(): {self.all_shapes()}")
-        return _to_device(_Arrays.empty(self, shape), shape)
+        """A step of this shape without any sequence: it reads and writes nothing, so it is safe on a live cache.
 
-    def build(self, sequences: Sequence[ScheduledSequence], *, num_pages: int, page_size: int) -> StepBatch:
-        """The arrays of a step that computes these sequences, in their order; without any, all of it is padding.
+        Raises:
+            ValueError: there is no such shape.
+        """
+        if shape not in self._layouts:
+            raise ValueError(f"shape={shape} must be one of all_shapes(): {self.all_shapes()}")
+        layout = self._layouts[shape]
+        return StepBatch(np.zeros(layout.size, np.int32), layout)
+
+    def pack(
+        self,
+        page_tables: np.ndarray,
+        kv_lens: np.ndarray,
+        q_lens: np.ndarray,
+        token_ids: np.ndarray | None = None,
+        *,
+        num_pages: int,
+        page_size: int,
+        cross_tokens: np.ndarray | None = None,
+        shape: StepShape | None = None,
+    ) -> StepBatch:
+        """The step that computes these sequences, in their order, on the host: `jax.device_put` sends it.
+
+        The same arguments give the same buffer, bit for bit, so on many hosts every process can pack for itself.
+
+        Args:
+            page_tables: int32 `[groups, n, pages_per_seq]`, the pages of each sequence in order (`PageManager.tables`).
+                Pages that are not written in this step may be the null page: those which no query of a group with
+                a window sees any more, and those past the sequence's end, which are ignored.
+            kv_lens: tokens of each sequence, this step's included, `[n]`.
+            q_lens: tokens of each sequence that this step computes, `[n]`, at least 1.
+            token_ids: those tokens, one sequence's after another's; `None` leaves zeros.
+            num_pages: pages of the pool, the null page included.
+            page_size: tokens a page holds.
+            cross_tokens: keys that cross-attention of each sequence sees, `[n]`; `None` without cross groups.
+            shape: the shape to pad to, for data groups that need the same (`shape_for`); `None` takes the smallest.
+
+        Raises:
+            ValueError: an array has the wrong shape or type; too many sequences, tokens or pages for the shapes; a
+                length or page id that makes no sense; or a page that would be written twice.
+        """
+        n = np.size(kv_lens)
+        _check_arrays(
+            {
+                "kv_lens": (kv_lens, (n,)),
+                "q_lens": (q_lens, (n,)),
+                "page_tables": (page_tables, (self.groups, n, self.pages_per_seq)),
+            }
+        )
+        lengths = StepLengths.of(kv_lens, q_lens, page_size)
+        lengths.check(self.pages_per_seq, page_size)
+        smallest = self._smallest(n, lengths.rows, lengths.is_decode)
+        step = self.warm_up_batch(shape or smallest)
+        _check_room(step.layout.shape, lengths)
+        _write_rows(step, lengths)
+        self._write_cross_tokens(step, cross_tokens, n, page_size)
+        if token_ids is not None:
+            _check_arrays({"token_ids": (token_ids, (lengths.rows,))})
+            step.array("token_ids")[: len(token_ids)] = token_ids
+        tables = step.array("page_tables")
+        tables[:, :n] = page_tables
+        _check_ids(tables, num_pages)
+        _check_writes(step, lengths, num_pages, page_size)
+        return step
+
+    def build(
+        self,
+        sequences: Sequence[ScheduledSequence],
+        *,
+        num_pages: int,
+        page_size: int,
+        token_ids: Sequence[int] | np.ndarray | None = None,
+    ) -> StepBatch:
+        """`pack` from a list of sequences, in Python time a sequence; without any, all of the step is padding.
 
         Args:
             sequences: what each sequence does.
             num_pages: pages of the pool, the null page included.
             page_size: tokens a page holds.
+            token_ids: the tokens of this step, one sequence's after another's; `None` leaves zeros.
 
         Raises:
-            ValueError: too many sequences, tokens or pages for the shapes; a length or page id that makes no sense;
-                or a page that two sequences would write.
+            ValueError: as `pack`; or a sequence has fewer pages than its tokens take, or has the null page, or there
+                is more than one group of layers.
         """
-        lengths = _Lengths.of(sequences, page_size)
-        shape = self._shape_for(lengths.q)
+        if self.groups > 1:
+            raise ValueError(f"groups={self.groups}, but a scheduled sequence has pages of one group; use pack")
+        n = len(sequences)
+        kv_lens = np.fromiter((s.kv_len for s in sequences), np.int32, n)
+        q_lens = np.fromiter((s.q_len for s in sequences), np.int32, n)
+        lengths = StepLengths.of(kv_lens, q_lens, page_size)
         lengths.check(self.pages_per_seq, page_size)
-        arrays = _Arrays.empty(self, shape)
-        arrays.fill(sequences, lengths)
-        _check_pages(arrays.page_table, lengths, num_pages, page_size)
-        return _to_device(arrays, shape)
+        _check_held(sequences, lengths, page_size)
+        tables = _page_tables(sequences, lengths.used, self.pages_per_seq)
+        ids = None if token_ids is None else np.asarray(token_ids, np.int32)
+        step = self.pack(tables, kv_lens, q_lens, ids, num_pages=num_pages, page_size=page_size)
+        _check_no_null_page(tables, lengths.used, num_pages)
+        return step
 
-    def _shape_for(self, q_lens: np.ndarray) -> StepShape:
-        if len(q_lens) > self.seqs:
-            raise ValueError(f"{len(q_lens)} sequences are more than seqs={self.seqs}; schedule fewer, or raise seqs")
-        if (q_lens == 1).all():
+    def _smallest(self, seqs: int, rows: int, is_decode: bool) -> StepShape:
+        if seqs > self.seqs:
+            raise ValueError(f"{seqs} sequences are more than seqs={self.seqs}; schedule fewer, or raise seqs")
+        if is_decode:
             return StepShape(self.seqs, 1)
-        total = int(q_lens.sum())
-        if total > self.max_tokens:
+        if rows > self.max_tokens:
             raise ValueError(
-                f"{total} tokens are more than the largest of tokens={self.tokens}; schedule smaller chunks, "
+                f"{rows} tokens are more than the largest of tokens={self.tokens}; schedule smaller chunks, "
                 "or add a larger size"
             )
-        tokens = next(size for size in self.tokens if size >= total)
+        tokens = next(size for size in self.tokens if size >= rows)
         return StepShape(tokens, tokens)
 
-
-class _Lengths(NamedTuple):
-    """What the sequences of a step ask for, an entry each."""
-
-    q: np.ndarray
-    kv: np.ndarray
-    held: np.ndarray  # pages that a sequence brings
-    used: np.ndarray  # pages that its tokens take
-
-    @classmethod
-    def of(cls, sequences: Sequence[ScheduledSequence], page_size: int) -> "_Lengths":
-        n = len(sequences)
-        kv = np.fromiter((s.kv_len for s in sequences), np.int32, n)
-        return cls(
-            q=np.fromiter((s.q_len for s in sequences), np.int32, n),
-            kv=kv,
-            held=np.fromiter((len(s.page_ids) for s in sequences), np.int32, n),
-            used=-(-kv // page_size),
-        )
-
-    def check(self, pages_per_seq: int, page_size: int) -> None:
-        if (at := _first(self.q < 1)) is not None:
-            raise ValueError(f"sequence {at} has q_len={self.q[at]}; it must be at least 1, or leave the sequence out")
-        if (at := _first(self.kv < self.q)) is not None:
+    def _write_cross_tokens(self, step: StepBatch, cross_tokens: np.ndarray | None, n: int, page_size: int) -> None:
+        if (cross_tokens is None) == bool(self.cross_groups):
+            needs = "None" if cross_tokens is not None else "given, int32 [n]"
+            raise ValueError(f"cross_tokens must be {needs}, as cross_groups={self.cross_groups}")
+        if cross_tokens is None:
+            return
+        _check_arrays({"cross_tokens": (cross_tokens, (n,))})
+        most = self.pages_per_seq * page_size
+        if (at := first_true((cross_tokens < 0) | (cross_tokens > most))) is not None:
             raise ValueError(
-                f"sequence {at} has kv_len={self.kv[at]}; it must count this step's q_len={self.q[at]} tokens too"
+                f"cross_tokens[{at}]={cross_tokens[at]} must lie in 0..{most}, what {self.pages_per_seq} pages hold"
             )
-        if (at := _first(self.used > pages_per_seq)) is not None:
-            raise ValueError(
-                f"sequence {at} with kv_len={self.kv[at]} needs {self.used[at]} pages of {page_size}, more than "
-                f"pages_per_seq={pages_per_seq}; end it, or raise pages_per_seq"
-            )
-        if (at := _first(self.used > self.held)) is not None:
-            raise ValueError(
-                f"sequence {at} with kv_len={self.kv[at]} needs {self.used[at]} pages of {page_size}, but has "
-                f"{self.held[at]}; allocate more before it is scheduled"
-            )
+        step.array("cross_tokens")[:n] = cross_tokens
 
 
-class _Arrays(NamedTuple):
-    """A step's arrays on the host."""
-
-    page_table: np.ndarray
-    kv_lens: np.ndarray
-    cu_q_lens: np.ndarray
-    num_seqs: np.ndarray
-    positions: np.ndarray
-    last_rows: np.ndarray
-
-    @classmethod
-    def empty(cls, shapes: BatchShapes, shape: StepShape) -> "_Arrays":
-        return cls(
-            page_table=np.zeros((shapes.seqs, shapes.pages_per_seq), np.int32),
-            kv_lens=np.zeros(shapes.seqs, np.int32),
-            cu_q_lens=np.zeros(shapes.seqs + 1, np.int32),
-            num_seqs=np.zeros((), np.int32),
-            positions=np.zeros(shape.tokens, np.int32),
-            last_rows=np.zeros(shapes.seqs, np.int32),
-        )
-
-    def fill(self, sequences: Sequence[ScheduledSequence], lengths: _Lengths) -> None:
-        """Write the sequences into the first rows of each array; their lengths have been checked."""
-        n = len(sequences)
-        ends = np.cumsum(lengths.q, dtype=np.int32)
-        total = int(ends[-1]) if n else 0
-        self.num_seqs[...] = n
-        self.kv_lens[:n] = lengths.kv
-        self.cu_q_lens[1 : n + 1] = ends
-        self.cu_q_lens[n + 1 :] = total
-        self.last_rows[:n] = ends - 1
-        self.positions[:total] = np.repeat(lengths.kv - ends, lengths.q) + np.arange(total, dtype=np.int32)
-        for row, sequence, used in zip(self.page_table, sequences, lengths.used.tolist(), strict=False):
-            row[:used] = sequence.page_ids[:used]
+def _check_arrays(wanted: dict[str, tuple[np.ndarray, tuple[int, ...]]]) -> None:
+    """Refuse what is no numpy array of int32 and of this shape."""
+    for name, (array, shape) in wanted.items():
+        if not isinstance(array, np.ndarray) or array.dtype != np.int32 or array.shape != shape:
+            got = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+            raise ValueError(f"{name} is {got}; it must be a numpy array, int32{list(shape)}")
 
 
-def _check_pages(table: np.ndarray, lengths: _Lengths, num_pages: int, page_size: int) -> None:
-    """Refuse page ids outside the pool, and pages that two sequences (or one twice) would write this step."""
-    table = table[: len(lengths.used)]
-    page_index = np.arange(table.shape[1])
-    in_use = page_index < lengths.used[:, None]
-    outside = in_use & ((table < 1) | (table >= num_pages))
-    if outside.any():
-        at, index = np.argwhere(outside)[0]
+def _check_room(shape: StepShape, lengths: StepLengths) -> None:
+    """Refuse a shape that does not hold the rows: one that was given."""
+    if lengths.rows > shape.tokens or (shape.max_q_len == 1 and not lengths.is_decode):
         raise ValueError(
-            f"sequence {at} has page_ids[{index}]={table[at, index]}; it must lie in 1..{num_pages - 1} "
-            "(page 0 is the null page)"
+            f"shape={shape} is too small for {lengths.rows} rows of {len(lengths.q)} sequences; take shape_for(...) of "
+            "all steps that run as one"
         )
-    first_written = (lengths.kv - lengths.q) // page_size
-    writes = np.bincount(table[in_use & (page_index >= first_written[:, None])], minlength=1)
-    if writes.max() > 1:
+
+
+def _write_rows(step: StepBatch, lengths: StepLengths) -> None:
+    """Write whose rows are whose into a step without sequences."""
+    n, rows = len(lengths.q), lengths.rows
+    starts = step.array("cu_q_lens")
+    starts[1 : n + 1] = lengths.ends
+    starts[n + 1 :] = rows
+    step.array("num_seqs")[...] = n
+    step.array("kv_lens")[:n] = lengths.kv
+    step.array("last_rows")[:n] = lengths.ends - 1
+    step.array("positions")[:rows] = lengths.positions()
+
+
+def _page_tables(sequences: Sequence[ScheduledSequence], used: np.ndarray, width: int) -> np.ndarray:
+    """The pages in use, `[1, n, width]`, of sequences that have enough."""
+    tables = np.zeros((1, len(sequences), width), np.int32)
+    for row, sequence, count in zip(tables[0], sequences, used.tolist(), strict=True):
+        row[:count] = sequence.page_ids[:count]
+    return tables
+
+
+def _check_held(sequences: Sequence[ScheduledSequence], lengths: StepLengths, page_size: int) -> None:
+    held = np.fromiter((len(s.page_ids) for s in sequences), np.int32, len(sequences))
+    if (at := first_true(lengths.used > held)) is not None:
         raise ValueError(
-            f"page {writes.argmax()} would be written {writes.max()} times in one step; shared pages are read only, "
+            f"sequence {at} with kv_len={lengths.kv[at]} needs {lengths.used[at]} pages of {page_size}, but has "
+            f"{held[at]}; allocate more before it is scheduled"
+        )
+
+
+def _check_ids(tables: np.ndarray, num_pages: int) -> None:
+    """Refuse page ids outside the pool."""
+    if tables.view(np.uint32).max() >= num_pages:  # a single pass: as unsigned, what is negative is large
+        raise _bad_page(tables, (tables < 0) | (tables >= num_pages), num_pages)
+
+
+def _check_writes(step: StepBatch, lengths: StepLengths, num_pages: int, page_size: int) -> None:
+    """Refuse to write the null page, or a page twice; only the pages that are written are looked at."""
+    layout, tables = step.layout, step.array("page_tables")
+    entries = lengths.written_entries(layout.pages_per_seq, page_size)
+    written = tables.reshape(layout.groups, -1).take(entries, axis=1)
+    if layout.cross_groups:
+        written = np.delete(written, layout.cross_groups, axis=0)
+    written = np.sort(written, axis=None)
+    if written.size and written[0] == 0:
+        null = np.zeros(tables.shape, bool)
+        null.reshape(layout.groups, -1)[:, entries] = True
+        null[list(layout.cross_groups)] = False
+        raise _bad_page(tables, null & (tables == 0), num_pages)
+    if (at := first_true(written[1:] == written[:-1])) is not None:
+        page = written[at]
+        raise ValueError(
+            f"page {page} would be written {(written == page).sum()} times in one step; shared pages are read only, "
             "so give each sequence a page of its own for its new tokens"
         )
 
 
-def _first(wrong: np.ndarray) -> int | None:
-    """Index of the first true entry."""
-    return int(wrong.argmax()) if wrong.any() else None
+def _check_no_null_page(tables: np.ndarray, used: np.ndarray, num_pages: int) -> None:
+    null = (tables == 0) & (np.arange(tables.shape[2]) < used[:, None])
+    if null.any():
+        raise _bad_page(tables, null, num_pages)
 
 
-def _to_device(arrays: _Arrays, shape: StepShape) -> StepBatch:
-    placed: Any = jax.device_put(arrays)
-    batch = RaggedBatch(
-        page_table=placed.page_table,
-        kv_lens=placed.kv_lens,
-        cu_q_lens=placed.cu_q_lens,
-        num_seqs=placed.num_seqs,
-        max_q_len=shape.max_q_len,
+def _bad_page(tables: np.ndarray, wrong: np.ndarray, num_pages: int) -> ValueError:
+    """What is wrong with the first of these entries."""
+    group, at, index = np.argwhere(wrong)[0]
+    where = f" of group {group}" if len(tables) > 1 else ""
+    return ValueError(
+        f"sequence {at} has page_ids[{index}]={tables[group, at, index]}{where}; it must lie in 1..{num_pages - 1} "
+        "(page 0 is the null page)"
     )
-    return StepBatch(batch, placed.positions, placed.last_rows)
-
-
-def stack_batches(batches: Sequence[RaggedBatch]) -> RaggedBatch:
-    """One batch for each data group, stacked: every array gets a leading `[groups]` axis.
-
-    Raises:
-        ValueError: there is none, or they differ in shapes, `max_q_len`, or which of the optional arrays they have;
-            build them with one `BatchShapes`.
-    """
-    if not batches:
-        raise ValueError("batches is empty; give one for each data group")
-    kinds = {(batch.max_q_len, *_shapes(batch)) for batch in batches}
-    if len(kinds) > 1:
-        raise ValueError(
-            "batches must agree in max_q_len, in which arrays they have and in their shapes, but have "
-            f"{sorted(kinds, key=str)}"
-        )
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-
-
-def _shapes(batch: RaggedBatch) -> list[tuple[str, tuple[int, ...]]]:
-    """The fields that are arrays, and their shapes."""
-    return [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(batch)]

@@ -104,7 +104,7 @@ def test_tokens_for_cross_attention_must_fit_the_groups(groups, cross_tokens, me
 
 
 def test_a_manager_needs_a_group_that_grows():
-    with pytest.raises(ValueError, match="groups=.*cross.* must have one that grows: full, window or chunked"):
+    with pytest.raises(ValueError, match=r"groups=.*cross.* must have one that grows: full, window or chunked"):
         new_manager(groups=(CROSS,))
 
 

@@ -90,7 +90,7 @@ def test_fault_16_shared_pages_stay_until_their_last_owner_leaves():
         (0, r"page 0 must lie in 1\.\.4"),
         (5, r"page 5 must lie"),
         (-1, r"page -1 must lie"),
-        (4, "page 4 has (no|0) own"),
+        (4, r"page 4 has (no|0) own"),
     ],
 )
 def test_a_page_that_is_not_owned_is_refused_and_nothing_is_half_done(call, page, message):

@@ -82,7 +82,8 @@ def test_a_page_is_found_by_its_key_in_its_own_group():
     page = content(5, 1, 2)
     index = index_of(page)
     assert find(index, page) == 5
-    assert index.has(0, page.key)
+    assert index.has(content(6, 1, 2))
+    assert not index.has(content(6, 1, 2, group=1))
     assert find(index, content(5, 1, 2, group=1)) == 0
     assert find(index, content(5, 1, 3)) == 0
     assert np.flatnonzero(index.holds).tolist() == [5]
@@ -103,18 +104,25 @@ def test_the_first_page_with_a_key_stays_the_one_that_is_found():
     assert index.kept_pages() == [first]
 
 
+def test_a_start_that_is_found_already_is_not_kept_again():
+    index = index_of(content(3, 1, 2, full=False))
+    assert not index.keep(content(4, 1, 2, full=False))
+    assert not index.keep(content(4, 1, full=False)), "page 3 begins with it"
+    assert index.keep(content(4, 1, 2, 3, full=False))
+
+
 def test_a_forgotten_page_leaves_nothing_behind():
-    page, partial = content(3, 1, 2), content(4, 1, full=False)
+    page, partial = content(3, 1, 2), content(4, 5, full=False)
     index = index_of(page, partial)
     assert index.forget([4, 9, 3, 3]) == [partial, page], "pages that were not kept are passed over"
     assert find(index, page) == 0
-    assert index.find_start(0, ROOT, tokens(1, 2)) == (0, 0)
+    assert index.find_start(0, ROOT, tokens(1)) == index.find_start(0, ROOT, tokens(5)) == (0, 0)
     assert not index.holds.any()
     assert index.keep(content(4, 1, 2)), "another may hold it now"
 
 
 def test_the_start_that_has_most_in_common_is_found():
-    index = index_of(content(3, 1, 2, 3, full=False), content(4, 1, 2, 7, 8), content(5, 1, full=False))
+    index = index_of(content(5, 1, full=False), content(3, 1, 2, 3, full=False), content(4, 1, 2, 7, 8))
     assert index.find_start(0, ROOT, tokens(1, 2, 7, 9)) == (4, 3)
     assert index.find_start(0, ROOT, tokens(1, 2, 3)) == (3, 3)
     assert index.find_start(0, ROOT, tokens(1, 5)) in [(page, 1) for page in (3, 4, 5)]
@@ -135,7 +143,7 @@ def test_only_the_newest_starts_are_compared():
 
 
 def test_kept_pages_come_in_order_of_age():
-    pages = [content(9, 1, 2), content(2, 1, full=False), content(5, 3, 4)]
+    pages = [content(9, 1, 2), content(2, 8, full=False), content(5, 3, 4)]
     index = index_of(*pages)
     assert index.kept_pages() == pages
     index.forget([2])

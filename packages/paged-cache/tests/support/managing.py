@@ -44,9 +44,15 @@ def table(manager: PageManager, seq: int, group: int = 0) -> list[int]:
 
 
 @contextlib.contextmanager
-def refused(unchanged: Any, error: type[Exception], match: str) -> Iterator[pytest.ExceptionInfo]:
-    """The call raises this, and nothing of `unchanged` has changed."""
-    before = pickle.dumps(unchanged)
-    with pytest.raises(error, match=match) as caught:
+def unchanged(thing: Any) -> Iterator[None]:
+    """Nothing of this has changed at the end."""
+    before = pickle.dumps(thing)
+    yield
+    assert pickle.dumps(thing) == before, "something has changed"
+
+
+@contextlib.contextmanager
+def refused(thing: Any, error: type[Exception], match: str) -> Iterator[pytest.ExceptionInfo]:
+    """A call raises this, and changes nothing of `thing`."""
+    with unchanged(thing), pytest.raises(error, match=match) as caught:
         yield caught
-    assert pickle.dumps(unchanged) == before, "a refused call has changed something"

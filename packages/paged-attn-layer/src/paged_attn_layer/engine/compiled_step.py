@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32
 
 from paged_attn_layer.engine.scheduler import Step
@@ -37,6 +37,7 @@ class CompiledStep:
         cache = PagedAttentionCache.init_cache(mesh, None, cache_config, None)
         placed = jax.tree.map(lambda pages: pages.sharding, cache)
         self._cache = jax.device_put(cache, placed)  # committed, as results are: else the second call compiles again
+        self._replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         graph, self._weights = nnx.split(model)
         self._run = jax.jit(
             functools.partial(_next_tokens, graph), donate_argnames="cache", out_shardings=(None, placed)
@@ -49,22 +50,21 @@ class CompiledStep:
             each: wraps the list of shapes, for instance in a progress bar.
         """
         for shape in each(self._shapes.all_shapes()):
-            self(np.zeros(shape.tokens, np.int32), self._shapes.warm_up_batch(shape))
+            self(self._shapes.warm_up_batch(shape))
 
-    def arrays(self, step: Step) -> tuple[np.ndarray, StepBatch]:
-        """The step's token ids and batch, padded to one of the fixed shapes."""
-        batch = self._shapes.build(
+    def batch(self, step: Step) -> StepBatch:
+        """The step's arrays on the host, padded to one of the fixed shapes."""
+        return self._shapes.build(
             [part.sequence for part in step.work],
             num_pages=self._cache_config.num_pages,
             page_size=self._cache_config.page_size,
+            token_ids=[token for part in step.work for token in part.token_ids],
         )
-        token_ids = np.zeros(batch.positions.shape, np.int32)
-        token_ids[: step.num_tokens] = [token for part in step.work for token in part.token_ids]
-        return token_ids, batch
 
-    def __call__(self, token_ids: np.ndarray, batch: StepBatch) -> np.ndarray:
-        """Run a step; the next token of each sequence slot, on the host."""
-        next_tokens, self._cache = self._run(self._weights, self._cache, token_ids, batch)
+    def __call__(self, batch: StepBatch) -> np.ndarray:
+        """Send a step to the device and run it; the next token of each sequence slot, on the host."""
+        sent = jax.device_put(batch, self._replicated)  # the one transfer
+        next_tokens, self._cache = self._run(self._weights, self._cache, sent)
         return np.asarray(next_tokens)
 
 
@@ -72,10 +72,9 @@ def _next_tokens(
     graph: nnx.GraphDef,
     weights: nnx.State,
     cache: PagedAttentionCache,
-    token_ids: Int32[Array, " tokens"],
-    batch: StepBatch,
+    step: StepBatch,
 ) -> tuple[Int32[Array, " seqs"], PagedAttentionCache]:
     """The likeliest token after the last row of each sequence, and the cache with the rows' keys and values."""
     model = nnx.merge(graph, weights)
-    logits, cache = model(token_ids, batch.positions, cache, batch.batch, batch.last_rows)
+    logits, cache = model(step.token_ids, step.positions, cache, step.batch, step.last_rows)
     return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache

@@ -169,10 +169,10 @@ class Engine:
             step = self._scheduler.schedule()
             if not step.work:
                 return []
-            arrays = self._compute.arrays(step)
+            batch = self._compute.batch(step)
             called = time.perf_counter()
             pages_used = self._pool.num_used
-            next_tokens = self._compute(*arrays)
+            next_tokens = self._compute(batch)
             device_seconds = time.perf_counter() - called
             finished = self._scheduler.advance(step, next_tokens[: len(step.work)].tolist())
             host_seconds = time.perf_counter() - started - device_seconds

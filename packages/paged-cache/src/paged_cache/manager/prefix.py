@@ -97,9 +97,12 @@ class PrefixIndex:
         content = self._content[page]
         return page if (content.parent, content.token_ids, content.media) == (parent, token_ids, media) else 0
 
-    def has(self, group: int, key: bytes) -> bool:
-        """Whether a page has this key, whatever it holds."""
-        return key in self._pages[group]
+    def has(self, content: KeptPage) -> bool:
+        """Whether another page has this key, or begins with the same tokens as this partial page."""
+        if content.key:
+            return content.key in self._pages[content.group]
+        _, alike = self.find_start(content.group, content.parent, content.token_ids)
+        return 4 * alike == len(content.token_ids)
 
     def find_start(self, group: int, parent: bytes, token_ids: bytes) -> tuple[int, int]:
         """A page that comes after `parent` and begins with the most of these tokens, and how many; 0, 0 without one.
@@ -114,8 +117,8 @@ class PrefixIndex:
         return best[1], best[0]
 
     def keep(self, content: KeptPage) -> bool:
-        """Let a page be found; `False`, and nothing changes, if it is kept already or its key names another page."""
-        if content.page in self._content or (content.key and self.has(content.group, content.key)):
+        """Let a page be found; `False`, and nothing changes, if it is kept already or another is found by the same."""
+        if content.page in self._content or self.has(content):
             return False
         self.holds[content.page] = True
         self._content[content.page] = content

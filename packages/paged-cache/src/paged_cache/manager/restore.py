@@ -18,18 +18,11 @@ def restore(held: Holdings, kept: Sequence[KeptPage]) -> np.ndarray:
         _check(held, content)
     pages = np.zeros(len(kept), np.int32)
     for at, content in enumerate(kept):
-        if held.pages.pool.num_empty and not _is_here(held, content):
+        if held.pages.pool.num_empty and not held.pages.index.has(content):
             pages[at] = held.pages.allocate(1)[0]
             held.pages.keep(content._replace(page=int(pages[at])))
     held.pages.release(pages[pages > 0][::-1])
     return pages
-
-
-def _is_here(held: Holdings, content: KeptPage) -> bool:
-    if content.key:
-        return held.pages.index.has(content.group, content.key)
-    _, alike = held.pages.index.find_start(content.group, content.parent, content.token_ids)
-    return 4 * alike == len(content.token_ids)
 
 
 def _check(held: Holdings, content: KeptPage) -> None:
