@@ -265,13 +265,11 @@ def test_the_most_pages_are_reused_after_which_every_group_has_what_it_needs(gro
         index = PrefixIndex(len(groups), 1 + there.size)
         for group, page in np.argwhere(there).tolist():
             index.keep(page_of(prompt, page, 2, group, page_id=int(ids[group, page])))
-        needs = [[needed(group, n, 2) for group in groups] for n in range(9)]
-        most = max(n for n in range(9) if all(there[at, each].all() for at, each in enumerate(needs[n])))
+        pages = [[ids[at, needed(group, n, 2)] for at, group in enumerate(groups)] for n in range(9)]
+        most = max(n for n in range(9) if all(there.ravel()[each - 1].all() for each in pages[n]))
         reuse = ReuseSearch(index, groups, 2, prompt).longest(limit=16)
         assert reuse.num_pages == most
-        assert [pages.tolist() for pages in reuse.pages] == [
-            ids[at, each].tolist() for at, each in enumerate(needs[most])
-        ]
+        assert [found.tolist() for found in reuse.pages] == [each.tolist() for each in pages[most]]
 
 
 def test_a_partial_page_counts_only_when_every_group_has_one():

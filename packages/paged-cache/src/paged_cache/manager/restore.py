@@ -6,6 +6,7 @@ import numpy as np
 
 from paged_cache.manager.holdings import Holdings
 from paged_cache.manager.prefix import KeptPage, page_key
+from paged_cache.manager.prompt import TOKEN_DTYPE
 
 
 def restore(held: Holdings, kept: Sequence[KeptPage]) -> np.ndarray:
@@ -28,8 +29,9 @@ def restore(held: Holdings, kept: Sequence[KeptPage]) -> np.ndarray:
 def _check(held: Holdings, content: KeptPage) -> None:
     if content.group not in held.growing:
         raise ValueError(f"a kept page is of group {content.group}; it must be one of {held.growing}, which grow")
-    num_tokens = len(content.token_ids) / 4
-    if num_tokens != held.page_size if content.key else not 0 < num_tokens < held.page_size:
+    num_tokens = len(content.token_ids) / TOKEN_DTYPE.itemsize
+    fits = num_tokens == held.page_size if content.key else num_tokens in range(1, held.page_size)
+    if not fits:
         raise ValueError(f"a kept page holds {num_tokens:g} tokens, which does not fit page_size={held.page_size}")
     if content.key and content.key != page_key(content.parent, content.token_ids, content.media):
         raise ValueError("a kept page's key is not that of its tokens; it is corrupt or was made by something else")

@@ -1,0 +1,82 @@
+import pytest
+from managing import computed, ended, new_manager, refused, table
+
+from paged_cache.manager import LayerGroup, OutOfPages, Prompt
+
+BOTH = (LayerGroup.full(), LayerGroup.window(5))
+ALL = (*BOTH, LayerGroup.cross())
+
+
+def test_a_prompt_gets_slots_for_all_its_tokens():
+    manager = new_manager()
+    seq = manager.admit(range(9))
+    assert (manager.lengths(seq), manager.computed(seq)) == (9, 0)
+    assert table(manager, seq) == [1, 2, 3]
+    assert manager.token_ids(seq).tolist() == list(range(9))
+
+
+def test_a_chunked_prompt_gets_slots_for_the_chunk_after_what_is_reused():
+    manager = new_manager()
+    seq = manager.admit(range(20), chunk=6)
+    assert (manager.lengths(seq), len(table(manager, seq))) == (6, 2)
+    manager.commit(seq, 6)
+    other = manager.admit([*range(4), *range(50, 60)], chunk=6)
+    assert (manager.computed(other), manager.lengths(other)) == (4, 10)
+    last = manager.admit([*range(4), 70], chunk=6)
+    assert manager.lengths(last) == 5
+
+
+def test_the_rest_of_a_chunked_prompt_comes_by_extend():
+    manager = new_manager()
+    seq = manager.admit(range(11), chunk=4)
+    for start in (4, 8):
+        manager.commit(seq, 4)
+        manager.extend(seq, min(4, 11 - start), range(start, min(start + 4, 11)))
+    manager.commit(seq, 3)
+    assert manager.token_ids(seq).tolist() == list(range(11))
+    assert manager.find(range(20)) == 8
+
+
+def test_a_chunk_below_one_is_refused():
+    manager = new_manager()
+    with refused(manager, ValueError, "chunk=0 must be at least 1, or None for all of the prompt"):
+        manager.admit([1, 2], chunk=0)
+
+
+def test_no_prompt_is_refused():
+    manager = new_manager()
+    with refused(manager, ValueError, r"token_ids has shape \(0,\); it must be a list of at least one token id"):
+        manager.admit([])
+
+
+@pytest.mark.parametrize(("groups", "asked"), [(BOTH[:1], 3), (BOTH, 6), (ALL, 8)])
+def test_pages_are_needed_for_every_group(groups, asked):
+    options = {"cross_tokens": 5} if len(groups) == 3 else {}
+    manager = new_manager(num_pages=asked, groups=groups)
+    assert manager.pages_to_admit(range(9), **options) == asked
+    with refused(manager, OutOfPages, f"asked for {asked} pages, but {asked - 1} are free") as caught:
+        manager.admit(range(9), **options)
+    assert (caught.value.asked, caught.value.free) == (asked, asked - 1)
+    manager = new_manager(num_pages=asked + 1, groups=groups)
+    manager.admit(range(9), **options)
+    assert manager.num_free == 0
+
+
+def test_what_is_needed_to_admit_counts_found_pages_only_if_they_are_free():
+    manager = new_manager()
+    prompt = Prompt(range(10))
+    seq = computed(manager, prompt)
+    assert manager.pages_to_admit(prompt) == 1
+    manager.release(seq)
+    assert manager.pages_to_admit(prompt) == 3
+    before = manager.num_free
+    manager.admit(prompt)
+    assert before - manager.num_free == 3
+
+
+def test_an_admission_takes_exactly_what_is_free_beside_what_it_finds():
+    manager = new_manager(num_pages=6)
+    ended(manager, range(8))
+    seq = manager.admit([*range(8), *range(60, 72)])  # two found, three new
+    assert (manager.num_free, len(table(manager, seq)), manager.computed(seq)) == (0, 5, 8)
+    assert manager.stats().evictions == 0

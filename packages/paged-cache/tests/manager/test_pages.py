@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from paged_cache.manager import KeptPage
+from paged_cache.manager.pages import Pages
+
+OLD = b"old"
+
+
+def content(page, key=OLD):
+    return KeptPage(page=page, group=0, key=key, parent=b"", token_ids=b"1234")
+
+
+def full(scrub):
+    """Two pages: 1 is kept, 2 is empty."""
+    pages = Pages(3, 1, scrub=scrub)
+    both = pages.allocate(2)
+    pages.keep(content(1))
+    pages.release(both)
+    pages.take_moves()
+    return pages
+
+
+def zeroed(pages):
+    return [page for moves in pages.take_moves() for page in moves.zero.tolist()]
+
+
+def test_a_manager_of_no_pages_is_refused():
+    with pytest.raises(ValueError, match="num_pages=1 must be at least 2: page 0 is the null page, never handed out"):
+        Pages(1, 1, scrub=False)
+
+
+def test_a_kept_page_is_evicted_when_the_empty_ones_do_not_suffice():
+    pages = full(scrub=False)
+    assert pages.allocate(1).tolist() == [2]
+    assert pages.index.has(content(9))
+    assert pages.allocate(1).tolist() == [1]
+    assert not pages.index.has(content(9))
+    assert pages.counts.evictions == 1
+
+
+def test_the_life_of_a_page():
+    pages = full(scrub=False)
+    pages.share(np.array([1], np.int32), 2)
+    assert pages.pool.owners([1, 2]).tolist() == [2, 0]
+    pages.forget(np.array([1], np.int32))
+    pages.release(np.array([1, 1], np.int32))
+    assert (pages.pool.num_empty, pages.pool.num_kept) == (2, 0)
+
+
+def test_scrubbed_pages_are_zeroed_when_their_content_is_lost_and_not_while_it_is_kept():
+    pages = full(scrub=True)
+    taken = pages.allocate(1)
+    assert zeroed(pages) == [], "page 2 held nothing"
+    pages.release(taken)
+    assert zeroed(pages) == [2], "released without being kept"
+    pages.allocate(2)
+    assert zeroed(pages) == [1], "evicted"
+
+
+def test_forgetting_all_empties_what_is_free_and_scrubs_it():
+    pages = full(scrub=True)
+    owned = pages.allocate(1)
+    pages.keep(content(2, key=b"new"))
+    pages.forget_all()
+    assert zeroed(pages) == [1]
+    assert (pages.pool.num_empty, pages.pool.num_used) == (1, 1)
+    assert not pages.index.holds.any()
+    pages.release(owned)
+    assert zeroed(pages) == [2]
+
+
+def test_without_scrub_nothing_is_zeroed():
+    pages = full(scrub=False)
+    pages.release(pages.allocate(2))
+    pages.forget_all()
+    assert zeroed(pages) == []
