@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pytest
 from managing import computed, ended, new_manager, refused, table
@@ -26,9 +24,7 @@ def test_what_one_manager_keeps_another_finds():
     assert manager.find(prompt) == 10
     assert manager.find([7, 8, 9, 10]) == 3
     assert (manager.num_used, manager.num_kept) == (0, 4)
-    assert [dataclasses.replace(page, page=0) for page in manager.kept_pages()] == [
-        dataclasses.replace(page, page=0) for page in there
-    ]
+    assert [page._replace(page=0) for page in manager.kept_pages()] == [page._replace(page=0) for page in there]
 
 
 def test_every_group_gets_its_own():
@@ -84,4 +80,4 @@ def test_a_page_that_this_cache_could_not_hold_is_refused_and_none_is_taken(chan
     manager = new_manager(groups=GROUPS)
     good, page = kept(range(9))[:2]
     with refused(manager, ValueError, message):
-        manager.restore([good, dataclasses.replace(page, **changes)])
+        manager.restore([good, page._replace(**changes)])

@@ -19,7 +19,7 @@ def collisions(monkeypatch):
     def page_key(parent, token_ids, media):
         return hashlib.sha256(token_ids[:4]).digest()
 
-    for module in ("holdings", "prompt", "restore"):
+    for module in ("sequences", "prompt", "restore"):
         monkeypatch.setattr(f"paged_cache.manager.{module}.page_key", page_key)
 
 
