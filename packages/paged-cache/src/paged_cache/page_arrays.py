@@ -1,0 +1,134 @@
+"""Pages as numpy arrays, by the names under which they are exported and saved."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int32
+
+from paged_cache.cache import PagedAttentionCache
+from paged_cache.contents import chunks, content_shape, read_contents, write_contents
+from paged_kernels import KVPages
+
+Progress = Callable[[list[slice]], Iterable[slice]]
+"""What a bar may be put around: it passes the parts of the work on, one after the other."""
+
+
+def layout_of(cache: PagedAttentionCache) -> dict[str, Any]:
+    """What two caches must have in common for one's pages to be of use in the other, as JSON can say it."""
+    pages = cache.views[0].pages
+    sizes = {"page_size": pages.page_size, "kv_heads": pages.num_kv_heads, "views": len(cache.views)}
+    return sizes | dataclasses.asdict(pages.row)
+
+
+def check_fits(cache: PagedAttentionCache, layout: dict[str, Any], arrays: dict[str, np.ndarray], n: int) -> None:
+    """Refuse pages of another layout, and arrays that are not `n` pages of this cache.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    for name, here in layout_of(cache).items():
+        if layout.get(name) != here:
+            raise ValueError(
+                f"the pages have {name}={layout.get(name)}, but the cache has {name}={here}; use a cache like the one "
+                "that they are from, or compute them anew"
+            )
+    for name, (shape, dtype) in _array_types(cache, n).items():
+        if name not in arrays or (arrays[name].shape, arrays[name].dtype) != (shape, dtype):
+            found = f"{arrays[name].dtype} {arrays[name].shape}" if name in arrays else "missing"
+            raise ValueError(f"array {name} is {found}, but must be {dtype} {shape}")
+
+
+def arrays_from_pages(
+    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, " n"], data_group: int, progress: Progress = iter
+) -> dict[str, np.ndarray]:
+    """What these pages of one data group hold: for each view `[n, kv_heads, ...]`, its data and its scales.
+
+    Raises:
+        NotImplementedError: the layers' pages are not all of one shape, or other processes have parts of them.
+    """
+    _check_addressable(cache)
+    arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in _array_types(cache, len(page_ids)).items()}
+    ids = _of_group(cache, page_ids, data_group)
+    for chunk in progress(chunks(len(page_ids))):
+        for index, content in enumerate(jax.device_get(read_contents(cache, ids[:, chunk])), start=chunk.start):
+            for name, array in _by_view(content, data_group, len(cache.views)).items():
+                arrays[name][index] = array
+    return arrays
+
+
+def pages_from_arrays(
+    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, " n"], arrays: dict[str, np.ndarray], data_group: int
+) -> PagedAttentionCache:
+    """The cache, donated, with the arrays' pages in these pages of one data group; what goes to page 0 is dropped."""
+    ids = _of_group(cache, page_ids, data_group)
+    for chunk in chunks(len(page_ids)):
+        contents = [_place(cache, arrays, index, data_group) for index in range(chunk.start, chunk.stop)]
+        cache = write_contents(cache, ids[:, chunk], contents)
+    return cache
+
+
+def _array_types(cache: PagedAttentionCache, n: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    return {
+        _name(view, kind): ((n, *array.shape[1:]), array.dtype)
+        for view, each in enumerate(cache.views)
+        for kind, array in _kinds(each.pages).items()
+    }
+
+
+def _name(view: int, kind: str) -> str:
+    return f"view.{view}.{kind}"
+
+
+def _kinds(pages: KVPages) -> dict[str, Array]:
+    return {"data": pages.data} if pages.scales is None else {"data": pages.data, "scales": pages.scales}
+
+
+def _by_view(content: KVPages, data_group: int, views: int) -> dict[str, np.ndarray]:
+    """A group's part of a content, as arrays."""
+    return {
+        _name(view, kind): array[data_group * views + view]
+        for kind, array in _kinds(content).items()
+        for view in range(views)
+    }
+
+
+def _place(cache: PagedAttentionCache, arrays: dict[str, np.ndarray], index: int, data_group: int) -> KVPages:
+    """The content of one of the arrays' pages on the devices of a data group, and zeros on the others."""
+    shape, views = content_shape(cache), len(cache.views)
+
+    def place(kind: str, like: Array) -> Array:
+        page = np.stack([arrays[_name(view, kind)][index] for view in range(views)])
+
+        def part(where: tuple[slice, ...]) -> np.ndarray:
+            heads = page[(slice(None), *where[1:])]
+            return heads if (where[0].start or 0) // views == data_group else np.zeros_like(heads)
+
+        return jax.make_array_from_callback(like.shape, like.sharding, part)
+
+    return dataclasses.replace(shape, **{kind: place(kind, like) for kind, like in _kinds(shape).items()})
+
+
+def _of_group(
+    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, " n"], data_group: int
+) -> Int32[np.ndarray, "groups n"]:
+    """The ids for one data group, and null pages for the others."""
+    view = cache.views[0]
+    if not 0 <= data_group < view.groups:
+        raise ValueError(f"data_group={data_group} must lie in 0..{view.groups - 1}, the cache's data groups")
+    num_pages = view.pages.num_pages // view.groups
+    if len(page_ids) and max(page_ids) >= num_pages:
+        raise ValueError(f"page {max(page_ids)} is none of the cache's {num_pages}; the manager must have as many")
+    ids = np.zeros((view.groups, len(page_ids)), np.int32)
+    ids[data_group] = page_ids
+    return ids
+
+
+def _check_addressable(cache: PagedAttentionCache) -> None:
+    if not cache.views[0].pages.data.is_fully_addressable:
+        raise NotImplementedError(
+            "the pages are split over several processes, and one alone cannot turn them into arrays; export and save "
+            "from a cache whose devices are all of one process"
+        )
