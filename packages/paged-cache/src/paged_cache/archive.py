@@ -115,8 +115,8 @@ def _manifest(stored: dict[str, np.ndarray], kind: str, source: str) -> dict[str
         raise ValueError(f"{source} holds a {manifest['kind']} of {manifest['format']}, but a {kind} is asked for")
     if manifest["version"] != VERSION:
         raise ValueError(
-            f"{source} is of version {manifest['version']}, but this paged-cache reads version {VERSION}; save it again, "
-            "or use the paged-cache that wrote it"
+            f"{source} is of version {manifest['version']}, but this paged-cache reads version {VERSION}; "
+            "save it again, or use the paged-cache that wrote it"
         )
     return manifest
 
@@ -126,7 +126,7 @@ def _as_bytes(array: np.ndarray) -> np.ndarray:
 
 
 def _sha256(array: np.ndarray) -> bytes:
-    return hashlib.sha256(array).digest()
+    return hashlib.sha256(array.data).digest()
 
 
 def _unreadable(source: str, error: SafetensorError) -> ValueError:

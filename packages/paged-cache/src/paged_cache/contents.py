@@ -71,6 +71,11 @@ def content_shape(cache: PagedAttentionCache) -> KVPages:
     return jax.tree.map(shape, view.pages)
 
 
+def data_group_of(part: tuple[slice, ...] | None, views: int) -> int:
+    """The data group whose part of a content's arrays this is."""
+    return 0 if part is None else (part[0].start or 0) // views
+
+
 def check_alike(cache: PagedAttentionCache) -> None:
     """Refuse layers that cannot be stacked.
 
@@ -128,18 +133,30 @@ def with_layers(cache: PagedAttentionCache, layers: Sequence[KVPages]) -> PagedA
     return dataclasses.replace(cache, views=tuple(replaced))
 
 
-def take(
-    array: Shaped[Array, "pages *page"], page_ids: Int32[Array, " n"]
-) -> Shaped[Array, "n *page"]:
+def take(array: Shaped[Array, " pages *page"], page_ids: Int32[Array, " n"]) -> Shaped[Array, " n *page"]:
     """These pages of the array; zeros for the null page."""
     return array.at[_or_outside(array, page_ids)].get(mode="fill", fill_value=0)
 
 
 def put(
-    array: Shaped[Array, "pages *page"], page_ids: Int32[Array, " n"], pages: Shaped[Array, "n *page"]
-) -> Shaped[Array, "pages *page"]:
-    """The array with these pages in these places; what is for the null page is dropped."""
+    array: Shaped[Array, " pages *page"], page_ids: Int32[Array, " n"], pages: Shaped[Array, " n *page"]
+) -> Shaped[Array, " pages *page"]:
+    """The array with these pages in these places; what is for the null page, which must come last, is dropped."""
+    return jax.lax.platform_dependent(array, page_ids, pages, cpu=_put_one_by_one, default=_put_at_once)
+
+
+def _put_at_once(array: Array, page_ids: Array, pages: Array) -> Array:
     return array.at[_or_outside(array, page_ids)].set(pages, mode="drop")
+
+
+def _put_one_by_one(array: Array, page_ids: Array, pages: Array) -> Array:
+    """XLA scatters 8-bit floats, and in jax 0.10 bfloat16, on CPUs as float32: through a copy of the whole array."""
+
+    def put_one(index: Array, array: Array) -> Array:
+        page = jax.lax.dynamic_index_in_dim(pages, index, keepdims=True)
+        return jax.lax.dynamic_update_slice_in_dim(array, page, page_ids[index], axis=0)
+
+    return jax.lax.fori_loop(0, jnp.count_nonzero(page_ids), put_one, array)
 
 
 def _or_outside(array: Array, page_ids: Array) -> Array:

@@ -32,9 +32,7 @@ _NOTHING = PageMoves(**{field.name: np.empty(0, np.int32) for field in dataclass
 
 
 def apply_moves(
-    cache: PagedAttentionCache,
-    moves: Sequence[PageMoves] | Sequence[Sequence[PageMoves]],
-    host: HostPages | None = None,
+    cache: PagedAttentionCache, moves: Sequence[PageMoves], host: HostPages | None = None
 ) -> PagedAttentionCache:
     """The cache after these moves, phase by phase; in a phase every page is read before any is written.
 
@@ -44,20 +42,43 @@ def apply_moves(
 
     Args:
         cache: the pages of all layers.
-        moves: what `PageManager.take_moves` has returned; with a `data_axis`, one such list for each data group.
-        host: where pages are swapped to and from; `None` if none are.
+        moves: what `PageManager.take_moves` has returned.
+        host: where pages are swapped to and from, the same each time; `None` if none are.
 
     Raises:
-        ValueError: an id is no page's, pages are swapped without `host`, or there is not one list for each data group.
-            Nothing has been done then.
+        ValueError: an id is no page's, pages are swapped without `host`, or the cache has data groups. Nothing has been
+            done then.
         NotImplementedError: pages are swapped and not all layers' are of one shape.
     """
-    phases = _phases(cache, moves)
+    return apply_moves_by_group(cache, [moves], host)
+
+
+def apply_moves_by_group(
+    cache: PagedAttentionCache, moves: Sequence[Sequence[PageMoves]], host: HostPages | None = None
+) -> PagedAttentionCache:
+    """As `apply_moves`, with a list of moves for each data group, all of them at once.
+
+    Raises:
+        ValueError: as `apply_moves`, or there is not one list for each data group.
+        NotImplementedError: as `apply_moves`.
+    """
+    if len(moves) != (groups := cache.views[0].groups):
+        raise ValueError(
+            f"there are moves of {len(moves)} data groups, but the cache has {groups}; give apply_moves_by_group one "
+            "list for each"
+        )
+    # Groups share no page, so that any order between their phases is right.
+    phases = list(itertools.zip_longest(*moves, fillvalue=_NOTHING))
     for phase in phases:
         _check(cache, phase, host)
     for phase in phases:
         cache = _apply(cache, phase, host)
     return cache
+
+
+def moves_of_one(cache: PagedAttentionCache, moves: Sequence[PageMoves], data_group: int) -> list[Sequence[PageMoves]]:
+    """What `apply_moves_by_group` takes where only one data group has moves."""
+    return [moves if group == data_group else [] for group in range(cache.views[0].groups)]
 
 
 def warm_up_moves(cache: PagedAttentionCache, most: int, host: HostPages | None = None) -> PagedAttentionCache:
@@ -68,20 +89,6 @@ def warm_up_moves(cache: PagedAttentionCache, most: int, host: HostPages | None 
     for size in padded_sizes(most):
         cache = _copy(cache, np.zeros((cache.views[0].groups, 2, size), np.int32))
     return cache if host is None else compile_contents(cache)
-
-
-def _phases(
-    cache: PagedAttentionCache, moves: Sequence[PageMoves] | Sequence[Sequence[PageMoves]]
-) -> list[Phase]:
-    """The first phases of all groups, then the second ones: groups share no page, so any order between them is right."""
-    groups, data_axis = cache.views[0].groups, cache.views[0].data_axis
-    if data_axis is None:
-        return [[phase] for phase in moves]
-    if len(moves) != groups:
-        raise ValueError(
-            f"moves has {len(moves)} entries, but must be one list of PageMoves for each of {groups} data groups"
-        )
-    return [list(phase) for phase in itertools.zip_longest(*moves, fillvalue=_NOTHING)]
 
 
 def _check(cache: PagedAttentionCache, phase: Phase, host: HostPages | None) -> None:
@@ -108,7 +115,7 @@ def _check_ids(name: str, ids: np.ndarray, num_pages: int) -> None:
 
 
 def _apply(cache: PagedAttentionCache, phase: Phase, host: HostPages | None) -> PagedAttentionCache:
-    """Swaps out, copies, swaps in: pages are read before they are written, and pages of the host before they are too."""
+    """Swaps out, copies, swaps in: pages are read before they are written, on the host as on the devices."""
     copies = _stack(phase, _copies)
     arriving = _stack(phase, lambda moves: np.stack([moves.in_from, moves.in_to]))
     held = [] if host is None else host.held(arriving[:, 0])

@@ -10,7 +10,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Int32
 
 from paged_cache.cache import PagedAttentionCache
-from paged_cache.contents import check_alike, content_shape
+from paged_cache.contents import check_alike, content_shape, data_group_of
 from paged_kernels import KVPages
 
 PINNED = "pinned_host"
@@ -40,9 +40,9 @@ class HostPages:
         self.num_pages = num_pages
         self.memory_kind = memory_kind
         self._shape = shape
-        layers = shape.data.shape[0] // groups
-        indices = shape.data.sharding.addressable_devices_indices_map(shape.data.shape)
-        self._groups = {device: (index[0].start or 0) // layers for device, index in indices.items()}
+        views = shape.data.shape[0] // groups
+        parts = shape.data.sharding.addressable_devices_indices_map(shape.data.shape)
+        self._groups = {device: data_group_of(part, views) for device, part in parts.items()}
         self._held: dict[tuple[int, int], Held] = {}  # by data group and host page
 
     @classmethod
@@ -54,7 +54,9 @@ class HostPages:
             NotImplementedError: the layers' pages are not all of one shape.
         """
         if num_host_pages < 1:
-            raise ValueError(f"num_host_pages={num_host_pages} must be at least 1; to swap nothing, create no HostPages")
+            raise ValueError(
+                f"num_host_pages={num_host_pages} must be at least 1; to swap nothing, create no HostPages"
+            )
         check_alike(cache)
         shape = content_shape(cache)
         memories = [device.addressable_memories() for device in shape.data.sharding.addressable_devices]
@@ -73,7 +75,9 @@ class HostPages:
         part = sum(math.prod(one.sharding.shard_shape(one.shape)) * one.dtype.itemsize for one in arrays)
         return self.num_pages * part * len(self._groups)
 
-    def store(self, host_pages: Int32[np.ndarray, "groups n"], contents: Sequence[KVPages]) -> list[Array] | list[np.ndarray]:
+    def store(
+        self, host_pages: Int32[np.ndarray, "groups n"], contents: Sequence[KVPages]
+    ) -> list[Array] | list[np.ndarray]:
         """Copy these contents to these host pages; a group's part for host page 0 goes nowhere.
 
         Returns:

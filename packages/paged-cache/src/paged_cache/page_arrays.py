@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int32
 
 from paged_cache.cache import PagedAttentionCache
-from paged_cache.contents import chunks, content_shape, read_contents, write_contents
+from paged_cache.contents import chunks, content_shape, data_group_of, read_contents, write_contents
 from paged_kernels import KVPages
 
 Progress = Callable[[list[slice]], Iterable[slice]]
@@ -62,11 +62,14 @@ def arrays_from_pages(
 def pages_from_arrays(
     cache: PagedAttentionCache, page_ids: Int32[np.ndarray, " n"], arrays: dict[str, np.ndarray], data_group: int
 ) -> PagedAttentionCache:
-    """The cache, donated, with the arrays' pages in these pages of one data group; what goes to page 0 is dropped."""
+    """The cache, donated, with the arrays' pages in these pages of one data group, but for the null page."""
     ids = _of_group(cache, page_ids, data_group)
-    for chunk in chunks(len(page_ids)):
-        contents = [_place(cache, arrays, index, data_group) for index in range(chunk.start, chunk.stop)]
-        cache = write_contents(cache, ids[:, chunk], contents)
+    wanted = np.flatnonzero(page_ids)
+    for chunk in chunks(len(wanted)):
+        contents = [_place(cache, arrays, index, data_group) for index in wanted[chunk].tolist()]
+        cache = write_contents(cache, ids[:, wanted[chunk]], contents)
+        if chunk.stop < len(wanted):  # else the next contents would need memory beside these
+            jax.block_until_ready(cache)
     return cache
 
 
@@ -82,7 +85,7 @@ def _name(view: int, kind: str) -> str:
     return f"view.{view}.{kind}"
 
 
-def _kinds(pages: KVPages) -> dict[str, Array]:
+def _kinds(pages: KVPages) -> dict[str, Any]:
     return {"data": pages.data} if pages.scales is None else {"data": pages.data, "scales": pages.scales}
 
 
@@ -102,9 +105,9 @@ def _place(cache: PagedAttentionCache, arrays: dict[str, np.ndarray], index: int
     def place(kind: str, like: Array) -> Array:
         page = np.stack([arrays[_name(view, kind)][index] for view in range(views)])
 
-        def part(where: tuple[slice, ...]) -> np.ndarray:
-            heads = page[(slice(None), *where[1:])]
-            return heads if (where[0].start or 0) // views == data_group else np.zeros_like(heads)
+        def part(where: tuple[slice, ...] | None) -> np.ndarray:
+            heads = page if where is None else page[(slice(None), *where[1:])]
+            return heads if data_group_of(where, views) == data_group else np.zeros_like(heads)
 
         return jax.make_array_from_callback(like.shape, like.sharding, part)
 

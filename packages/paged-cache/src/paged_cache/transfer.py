@@ -10,9 +10,9 @@ from jaxtyping import Int32
 
 from paged_cache.archive import Archive
 from paged_cache.cache import PagedAttentionCache
-from paged_cache.device import apply_moves
+from paged_cache.device import apply_moves_by_group, moves_of_one
 from paged_cache.host import HostPages
-from paged_cache.manager import Media, PageManager
+from paged_cache.manager import LayerGroup, Media, PageManager
 from paged_cache.page_arrays import arrays_from_pages, check_fits, layout_of, pages_from_arrays
 
 KIND = "sequence"
@@ -30,8 +30,8 @@ class SequencePages:
     """Tokens that groups of cross-attention see."""
     places: Int32[np.ndarray, "n 2"]
     """For each page, the group of layers and the index in that group's page table."""
-    groups: list[dict[str, Any]]
-    """The fields of each `LayerGroup`."""
+    groups: tuple[LayerGroup, ...]
+    """The groups of layers that have page tables."""
     layout: dict[str, Any]
     """Page size, heads, number of views, and the fields of `RowLayout`."""
     arrays: dict[str, np.ndarray]
@@ -64,13 +64,22 @@ class SequencePages:
         return cls._from(Archive.load(path, KIND))
 
     def _archive(self) -> Archive:
-        facts = {"cross_tokens": self.cross_tokens, "groups": self.groups, "layout": self.layout}
+        groups = [dataclasses.asdict(group) for group in self.groups]
+        facts = {"cross_tokens": self.cross_tokens, "groups": groups, "layout": self.layout}
         return Archive(KIND, facts, {TOKEN_IDS: self.token_ids, PLACES: self.places, **self.arrays})
 
     @classmethod
     def _from(cls, archive: Archive) -> Self:
-        arrays = dict(archive.arrays)
-        return cls(token_ids=arrays.pop(TOKEN_IDS), places=arrays.pop(PLACES), arrays=arrays, **archive.facts)
+        arrays, facts = dict(archive.arrays), archive.facts
+        groups = tuple(LayerGroup(**group | {"layers": tuple(group["layers"])}) for group in facts["groups"])
+        return cls(
+            token_ids=arrays.pop(TOKEN_IDS),
+            cross_tokens=facts["cross_tokens"],
+            places=arrays.pop(PLACES),
+            groups=groups,
+            layout=facts["layout"],
+            arrays=arrays,
+        )
 
 
 def export_sequence(
@@ -94,9 +103,88 @@ def export_sequence(
     token_ids = manager.token_ids(seq)[:computed]
     if not computed or token_ids.min() < 0:
         raise ValueError(
-            f"sequence {seq} has {computed} computed tokens, {(token_ids < 0).sum()} of them not known; export it after "
-            "commit, and tell extend or commit the token ids"
+            f"sequence {seq} has {computed} computed tokens, {(token_ids < 0).sum()} of them not known; export it "
+            "after commit, and tell extend or commit the token ids"
         )
     tables = manager.tables(seq)[:, 0]
-    places = np.argwhere(tables[:, :])
-    ...
+    tokens = np.array([computed if group.grows else cross_tokens for group in manager.groups])
+    within = np.arange(tables.shape[1]) * manager.page_size < tokens[:, None]
+    places = np.argwhere((tables > 0) & within).astype(np.int32)
+    return SequencePages(
+        token_ids=token_ids,
+        cross_tokens=cross_tokens,
+        places=places,
+        groups=manager.groups,
+        layout=layout_of(cache),
+        arrays=arrays_from_pages(cache, tables[tuple(places.T)], data_group),
+    )
+
+
+def import_sequence(
+    cache: PagedAttentionCache,
+    manager: PageManager,
+    pages: SequencePages,
+    *,
+    namespace: str = "",
+    adapter: str = "",
+    media: Sequence[Media] = (),
+    host: HostPages | None = None,
+    data_group: int = 0,
+) -> tuple[PagedAttentionCache, int]:
+    """The cache, donated, with these pages in it, and the new sequence whose they are, all of it computed.
+
+    Pages that already hold its prefix are shared and not written again. Whose sequence it is the caller says, not the
+    pages: they are checked for damage, and otherwise believed. Applies `manager.take_moves` first.
+
+    Where layers see a window, the pages before it are not among these. Such a sequence goes on like any other, but
+    what was imported is not found by the prefixes of others.
+
+    Args:
+        cache: the pages of all layers.
+        manager: gets the sequence.
+        pages: what `export_sequence` gave.
+        namespace: as for `PageManager.admit`.
+        adapter: as for `PageManager.admit`.
+        media: as for `PageManager.admit`.
+        host: as for `apply_moves`.
+        data_group: with a `data_axis`, the data group whose manager it is.
+
+    Raises:
+        ValueError: the pages do not fit the cache or the manager; nothing is taken.
+        OutOfPages: not enough pages are free; nothing is taken.
+        NotImplementedError: the layers' pages are not all of one shape.
+    """
+    check_fits(cache, pages.layout, pages.arrays, len(pages.places))
+    if (manager.groups, manager.page_size) != (pages.groups, pages.layout["page_size"]):
+        raise ValueError(
+            f"the pages are of {pages.layout['page_size']} tokens and of {pages.groups}, but the manager has "
+            f"page_size={manager.page_size} and groups={manager.groups}; import into a manager of the same"
+        )
+    seq = manager.admit(
+        pages.token_ids, namespace=namespace, adapter=adapter, media=media, cross_tokens=pages.cross_tokens
+    )
+    (computed,) = manager.computed(seq).tolist()
+    left = len(pages.token_ids) - computed
+    if _lacks_pages(pages, computed // manager.page_size):
+        manager.truncate(seq, computed)
+        manager.extend(seq, left)  # not told the tokens, the manager lets nobody find their pages
+    cache = apply_moves_by_group(cache, moves_of_one(cache, manager.take_moves(), data_group), host)
+    cache = pages_from_arrays(cache, _targets(manager, seq, pages, computed), pages.arrays, data_group)
+    manager.commit(seq, left)
+    return cache, seq
+
+
+def _targets(manager: PageManager, seq: int, pages: SequencePages, computed: int) -> Int32[np.ndarray, " n"]:
+    """The page that takes each of `pages`; the null page where it is here already."""
+    group, index = pages.places.T
+    grows = np.array([each.grows for each in pages.groups])[group]
+    here = grows & (index < computed // manager.page_size)
+    return np.where(here, 0, manager.tables(seq)[group, 0, index]).astype(np.int32)
+
+
+def _lacks_pages(pages: SequencePages, first: int) -> bool:
+    """Whether a group that grows has not all its pages from the `first` on: where a window has moved past them."""
+    num_pages = -(-len(pages.token_ids) // pages.layout["page_size"])
+    group, index = pages.places.T
+    sent = [((group == at) & (index >= first)).sum() for at, each in enumerate(pages.groups) if each.grows]
+    return min(sent) < num_pages - first
