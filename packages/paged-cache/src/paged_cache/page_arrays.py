@@ -23,6 +23,20 @@ def layout_of(cache: PagedAttentionCache) -> dict[str, Any]:
     return sizes | dataclasses.asdict(pages.row)
 
 
+def check_pool(cache: PagedAttentionCache, num_pages: int, data_group: int) -> None:
+    """Refuse a manager of more pages than the cache has, and a data group that it has not.
+
+    Raises:
+        ValueError: says which.
+    """
+    view = cache.views[0]
+    if not 0 <= data_group < view.groups:
+        raise ValueError(f"data_group={data_group} must lie in 0..{view.groups - 1}, the cache's data groups")
+    pool = view.pages.num_pages // view.groups
+    if num_pages > pool:
+        raise ValueError(f"the manager has num_pages={num_pages}, but the cache has {pool}; both must have as many")
+
+
 def check_fits(cache: PagedAttentionCache, layout: dict[str, Any], arrays: dict[str, np.ndarray], n: int) -> None:
     """Refuse pages of another layout, and arrays that are not `n` pages of this cache.
 
@@ -118,13 +132,7 @@ def _of_group(
     cache: PagedAttentionCache, page_ids: Int32[np.ndarray, " n"], data_group: int
 ) -> Int32[np.ndarray, "groups n"]:
     """The ids for one data group, and null pages for the others."""
-    view = cache.views[0]
-    if not 0 <= data_group < view.groups:
-        raise ValueError(f"data_group={data_group} must lie in 0..{view.groups - 1}, the cache's data groups")
-    num_pages = view.pages.num_pages // view.groups
-    if len(page_ids) and max(page_ids) >= num_pages:
-        raise ValueError(f"page {max(page_ids)} is none of the cache's {num_pages}; the manager must have as many")
-    ids = np.zeros((view.groups, len(page_ids)), np.int32)
+    ids = np.zeros((cache.views[0].groups, len(page_ids)), np.int32)
     ids[data_group] = page_ids
     return ids
 

@@ -14,7 +14,7 @@ from paged_cache.cache import PagedAttentionCache
 from paged_cache.device import apply_moves_by_group, moves_of_one
 from paged_cache.host import HostPages
 from paged_cache.manager import KeptPage, PageManager
-from paged_cache.page_arrays import Progress, arrays_from_pages, check_fits, layout_of, pages_from_arrays
+from paged_cache.page_arrays import Progress, arrays_from_pages, check_fits, check_pool, layout_of, pages_from_arrays
 
 KIND = "prefix cache"
 GROUP, TEXTS, LENGTHS = "kept.group", "kept.bytes", "kept.lengths"
@@ -45,6 +45,7 @@ def save_prefix_cache(
     Raises:
         NotImplementedError: the layers' pages are not all of one shape, or other processes have parts of them.
     """
+    check_pool(cache, manager.num_pages, data_group)
     kept = manager.kept_pages()
     page_ids = np.array([content.page for content in kept], np.int32)
     arrays = arrays_from_pages(cache, page_ids, data_group, progress)
@@ -80,6 +81,7 @@ def load_prefix_cache(
         FileNotFoundError: there is no such file.
         NotImplementedError: the layers' pages are not all of one shape.
     """
+    check_pool(cache, manager.num_pages, data_group)
     archive = Archive.load(path, KIND)
     check_fits(cache, archive.facts["layout"], archive.arrays, archive.facts["pages"])
     for name, here in _origin(manager, model).items():

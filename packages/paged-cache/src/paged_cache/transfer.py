@@ -13,7 +13,7 @@ from paged_cache.cache import PagedAttentionCache
 from paged_cache.device import apply_moves_by_group, moves_of_one
 from paged_cache.host import HostPages
 from paged_cache.manager import LayerGroup, Media, PageManager
-from paged_cache.page_arrays import arrays_from_pages, check_fits, layout_of, pages_from_arrays
+from paged_cache.page_arrays import arrays_from_pages, check_fits, check_pool, layout_of, pages_from_arrays
 
 KIND = "sequence"
 PLACES = "places"
@@ -99,6 +99,7 @@ def export_sequence(
         ValueError: nothing of the sequence is computed, its tokens are not known, or it is swapped out.
         NotImplementedError: the layers' pages are not all of one shape, or other processes have parts of them.
     """
+    check_pool(cache, manager.num_pages, data_group)
     (computed,), (cross_tokens,) = manager.computed(seq).tolist(), manager.cross_tokens(seq).tolist()
     token_ids = manager.token_ids(seq)[:computed]
     if not computed or token_ids.min() < 0:
@@ -154,6 +155,7 @@ def import_sequence(
         OutOfPages: not enough pages are free; nothing is taken.
         NotImplementedError: the layers' pages are not all of one shape.
     """
+    check_pool(cache, manager.num_pages, data_group)
     check_fits(cache, pages.layout, pages.arrays, len(pages.places))
     if (manager.groups, manager.page_size) != (pages.groups, pages.layout["page_size"]):
         raise ValueError(
