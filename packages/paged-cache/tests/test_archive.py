@@ -64,7 +64,7 @@ def test_every_change_of_a_byte_is_noticed(written):
         changed = bytearray(data)
         changed[at] ^= 0x20
         with pytest.raises(
-            ValueError, match="cannot be read|does not have its checksum|no manifest|has not the arrays"
+            ValueError, match=r"cannot be read|does not have its checksum|no manifest|has not the arrays"
         ):
             Archive.from_bytes(bytes(changed), "thing")
 

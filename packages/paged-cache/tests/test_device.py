@@ -149,7 +149,7 @@ def test_data_groups_need_a_list_each():
 def test_layers_that_differ_can_be_copied_but_not_swapped():
     small, large = filled_cache(views=1), filled_cache(views=1, num_kv_heads=4)
     cache = PagedAttentionCache(small.views + large.views)
-    with pytest.raises(NotImplementedError, match="layers have pages of 2 kinds .* keep a cache for each kind"):
+    with pytest.raises(NotImplementedError, match=r"layers have pages of 2 kinds .* keep a cache for each kind"):
         HostPages.create(cache, 1)
     want = moved(stored(cache), PHASE)
     assert_same(stored(apply_moves(cache, [PHASE])), want)

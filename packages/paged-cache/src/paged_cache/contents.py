@@ -29,31 +29,20 @@ STAGED_PAGES = 32
 
 
 def read_contents(cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "groups n"]) -> list[KVPages]:
-    """The contents of these pages, at most `STAGED_PAGES`; zeros of a group where its id is the null page.
-
-    Raises:
-        NotImplementedError: the layers' pages are not all of one shape.
-    """
-    check_alike(cache)
+    """The contents of these pages, at most `STAGED_PAGES`; zeros of a group where its id is the null page."""
     return _read(cache, padded(page_ids))[: page_ids.shape[1]]
 
 
 def write_contents(
     cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "groups n"], contents: Sequence[KVPages]
 ) -> PagedAttentionCache:
-    """The cache, donated, with these contents in these pages, at most `STAGED_PAGES` of them.
-
-    Raises:
-        NotImplementedError: the layers' pages are not all of one shape.
-    """
-    check_alike(cache)
+    """The cache, donated, with these contents in these pages, at most `STAGED_PAGES` of them."""
     ids = padded(page_ids)
     return _write(cache, ids, [*contents, *[contents[0]] * (ids.shape[1] - len(contents))])
 
 
 def compile_contents(cache: PagedAttentionCache) -> PagedAttentionCache:
     """The same pages, donated, once reading and writing contents is compiled for every size."""
-    check_alike(cache)
     for size in padded_sizes(STAGED_PAGES):
         nowhere = np.zeros((cache.views[0].groups, size), np.int32)
         cache = _write(cache, nowhere, _read(cache, nowhere))

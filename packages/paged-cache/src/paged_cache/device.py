@@ -47,8 +47,7 @@ def apply_moves(
 
     Raises:
         ValueError: an id is no page's, pages are swapped without `host`, or the cache has data groups. Nothing has been
-            done then.
-        NotImplementedError: pages are swapped and not all layers' are of one shape.
+            done then. A host page that is to be read holds nothing.
     """
     return apply_moves_by_group(cache, [moves], host)
 
@@ -60,7 +59,6 @@ def apply_moves_by_group(
 
     Raises:
         ValueError: as `apply_moves`, or there is not one list for each data group.
-        NotImplementedError: as `apply_moves`.
     """
     if len(moves) != (groups := cache.views[0].groups):
         raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int32
 
 from paged_cache.cache import PagedAttentionCache
-from paged_cache.contents import chunks, content_shape, data_group_of, read_contents, write_contents
+from paged_cache.contents import check_alike, chunks, content_shape, data_group_of, read_contents, write_contents
 from paged_kernels import KVPages
 
 Progress = Callable[[list[slice]], Iterable[slice]]
@@ -24,11 +24,13 @@ def layout_of(cache: PagedAttentionCache) -> dict[str, Any]:
 
 
 def check_pool(cache: PagedAttentionCache, num_pages: int, data_group: int) -> None:
-    """Refuse a manager of more pages than the cache has, and a data group that it has not.
+    """Refuse a manager of more pages than the cache has, a data group that it has not, and layers that differ.
 
     Raises:
-        ValueError: says which.
+        ValueError: says which of the first two.
+        NotImplementedError: the layers' pages are not all of one shape.
     """
+    check_alike(cache)
     view = cache.views[0]
     if not 0 <= data_group < view.groups:
         raise ValueError(f"data_group={data_group} must lie in 0..{view.groups - 1}, the cache's data groups")
@@ -61,7 +63,7 @@ def arrays_from_pages(
     """What these pages of one data group hold: for each view `[n, kv_heads, ...]`, its data and its scales.
 
     Raises:
-        NotImplementedError: the layers' pages are not all of one shape, or other processes have parts of them.
+        NotImplementedError: other processes have parts of the pages.
     """
     _check_addressable(cache)
     arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in _array_types(cache, len(page_ids)).items()}
