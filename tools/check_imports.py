@@ -15,7 +15,7 @@ LAYERS = ("paged_kernels", "paged_cache", "paged_attn_layer")
 """Bottom first: each may import those before it."""
 THIRD_PARTY = {
     "paged_kernels": {"jax", "jaxtyping", "numpy"},
-    "paged_cache": {"jax", "jaxtyping", "numpy"},
+    "paged_cache": {"jax", "jaxtyping", "numpy", "safetensors"},
     "paged_attn_layer": {
         *("jax", "jaxtyping", "numpy", "flax", "eformer", "ml_dtypes"),
         *("transformers", "tokenizers", "safetensors", "gguf", "tqdm", "matplotlib"),

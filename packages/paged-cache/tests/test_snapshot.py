@@ -5,7 +5,7 @@ import pytest
 from filled_cache import NUM_PAGES, PAGE_SIZE, assert_same, filled_cache, mesh_of, pages_of, stored
 
 from paged_cache import PagedAttentionCache
-from paged_cache.manager import LayerGroup, Media, PageManager
+from paged_cache.manager import LayerGroup, Media, PageManager, Prompt
 from paged_cache.snapshot import load_prefix_cache, save_prefix_cache
 from paged_cache.transfer import export_sequence
 
@@ -18,10 +18,10 @@ def manager_of(*groups, num_pages=NUM_PAGES, **changes):
     return PageManager(num_pages, PAGE_SIZE, max_seqs=3, max_sequence_length=32, groups=groups, **changes)
 
 
-def keep(manager, token_ids, **admit):
-    """Pages that hold these tokens, found by them and owned by nobody."""
-    seq = manager.admit(token_ids, **admit)
-    manager.commit(seq, len(token_ids) - manager.computed(seq)[0])
+def keep(manager, prompt):
+    """Pages that hold a prompt, found by it and owned by nobody."""
+    seq = manager.admit(prompt)
+    manager.commit(seq, len(prompt) - manager.computed(seq)[0])
     manager.release(seq)
     manager.take_moves()
 
@@ -40,13 +40,13 @@ def path(tmp_path):
 def test_after_a_restart_all_is_found_again(path, kind):
     source, before = manager_of(), filled_cache(**kind)
     keep(source, [9] * 6)
-    keep(source, TOKENS, namespace="tenant")
+    keep(source, Prompt(TOKENS, namespace="tenant"))
     save_prefix_cache(path, before, source)
     manager, cache = manager_of(), filled_cache(**kind, seed=1)
     manager.admit([1] * 5)  # so that pages have other ids
     untouched = stored(cache)
     cache = load_prefix_cache(path, cache, manager)
-    assert (manager.find([*TOKENS, 1], namespace="tenant"), manager.find([9] * 7)) == (10, 6)
+    assert (manager.find(Prompt([*TOKENS, 1], namespace="tenant")), manager.find([9] * 7)) == (10, 6)
     assert manager.find([*TOKENS, 1]) == 0
     there, here = holding(source), holding(manager)
     assert here.keys() == there.keys()
@@ -60,12 +60,12 @@ def test_after_a_restart_all_is_found_again(path, kind):
 def test_what_owned_pages_hold_is_saved_too_and_media_count(path):
     source = manager_of()
     picture = Media(start=1, stop=3, digest=b"of the picture")
-    seq = source.admit(TOKENS, media=[picture])
+    seq = source.admit(Prompt(TOKENS, media=[picture]))
     source.commit(seq, 10)
     save_prefix_cache(path, filled_cache(), source)
     manager = manager_of()
     load_prefix_cache(path, filled_cache(), manager)
-    assert (manager.find(TOKENS, media=[picture]), manager.find(TOKENS)) == (8, 0)
+    assert (manager.find(Prompt(TOKENS, media=[picture])), manager.find(TOKENS)) == (8, 0)
 
 
 def test_groups_of_layers_have_pages_of_their_own(path):

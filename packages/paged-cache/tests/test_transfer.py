@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from filled_cache import KINDS, NUM_PAGES, PAGE_SIZE, assert_same, filled_cache, mesh_of, pages_of, stored
 
-from paged_cache.manager import LayerGroup, OutOfPages, PageManager
+from paged_cache.manager import LayerGroup, OutOfPages, PageManager, Prompt
 from paged_cache.transfer import SequencePages, export_sequence, import_sequence
 
 TOKENS = list(range(100, 110))
@@ -174,7 +174,7 @@ def test_the_receiver_says_whose_it_is():
     pages, _ = exported(filled_cache())
     manager = manager_of()
     import_sequence(filled_cache(), manager, pages, namespace="tenant")
-    assert (manager.find(TOKENS), manager.find(TOKENS, namespace="tenant")) == (0, 8)
+    assert (manager.find(TOKENS), manager.find(Prompt(TOKENS, namespace="tenant"))) == (0, 8)
 
 
 def test_what_is_not_computed_or_not_known_cannot_be_exported():

@@ -12,7 +12,7 @@ from paged_cache.archive import Archive
 from paged_cache.cache import PagedAttentionCache
 from paged_cache.device import apply_moves_by_group, moves_of_one
 from paged_cache.host import HostPages
-from paged_cache.manager import LayerGroup, Media, PageManager
+from paged_cache.manager import LayerGroup, Media, PageManager, Prompt
 from paged_cache.page_arrays import arrays_from_pages, check_fits, check_pool, layout_of, pages_from_arrays
 
 KIND = "sequence"
@@ -144,9 +144,9 @@ def import_sequence(
         cache: the pages of all layers.
         manager: gets the sequence.
         pages: what `export_sequence` gave.
-        namespace: as for `PageManager.admit`.
-        adapter: as for `PageManager.admit`.
-        media: as for `PageManager.admit`.
+        namespace: as for `Prompt`.
+        adapter: as for `Prompt`.
+        media: as for `Prompt`.
         host: as for `apply_moves`.
         data_group: with a `data_axis`, the data group whose manager it is.
 
@@ -162,9 +162,8 @@ def import_sequence(
             f"the pages are of {pages.layout['page_size']} tokens and of {pages.groups}, but the manager has "
             f"page_size={manager.page_size} and groups={manager.groups}; import into a manager of the same"
         )
-    seq = manager.admit(
-        pages.token_ids, namespace=namespace, adapter=adapter, media=media, cross_tokens=pages.cross_tokens
-    )
+    prompt = Prompt(pages.token_ids, namespace=namespace, adapter=adapter, media=media)
+    seq = manager.admit(prompt, cross_tokens=pages.cross_tokens)
     (computed,) = manager.computed(seq).tolist()
     left = len(pages.token_ids) - computed
     if _lacks_pages(pages, computed // manager.page_size):
