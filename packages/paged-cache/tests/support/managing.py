@@ -2,7 +2,10 @@
 
 import contextlib
 import pickle
-from collections.abc import Iterator, Sequence
+import sys
+import tracemalloc
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -29,9 +32,7 @@ def ended(manager: PageManager, prompt: Prompt | ArrayLike, **options: Any) -> N
     manager.release(computed(manager, prompt, **options))
 
 
-def write(
-    manager: PageManager, seqs: int | Sequence[int], counts: int | Sequence[int], token_ids: Sequence[int]
-) -> None:
+def write(manager: PageManager, seqs: ArrayLike, counts: ArrayLike, token_ids: ArrayLike) -> None:
     """Some sequences go on with these tokens."""
     manager.extend(seqs, counts, token_ids)
     manager.commit(seqs, counts)
@@ -56,6 +57,25 @@ def refused(thing: Any, error: type[Exception], match: str) -> Iterator[pytest.E
     """A call raises this, and changes nothing of `thing`."""
     with unchanged(thing), pytest.raises(error, match=match) as caught:
         yield caught
+
+
+def cost(operation: Callable[[], Any]) -> tuple[int, int]:
+    """How many functions an operation calls, numpy's and the interpreter's included, and the bytes that it needs."""
+    calls = 0
+
+    def count(frame: types.FrameType, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    tracemalloc.start()
+    sys.setprofile(count)
+    try:
+        operation()
+    finally:
+        sys.setprofile(None)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return calls, peak
 
 
 def _picture(thing: Any) -> bytes:
