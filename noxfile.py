@@ -63,7 +63,7 @@ def slow(session: nox.Session) -> None:
 def tpu_aot(session: nox.Session) -> None:
     """Compile kernels, operator and model with the real TPU compiler; needs no TPU."""
     install_layers(session, LAYERS[-1], "libtpu", *TEST_TOOLS)
-    tests = [f"packages/{name}/tests/aot" for name in ("paged-kernels", "paged-attn-layer")]
+    tests = [f"packages/{name}/tests/aot" for name in LAYERS]
     run_pytest(session, "-m", "aot", *tests, TOOL_TESTS)
 
 

@@ -68,12 +68,13 @@ def test_moves_of_one_data_group():
     assert_same(stored(apply_moves_by_group(cache, moves_of_one(cache, [PHASE], 1))), want)
 
 
-def test_the_pool_is_not_copied_on_the_way():
-    cache = filled_cache(num_pages=256, views=3, dtype="int8")
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "float8"])
+def test_the_pool_is_not_copied_on_the_way(kind):
+    cache = filled_cache(num_pages=256, views=3, **KINDS[kind])
     memory = device._copy.lower(cache, np.zeros((1, 2, 4), np.int32)).compile().memory_analysis()
     pool = sum(array.nbytes for array in jax.tree.leaves(cache))
     assert memory.alias_size_in_bytes == pool
-    assert memory.temp_size_in_bytes <= 4 * pool // 256 + 1024  # the four pages
+    assert memory.temp_size_in_bytes <= 2 * 4 * pool // 256 + 4096  # the four pages, on CPUs in a wider type
 
 
 def test_without_moves_nothing_is_called(monkeypatch):
