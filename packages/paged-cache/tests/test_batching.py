@@ -249,12 +249,20 @@ def test_nothing_of_an_earlier_step_is_left():
         (([[[1, 2, 12]]], [6], [1]), "sequence 0 has page_ids[2]=12; it must lie in 1..11"),
         (([[[1, 0, 0]]], [6], [1]), "sequence 0 has page_ids[1]=0; it must lie in 1..11"),
         (([[[1, 2, 3], [4, 5, 6]]], [9, 13], [1, 1]), "sequence 1 with kv_len=13 needs 4 pages of 4, more than"),
+        (([[[1, 2, 3]]], [2**31 - 1], [1]), "sequence 0 with kv_len=2147483647 needs 536870912 pages of 4, more than"),
         (([[[1, 2, 3], [4, 2, 0]]], [5, 6], [1, 2]), "page 2 would be written 2 times in one step"),
     ],
 )
 def test_what_does_not_fit_is_not_packed(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         pack(*arguments)
+
+
+def test_more_tokens_than_an_int32_counts_are_refused():
+    shapes = BatchShapes(tokens=(8,), seqs=4, pages_per_seq=2)
+    tables, lens = np.arange(1, 9, dtype=np.int32).reshape(1, 4, 2), np.full(4, 2**30, np.int32)
+    with pytest.raises(ValueError, match="4294967296 tokens are more than the largest of"):
+        shapes.pack(tables, lens, lens, num_pages=9, page_size=2**29)
 
 
 def test_other_types_are_refused():

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class StepLengths(NamedTuple):
-    """Lengths of a step's sequences, int32 `[n]` each."""
+    """Lengths of a step's sequences, `[n]` each."""
 
     q: np.ndarray
     """Tokens that the step computes."""
@@ -20,8 +20,8 @@ class StepLengths(NamedTuple):
     @classmethod
     def of(cls, kv_lens: np.ndarray, q_lens: np.ndarray, page_size: int) -> "StepLengths":
         """The lengths, not checked yet."""
-        used = (kv_lens + (page_size - 1)) // page_size
-        return cls(q=q_lens, kv=kv_lens, used=used, ends=np.add.accumulate(q_lens))
+        ends = np.add.accumulate(q_lens, dtype=np.int64)  # the sum of lengths that each are too large must not wrap
+        return cls(q=q_lens, kv=kv_lens, used=-(-kv_lens // page_size), ends=ends)
 
     @property
     def rows(self) -> int:
