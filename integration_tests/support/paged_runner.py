@@ -62,7 +62,7 @@ class PagedRunner:
     def _schedule(self, sequence: int, count: int) -> ScheduledSequence:
         pages = self._pages.setdefault(sequence, [])
         length = self._lengths[sequence] = self._lengths.get(sequence, 0) + count
-        pages += self._pool.allocate(-(-length // PAGE_SIZE) - len(pages))
+        pages += self._pool.allocate(-(-length // PAGE_SIZE) - len(pages)).tolist()
         return ScheduledSequence(list(pages), length, count)
 
 

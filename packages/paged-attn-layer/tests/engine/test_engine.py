@@ -13,7 +13,7 @@ from paged_attn_layer.engine.config import EngineConfig
 from paged_attn_layer.engine.engine import Engine
 from paged_attn_layer.models.config import ModelConfig
 from paged_attn_layer.models.llama import LlamaForCausalLM
-from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, PagePool, Prefix, ScheduledSequence
+from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, ScheduledSequence
 
 VOCABULARY = 61
 CONFIG = EngineConfig(max_seqs=3, max_sequence_length=48, page_size=4, prefill_chunk=8)
@@ -189,22 +189,22 @@ def test_the_same_prompt_again_computes_only_the_rest(engine):
 def test_reused_pages_give_the_same_logits(model):
     shapes, tokens = BatchShapes(tokens=(24,), seqs=1, pages_per_seq=5), prompts(19)[0]
     config = CacheConfig.create(None, 1, 2, 20, 4, 2, 4, num_pages=9, dtype=jnp.float32)
-    cache, pool = PagedAttentionCache.init_cache(None, None, config, None), PagePool(9)
+    cache = PagedAttentionCache.init_cache(None, None, config, None)
+    manager = PageManager(9, 4, max_seqs=1, max_sequence_length=20)
     run = nnx.jit(lambda model, *arrays: model(*arrays))
     logits = []
     for reused in (0, 4):
-        prefix = Prefix(pool, 4)
-        found = prefix.find(tokens)
-        assert len(found) == reused
-        pool.share(found)
-        pages = found + pool.allocate(5 - reused)
+        seq = manager.admit([*tokens, 0])  # a 20th token, so that all of the others' pages could be found
+        assert manager.computed(seq) == 4 * reused
         new = tokens[4 * reused :]
+        pages = manager.tables(seq)[0, 0]
         step = shapes.build([ScheduledSequence(pages, 19, len(new))], num_pages=9, page_size=4)
         token_ids = np.pad(np.array(new, np.int32), (0, 24 - len(new)))
         last, cache = run(model, token_ids, step.positions, cache, step.batch, step.last_rows)
         logits.append(last)
-        prefix.keep(pages, tokens, start=4 * reused, end=19)
-        pool.release(reversed(pages))
+        manager.commit(seq, 19 - 4 * reused)
+        manager.truncate(seq, 16)  # the partial page would be found too
+        manager.release(seq)
     np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
 
 

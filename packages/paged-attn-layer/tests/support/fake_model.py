@@ -24,20 +24,32 @@ def answer(prompt, max_new_tokens, stop_token_ids=()):
 class FakeModel:
     """Keeps tokens where a real one keeps keys and values, so a page with two owners changes what it says."""
 
-    def __init__(self, page_size):
-        self.page_size = page_size
+    def __init__(self, manager):
+        self.manager = manager
         self.slots = {}
 
     def __call__(self, step: Step):
-        sequences = [part.sequence for part in step.work]
-        for part, sequence in zip(step.work, sequences, strict=True):
-            first = sequence.kv_len - sequence.q_len
-            for position, token in enumerate(part.token_ids, first):
-                self.slots[self._slot(sequence, position)] = token
-        return [next_token([self.slots[self._slot(s, p)] for p in range(s.kv_len)]) for s in sequences]
+        for moves in self.manager.take_moves():
+            self._copy(moves.copy_from.tolist(), moves.copy_to.tolist())
+        (tables,) = self.manager.tables(step.seqs).tolist()
+        for part, table in zip(step.work, tables, strict=True):
+            for position, token in enumerate(part.token_ids, part.start):
+                self.slots[self._slot(table, position)] = token
+        ends = [part.start + part.rows for part in step.work]
+        return [
+            next_token([self.slots[self._slot(table, p)] for p in range(end)])
+            for table, end in zip(tables, ends, strict=True)
+        ]
 
-    def _slot(self, sequence, position):
-        return sequence.page_ids[position // self.page_size], position % self.page_size
+    def _copy(self, sources, targets):
+        slots = range(self.manager.page_size)
+        pages = [[self.slots.get((page, slot)) for slot in slots] for page in sources]
+        self.slots |= {
+            (page, slot): token for page, held in zip(targets, pages, strict=True) for slot, token in enumerate(held)
+        }
+
+    def _slot(self, table, position):
+        return table[position // self.manager.page_size], position % self.manager.page_size
 
 
 def drain(scheduler: Scheduler, model: FakeModel, *, most_steps: int = 10_000, look=lambda step: None):

@@ -22,7 +22,7 @@ from paged_attn_layer.engine.scheduler import Scheduler
 from paged_attn_layer.engine.stats import EngineStats, StepRecord
 from paged_attn_layer.engine.text import OutputText, Tokenizer, encode_prompt, text_decoder
 from paged_attn_layer.models import LlamaForCausalLM
-from paged_cache import BatchShapes, CacheConfig, PagePool
+from paged_cache import BatchShapes, CacheConfig, PageManager
 
 Prompt = str | Sequence[int]
 OnStep = Callable[[StepRecord, list[Request]], None]
@@ -58,15 +58,14 @@ class Engine:
         self.stats = EngineStats()
         self._vocab_size = model.config.vocab_size
         cache_config = _cache_config(self.config, model, mesh)
-        self._pool = PagePool(cache_config.num_pages)
-        self._scheduler = Scheduler(
-            self._pool,
-            page_size=self.config.page_size,
+        self._manager = PageManager(
+            cache_config.num_pages,
+            self.config.page_size,
             max_seqs=self.config.max_seqs,
             max_sequence_length=self.config.max_sequence_length,
-            token_budget=self.config.token_budget,
             prefix_reuse=self.config.prefix_reuse,
         )
+        self._scheduler = Scheduler(self._manager, token_budget=self.config.token_budget)
         shapes = BatchShapes(self.config.token_buckets, self.config.max_seqs, cache_config.pages_per_seq)
         self._compute = CompiledStep(model, shapes, cache_config, mesh)
 
@@ -95,12 +94,12 @@ class Engine:
     @property
     def num_pages(self) -> int:
         """Pages that requests can have."""
-        return self._pool.num_pages - 1
+        return self._manager.num_pages - 1
 
     @property
     def pages_used(self) -> int:
         """Pages that requests have."""
-        return self._pool.num_used
+        return self._manager.num_used
 
     @property
     def has_work(self) -> bool:
@@ -171,7 +170,7 @@ class Engine:
                 return []
             batch = self._compute.batch(step)
             called = time.perf_counter()
-            pages_used = self._pool.num_used
+            pages_used = self._manager.num_used
             next_tokens = self._compute(batch)
             device_seconds = time.perf_counter() - called
             finished = self._scheduler.advance(step, next_tokens[: len(step.work)].tolist())

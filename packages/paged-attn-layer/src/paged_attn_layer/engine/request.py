@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from paged_attn_layer.engine.text import OutputText
-from paged_cache import Prefix
+from paged_cache import Prompt
 
 FinishReason = Literal["stop", "length", "aborted"]
 """Why an answer ended: a stop token or stop string, `max_new_tokens`, or `Scheduler.finish` from outside."""
@@ -46,8 +46,10 @@ class Request:
     """Only requests with the same salt share pages; give each tenant one of its own."""
 
     token_ids: list[int] = dataclasses.field(init=False)
-    page_ids: list[int] = dataclasses.field(init=False, default_factory=list)
-    prefix: Prefix | None = dataclasses.field(init=False, default=None)
+    seq: int | None = dataclasses.field(init=False, default=None)
+    """The sequence that holds its pages while it runs."""
+    known: Prompt | None = dataclasses.field(init=False, default=None)
+    """While it waits: the tokens to find in pages."""
     num_computed: int = dataclasses.field(init=False, default=0)
     num_preemptions: int = dataclasses.field(init=False, default=0)
     state: RequestState = dataclasses.field(init=False, default=RequestState.NEW)

@@ -3,11 +3,14 @@
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
+
+import numpy as np
 
 from paged_attn_layer.engine.request import FinishReason, Request, RequestState
-from paged_cache import PagePool, Prefix, ScheduledSequence
+from paged_cache import OutOfPages, PageManager, Prompt
 
+Count = TypeVar("Count", int, np.ndarray)
 Mode = Literal["prefill", "decode", "mixed"]
 """What a step computes: prompt tokens, the newest tokens of answers, or both."""
 
@@ -28,11 +31,6 @@ class ScheduledRequest:
         """The tokens of the rows."""
         return self.request.token_ids[self.start : self.start + self.rows]
 
-    @property
-    def sequence(self) -> ScheduledSequence:
-        """The rows as the batch's builder takes them."""
-        return ScheduledSequence(page_ids=self.request.page_ids, kv_len=self.start + self.rows, q_len=self.rows)
-
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -43,6 +41,21 @@ class Step:
     """Requests that lost their pages to older ones for this step."""
     reused_tokens: int = 0
     """Tokens that the requests admitted for this step found computed in pages."""
+
+    @property
+    def seqs(self) -> np.ndarray:
+        """The page manager's sequence of each part."""
+        return np.array([part.request.seq for part in self.work], np.int64)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of each part."""
+        return np.array([part.rows for part in self.work], np.int32)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Tokens of all rows, one part's after another's."""
+        return [token for part in self.work for token in part.token_ids]
 
     @property
     def num_tokens(self) -> int:
@@ -76,58 +89,39 @@ class Scheduler:
     """First come, first served: decodes first, then chunks of prompts, as pages and rows allow.
 
     Each step takes the running requests, oldest first. A decoding one computes one token; its row is set aside
-    before any prompt's. The others compute as much of their prompt as rows and pages are left for, several in one
-    step. Then waiting requests are admitted while their known tokens fit the pages that nobody has claimed. A request
-    starts with the pages that already hold its prefix, and after each step others can find the pages that it filled.
+    before any prompt's. The others compute as much of their prompt as rows are left for, several in one step. Then
+    waiting requests are admitted while their known tokens fit the pages that nobody has claimed. A request starts with
+    the pages that already hold its prefix, and after each step others can find the pages that it filled.
 
-    Pages are taken as tokens need them. A request that cannot get a page for even one token takes them from the
-    youngest running request: that one is preempted, goes back to the front of the queue, and later computes again what
-    it no longer finds. The youngest itself waits a step, and keeps what it has.
+    Pages are taken as tokens need them, for all running requests at once. Where they do not suffice, the youngest
+    running request waits a step, and keeps what it has. Where they do not suffice even so, it is preempted: it goes
+    back to the front of the queue, and later computes again what it no longer finds in pages.
 
     Why every request finishes. (1) `running + waiting` is always in order of arrival: requests are admitted from the
     front of the queue, and the last one admitted goes back to the front. (2) The oldest running request gets at least
-    one row in every step: there are more rows than slots, and when it lacks a page it may take those of all
-    others. Then every page is free or its own, the shared ones included, and `check` has made sure that all pages are
-    enough for it. So it finishes after finitely many steps, and the next becomes the oldest. (3) With nothing running,
-    every page is free, and the front of the queue is admitted: what it finds and what it lacks are free pages, and
-    together no more than `check` allowed.
+    one row in every step: there are more rows than slots, and all others may be preempted for its pages. Then every
+    page is free or its own, and `check` has made sure that all pages are enough for it. So it finishes after finitely
+    many steps, and the next becomes the oldest. (3) With nothing running, every page is free, and the front of the
+    queue is admitted: what it finds and what it lacks are free pages, and together no more than `check` allowed.
     """
 
-    def __init__(
-        self,
-        pool: PagePool,
-        *,
-        page_size: int,
-        max_seqs: int,
-        max_sequence_length: int,
-        token_budget: int,
-        prefix_reuse: bool = True,
-    ) -> None:
-        """Schedule over the pages of `pool`, all of them free.
+    def __init__(self, manager: PageManager, *, token_budget: int) -> None:
+        """Schedule over the pages of `manager`, all of them free, and as many sequences as it has room for.
 
         Args:
-            pool: hands out pages of `page_size` tokens.
-            page_size: tokens a page holds.
-            max_seqs: requests that run at once.
-            max_sequence_length: tokens of the longest request, its answer included.
+            manager: gives requests their pages.
             token_budget: rows of one step.
-            prefix_reuse: whether requests share pages that hold the same prefix.
 
         Raises:
-            ValueError: the budget leaves no row for prompts beside `max_seqs` decodes.
+            ValueError: the budget leaves no row for prompts beside a decode for each of the manager's `max_seqs`.
         """
-        if token_budget <= max_seqs:
+        if token_budget <= manager.max_seqs:
             raise ValueError(
-                f"token_budget={token_budget} must exceed max_seqs={max_seqs}: "
+                f"token_budget={token_budget} must exceed max_seqs={manager.max_seqs}: "
                 "each decode takes a row, and prompts need at least one"
             )
-        self.pool = pool
-        self.page_size = page_size
-        self.max_seqs = max_seqs
-        self.max_sequence_length = max_sequence_length
+        self.manager = manager
         self.token_budget = token_budget
-        self.prefix_reuse = prefix_reuse
-        self.num_pages = pool.num_free
         self.waiting: collections.deque[Request] = collections.deque()
         self.running: list[Request] = []
 
@@ -143,16 +137,17 @@ class Scheduler:
             ValueError: prompt and answer are longer than the longest sequence, or need more pages than there are.
         """
         asked = f"prompt of {len(request.prompt_ids)} tokens + max_new_tokens={request.max_new_tokens}"
-        if request.max_tokens > self.max_sequence_length:
+        if request.max_tokens > self.manager.max_sequence_length:
             raise ValueError(
-                f"{asked} = {request.max_tokens} must be at most max_sequence_length={self.max_sequence_length}; "
+                f"{asked} = {request.max_tokens} must be at most "
+                f"max_sequence_length={self.manager.max_sequence_length}; "
                 "shorten the prompt, ask for fewer tokens, or build the engine for longer sequences"
             )
         pages = self._pages_for(request.max_tokens)
-        if pages > self.num_pages:
+        if pages > self.manager.num_pages - 1:
             raise ValueError(
-                f"{asked} need {pages} pages of {self.page_size} tokens, more than the cache's {self.num_pages}; "
-                "give the cache more pages"
+                f"{asked} need {pages} pages of {self.manager.page_size} tokens, more than the cache's "
+                f"{self.manager.num_pages - 1}; give the cache more pages"
             )
 
     def add(self, request: Request) -> None:
@@ -164,25 +159,25 @@ class Scheduler:
         if request.state is not RequestState.NEW:
             raise ValueError(f"the request was added before (it is {request.state.name}); make a new one")
         self.check(request)
-        if self.prefix_reuse:
-            request.prefix = Prefix(self.pool, self.page_size, request.cache_salt)
         request.state = RequestState.WAITING
         self.waiting.append(request)
 
     def schedule(self) -> Step:
         """Decide the next step, and take the pages it needs."""
-        work: list[ScheduledRequest] = []
-        rows_left = self.token_budget - sum(request.is_decoding for request in self.running)
-        oldest_first = self.running.copy()
-        for request in oldest_first:
-            if request.state is RequestState.RUNNING:  # not preempted for an older one a moment ago
-                rows_left += request.is_decoding  # the row that was set aside for it
-                rows_left -= self._schedule_rows(request, rows_left, work)
-        num_preempted = len(oldest_first) - len(self.running)
+        work, num_preempted = self._rows_of_running(), 0
+        while not self._take_pages(work):
+            if work[-1].request is self.running[-1]:
+                work = work[:-1]  # the youngest waits a step, and keeps what it has
+            else:
+                self._preempt(self.running[-1])
+                num_preempted += 1
+                work = self._rows_of_running()
+        rows_left = self.token_budget - sum(part.rows for part in work)
         reused_tokens = 0
-        while rows_left and (request := self._admit()):
-            reused_tokens += request.num_computed
-            rows_left -= self._schedule_rows(request, rows_left, work)
+        while rows_left and (admitted := self._admit(rows_left)):
+            work.append(admitted)
+            rows_left -= admitted.rows
+            reused_tokens += admitted.start
         return Step(tuple(work), num_preempted, reused_tokens)
 
     def advance(self, step: Step, next_tokens: Sequence[int]) -> list[Request]:
@@ -192,10 +187,10 @@ class Scheduler:
             step: what `schedule` returned.
             next_tokens: for each request of the step the token after its last row; looked at where it samples.
         """
+        self.manager.commit(step.seqs, step.rows)
         finished = []
         for part, token in zip(step.work, next_tokens, strict=True):
             part.request.num_computed += part.rows
-            self._keep_pages(part.request, part.start)
             reason = part.request.append(token) if part.samples else None
             if reason is not None:
                 self.finish(part.request, reason)
@@ -210,67 +205,72 @@ class Scheduler:
             self.running.remove(request)
         elif request.state is RequestState.WAITING:
             self.waiting.remove(request)
-        self._release_pages(request)
+        self._release(request)
         request.state = RequestState.FINISHED
         request.finish_reason = reason
 
-    def _schedule_rows(self, request: Request, rows_left: int, work: list[ScheduledRequest]) -> int:
-        """Schedule what can be of a running request; returns the rows that this took of `rows_left`."""
-        rows = self._take_pages(request, min(request.num_uncomputed, rows_left))
-        if rows:
-            samples = rows == request.num_uncomputed
-            work.append(ScheduledRequest(request, request.num_computed, rows, request.is_decoding, samples))
-        return rows
+    def _rows_of_running(self) -> list[ScheduledRequest]:
+        """What the running requests compute next: a row for each decode, and the others' prompts in the rows left."""
+        rows_left = self.token_budget - sum(request.is_decoding for request in self.running)
+        work = []
+        for request in self.running:
+            rows = 1 if request.is_decoding else min(request.num_uncomputed, rows_left)
+            rows_left -= 0 if request.is_decoding else rows
+            if rows:
+                work.append(_part(request, rows))
+        return work
 
-    def _take_pages(self, request: Request, wanted: int) -> int:
-        """Give a request pages for `wanted` more tokens, or for as many as can be; returns how many."""
-        if not wanted:
-            return 0
-        while not (room := self._room(request)) and self.running[-1] is not request:
-            self._preempt(self.running[-1])
-        rows = min(wanted, room)
-        missing = self._pages_for(request.num_computed + rows) - len(request.page_ids)
-        request.page_ids.extend(self.pool.allocate(missing))
-        return rows
+    def _take_pages(self, work: list[ScheduledRequest]) -> bool:
+        """Give all parts the pages that they need, or none of them any and say so."""
+        step = Step(tuple(work))
+        try:
+            self.manager.extend(step.seqs, step.rows, step.token_ids)
+        except OutOfPages:
+            if len(self.running) == 1:
+                raise  # cannot be: `check` has counted its pages
+            return False
+        return True
 
-    def _room(self, request: Request) -> int:
-        """Tokens that the request's own pages and the free ones have room for."""
-        return (len(request.page_ids) + self.pool.num_free) * self.page_size - request.num_computed
-
-    def _admit(self) -> Request | None:
-        """Give the next waiting request a slot and its prefix, if all its known tokens fit the unclaimed pages."""
-        if not self.waiting or len(self.running) == self.max_seqs:
+    def _admit(self, rows_left: int) -> ScheduledRequest | None:
+        """Give the next waiting request a slot, and what it computes, if all its tokens fit the unclaimed pages."""
+        if not self.waiting or len(self.running) == self.manager.max_seqs:
             return None
         request = self.waiting[0]
-        prefix = request.prefix.find(request.token_ids) if request.prefix else []
-        claimed = sum(self._pages_for(request.num_tokens) - len(request.page_ids) for request in self.running)
-        shared = sum(self.pool.ref_count(page) > 0 for page in prefix)  # these alone are not taken from the free ones
-        if self._pages_for(request.num_tokens) - shared > self.pool.num_free - claimed:
+        if request.known is None:
+            request.known = Prompt(request.token_ids, namespace=request.cache_salt or "")
+        if self.manager.pages_to_admit(request.known) > self.manager.num_free - self._claimed_pages():
             return None
-        self.pool.share(prefix)
-        request.page_ids = prefix
-        request.num_computed = len(prefix) * self.page_size
+        request.seq = self.manager.admit(request.known, chunk=rows_left)
+        request.known = None
+        request.num_computed = int(self.manager.computed(request.seq)[0])
         request.state = RequestState.RUNNING
         self.running.append(self.waiting.popleft())
-        return request
+        return _part(request, int(self.manager.lengths(request.seq)[0]) - request.num_computed)
 
-    def _keep_pages(self, request: Request, start: int) -> None:
-        """Let others find the pages that a request has filled from token `start` on."""
-        if request.prefix:
-            request.prefix.keep(request.page_ids, request.token_ids, start=start, end=request.num_computed)
+    def _claimed_pages(self) -> int:
+        """Pages that running requests still need for the tokens that they are known to have."""
+        seqs = np.array([request.seq for request in self.running], np.int64)
+        tokens = np.array([request.num_tokens for request in self.running], np.int64)
+        return int((self._pages_for(tokens) - self._pages_for(self.manager.lengths(seqs))).sum())
 
     def _preempt(self, request: Request) -> None:
-        """Take back the youngest running request's pages, and queue it as the next to be admitted."""
+        """Take back a running request's pages, and queue it as the next to be admitted."""
         self.running.remove(request)
-        self._release_pages(request)
+        self._release(request)
         request.num_computed = 0
         request.num_preemptions += 1
         request.state = RequestState.WAITING
         self.waiting.appendleft(request)
 
-    def _release_pages(self, request: Request) -> None:
-        self.pool.release(reversed(request.page_ids))  # the last page is the first to be evicted
-        request.page_ids = []
+    def _release(self, request: Request) -> None:
+        if request.seq is not None:
+            self.manager.release(request.seq)
+            request.seq = None
 
-    def _pages_for(self, tokens: int) -> int:
-        return -(-tokens // self.page_size)
+    def _pages_for(self, tokens: Count) -> Count:
+        return -(-tokens // self.manager.page_size)
+
+
+def _part(request: Request, rows: int) -> ScheduledRequest:
+    samples = rows == request.num_uncomputed
+    return ScheduledRequest(request, request.num_computed, rows, request.is_decoding, samples)

@@ -98,6 +98,16 @@ class PageManager:
         return self._pages.pool.num_pages
 
     @property
+    def max_seqs(self) -> int:
+        """Sequences there can be at once."""
+        return self._seqs.max_seqs
+
+    @property
+    def max_sequence_length(self) -> int:
+        """Tokens of the longest sequence."""
+        return self._seqs.max_sequence_length
+
+    @property
     def num_free(self) -> int:
         """Pages that sequences can still get: empty ones, and those kept for what they hold."""
         return self._pages.pool.num_free
