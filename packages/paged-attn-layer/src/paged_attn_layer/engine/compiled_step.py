@@ -1,7 +1,7 @@
 """The device's part of a step: the model, its weights and the cache behind one compiled function."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,17 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32
 
-from paged_attn_layer.engine.scheduler import Step
 from paged_attn_layer.models import LlamaForCausalLM
-from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, StepBatch, StepShape
+from paged_cache import (
+    BatchShapes,
+    CacheConfig,
+    PagedAttentionCache,
+    PageMoves,
+    StepBatch,
+    StepShape,
+    apply_moves,
+    warm_up_moves,
+)
 
 
 class CompiledStep:
@@ -33,7 +41,6 @@ class CompiledStep:
             mesh: the devices that share the cache; `None` for the default one.
         """
         self._shapes = shapes
-        self._cache_config = cache_config
         cache = PagedAttentionCache.init_cache(mesh, None, cache_config, None)
         placed = jax.tree.map(lambda pages: pages.sharding, cache)
         self._cache = jax.device_put(cache, placed)  # committed, as results are: else the second call compiles again
@@ -44,22 +51,18 @@ class CompiledStep:
         )
 
     def warm_up(self, each: Callable[[list[StepShape]], Iterable[StepShape]] = iter) -> None:
-        """Compile every shape by a step without sequences, which leaves the cache as it is.
+        """Compile every shape by a step without sequences, and the copies of pages; the cache stays as it is.
 
         Args:
             each: wraps the list of shapes, for instance in a progress bar.
         """
         for shape in each(self._shapes.all_shapes()):
             self(self._shapes.warm_up_batch(shape))
+        self._cache = warm_up_moves(self._cache, self._shapes.seqs)
 
-    def batch(self, step: Step) -> StepBatch:
-        """The step's arrays on the host, padded to one of the fixed shapes."""
-        return self._shapes.build(
-            [part.sequence for part in step.work],
-            num_pages=self._cache_config.num_pages,
-            page_size=self._cache_config.page_size,
-            token_ids=[token for part in step.work for token in part.token_ids],
-        )
+    def apply(self, moves: Sequence[PageMoves]) -> None:
+        """Copy the pages that the page manager wants copied."""
+        self._cache = apply_moves(self._cache, moves)
 
     def __call__(self, batch: StepBatch) -> np.ndarray:
         """Send a step to the device and run it; the next token of each sequence slot, on the host."""

@@ -9,6 +9,7 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from paged_attn_layer.convert import load_model, load_tokenizer
@@ -18,11 +19,11 @@ from paged_attn_layer.engine.completion import Completion
 from paged_attn_layer.engine.config import EngineConfig
 from paged_attn_layer.engine.progress import ServingBar, progress_bar
 from paged_attn_layer.engine.request import Request
-from paged_attn_layer.engine.scheduler import Scheduler
+from paged_attn_layer.engine.scheduler import Scheduler, Step
 from paged_attn_layer.engine.stats import EngineStats, StepRecord
 from paged_attn_layer.engine.text import OutputText, Tokenizer, encode_prompt, text_decoder
 from paged_attn_layer.models import LlamaForCausalLM
-from paged_cache import BatchShapes, CacheConfig, PageManager
+from paged_cache import BatchShapes, CacheConfig, PageManager, StepBatch
 
 Prompt = str | Sequence[int]
 OnStep = Callable[[StepRecord, list[Request]], None]
@@ -66,8 +67,8 @@ class Engine:
             prefix_reuse=self.config.prefix_reuse,
         )
         self._scheduler = Scheduler(self._manager, token_budget=self.config.token_budget)
-        shapes = BatchShapes(self.config.token_buckets, self.config.max_seqs, cache_config.pages_per_seq)
-        self._compute = CompiledStep(model, shapes, cache_config, mesh)
+        self._shapes = BatchShapes(self.config.token_buckets, self.config.max_seqs, cache_config.pages_per_seq)
+        self._compute = CompiledStep(model, self._shapes, cache_config, mesh)
 
     @classmethod
     def load(
@@ -168,9 +169,10 @@ class Engine:
             step = self._scheduler.schedule()
             if not step.work:
                 return []
-            batch = self._compute.batch(step)
+            batch = self._pack(step)
             called = time.perf_counter()
             pages_used = self._manager.num_used
+            self._compute.apply(self._manager.take_moves())
             next_tokens = self._compute(batch)
             device_seconds = time.perf_counter() - called
             finished = self._scheduler.advance(step, next_tokens[: len(step.work)].tolist())
@@ -263,6 +265,17 @@ class Engine:
             now += 1
             if on_step is not None:
                 on_step(self.stats.steps[-1], finished)
+
+    def _pack(self, step: Step) -> StepBatch:
+        """The step's arrays on the host, padded to one of the fixed shapes."""
+        return self._shapes.pack(
+            self._manager.tables(step.seqs),
+            self._manager.lengths(step.seqs),
+            step.rows,
+            np.array(step.token_ids, np.int32),
+            num_pages=self._manager.num_pages,
+            page_size=self._manager.page_size,
+        )
 
     def _prompt_ids(self, prompt: Prompt, chat: bool | None) -> list[int]:
         if isinstance(prompt, str):
