@@ -13,7 +13,7 @@ from paged_attn_layer.engine.config import EngineConfig
 from paged_attn_layer.engine.engine import Engine
 from paged_attn_layer.models.config import ModelConfig
 from paged_attn_layer.models.llama import LlamaForCausalLM
-from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, ScheduledSequence
+from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, PageManager, ScheduledSequence
 
 VOCABULARY = 61
 CONFIG = EngineConfig(max_seqs=3, max_sequence_length=48, page_size=4, prefill_chunk=8)
