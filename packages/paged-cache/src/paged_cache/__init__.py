@@ -4,6 +4,7 @@ from paged_cache._version import __version__
 from paged_cache.batching import BatchShapes, ScheduledSequence
 from paged_cache.cache import PagedAttentionCache
 from paged_cache.config import CacheConfig, PagedAttentionCacheMetaData
+from paged_cache.device import apply_moves, apply_moves_by_group, warm_up_moves
 from paged_cache.manager import (
     EventKind,
     KeptPage,
@@ -55,9 +56,12 @@ __all__ = [
     "StepShape",
     "Subscriber",
     "__version__",
+    "apply_moves",
+    "apply_moves_by_group",
     "axis_size",
     "kv_head_axis",
     "plan",
     "sharded_call",
     "stack_batches",
+    "warm_up_moves",
 ]
