@@ -26,7 +26,7 @@ def test_attention_over_a_paged_cache(examples):
     np.testing.assert_allclose(out[0], np.repeat(v[0], 4, axis=0), atol=1e-6)  # the first token sees itself alone
     assert (np.abs(out[:21]).max(axis=(1, 2)) > 0).all()
     assert not out[21:].any()
-    first, last = names["prompt"].page_ids
+    first, last = names["manager"].tables(names["seqs"][0])[0, 0, :2]
     np.testing.assert_array_equal(view.value_pages[:, first], np.swapaxes(v[:16], 0, 1))
     np.testing.assert_array_equal(view.value_pages[:, last, :4], np.swapaxes(v[16:20], 0, 1))
 
