@@ -179,9 +179,9 @@ def test_fault_16_the_text_is_the_same_with_and_without_prefix_reuse(model, engi
 def test_the_same_prompt_again_computes_only_its_last_token(engine):
     (prompt,) = prompts(19)
     before = len(engine.stats.steps)
-    requests = [engine.request(prompt, max_new_tokens=6, cache_salt=salt) for salt in ("a", "a", "b")]
-    first, again, salted = (engine.serve([request])[0].token_ids for request in requests)
-    assert first == again == salted
+    requests = [engine.request(prompt, max_new_tokens=6, namespace=name) for name in ("a", "a", "b")]
+    first, again, apart = (engine.serve([request])[0].token_ids for request in requests)
+    assert first == again == apart
     computed = [(step.prefill_tokens, step.reused_tokens) for step in engine.stats.steps[before:]]
     assert [rows for rows in computed if any(rows)] == [(11, 0), (8, 0), (1, 18), (11, 0), (8, 0)]
 

@@ -31,10 +31,10 @@ def pages_of(scheduler, request):
     return table[table > 0].tolist()
 
 
-def ask(length, max_new_tokens=4, *, first=1, stop_token_ids=(), text=None, salt=None):
+def ask(length, max_new_tokens=4, *, first=1, stop_token_ids=(), text=None, namespace=""):
     prompt = [(first + i) % 50 for i in range(length)]
     return Request(
-        prompt_ids=prompt, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, text=text, cache_salt=salt
+        prompt_ids=prompt, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, text=text, namespace=namespace
     )
 
 
@@ -70,7 +70,7 @@ REQUESTS = st.lists(
         st.integers(0, 25),  # step of arrival
         st.sets(st.integers(0, 49), max_size=4),  # stop tokens
         st.integers(1, 2),  # first token: requests with the same one share a prefix
-        st.sampled_from([None, "tenant"]),
+        st.sampled_from(["", "tenant"]),
     ),
     min_size=1,
     max_size=8,
@@ -98,7 +98,9 @@ def test_every_request_gets_its_text_whatever_the_batching(
         token_budget=max_seqs + spare_rows,
         prefix_reuse=prefix_reuse,
     )
-    requests = [ask(p, n, first=first, stop_token_ids=stop, salt=salt) for p, n, _, stop, first, salt in asked]
+    requests = [
+        ask(p, n, first=first, stop_token_ids=stop, namespace=namespace) for p, n, _, stop, first, namespace in asked
+    ]
     coming = sorted(zip([arrival for _, _, arrival, *_ in asked], requests, strict=True), key=lambda pair: pair[0])
     arrived = [request for _, request in coming]
     model = FakeModel(scheduler.manager)
@@ -298,13 +300,13 @@ def test_without_prefix_reuse_everything_is_computed():
         assert served(scheduler, model, ask(20)) == (20, 0)
 
 
-def test_only_requests_with_the_same_salt_share_pages():
+def test_only_requests_of_the_same_namespace_share_pages():
     scheduler = make()
     model = FakeModel(scheduler.manager)
-    for salt in (None, "a", "b"):
-        assert served(scheduler, model, ask(9, salt=salt)) == (9, 0)
-    for salt in (None, "a", "b"):
-        assert served(scheduler, model, ask(9, salt=salt)) == (1, 8)
+    for namespace in ("", "a", "b"):
+        assert served(scheduler, model, ask(9, namespace=namespace)) == (9, 0)
+    for namespace in ("", "a", "b"):
+        assert served(scheduler, model, ask(9, namespace=namespace)) == (1, 8)
 
 
 def test_the_next_turn_of_a_talk_finds_the_answer_too():

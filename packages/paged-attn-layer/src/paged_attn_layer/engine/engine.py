@@ -123,7 +123,7 @@ class Engine:
         stop: str | Sequence[str] = (),
         stop_token_ids: Collection[int] | None = None,
         chat: bool | None = None,
-        cache_salt: str | None = None,
+        namespace: str = "",
     ) -> Request:
         """A request that this engine can serve, not queued yet.
 
@@ -133,7 +133,7 @@ class Engine:
             stop: the answer ends before the first of these strings (or this one).
             stop_token_ids: tokens that end the answer; `None` means the model's end tokens.
             chat: whether a text is put into the tokenizer's chat template; `None` means where it has one.
-            cache_salt: only requests with the same one share pages.
+            namespace: only requests of the same one share pages; give each tenant one of its own.
 
         Raises:
             ValueError: the prompt is empty, holds an id outside the vocabulary, or with its answer is longer than
@@ -149,7 +149,7 @@ class Engine:
             max_new_tokens=max_new_tokens,
             stop_token_ids=self._end_tokens() if stop_token_ids is None else frozenset(stop_token_ids),
             text=text,
-            cache_salt=cache_salt,
+            namespace=namespace,
         )
         self._scheduler.check(request)
         return request

@@ -42,8 +42,8 @@ class Request:
     text: OutputText | None = None
     """The answer as text, which ends it at a stop string; `None` where there is no tokenizer."""
 
-    cache_salt: str | None = None
-    """Only requests with the same salt share pages; give each tenant one of its own."""
+    namespace: str = ""
+    """Only requests of the same namespace share pages; give each tenant one of its own."""
 
     token_ids: list[int] = dataclasses.field(init=False)
     seq: int | None = dataclasses.field(init=False, default=None)

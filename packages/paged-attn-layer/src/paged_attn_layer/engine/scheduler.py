@@ -237,7 +237,7 @@ class Scheduler:
             return None
         request = self.waiting[0]
         if request.known is None:
-            request.known = Prompt(request.token_ids, namespace=request.cache_salt or "")
+            request.known = Prompt(request.token_ids, namespace=request.namespace)
         if self.manager.pages_to_admit(request.known) > self.manager.num_free - self._claimed_pages():
             return None
         request.seq = self.manager.admit(request.known, chunk=rows_left)
