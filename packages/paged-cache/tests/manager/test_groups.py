@@ -73,6 +73,12 @@ def test_groups_take_their_pages_from_one_pool():
     assert sorted(pages) == list(range(1, 10))
 
 
+def test_what_depends_on_an_unnamed_text_is_not_kept():
+    manager = new_manager(groups=(FULL, CROSS))
+    manager.release(computed(manager, range(9), cross_tokens=5))
+    assert manager.kept_pages() == []
+
+
 def test_cross_attention_has_pages_for_the_other_text_alone():
     manager = new_manager(groups=(FULL, CROSS))
     seq = computed(manager, range(5), cross_tokens=9)

@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 from managing import computed, cost, ended, new_manager, refused, table, write
@@ -258,6 +260,35 @@ def test_nothing_is_found_after_prefixes_were_forgotten():
     write(manager, seq, 4, range(4))
     assert manager.find([*range(50, 58), *range(4), 9]) == 0, "what comes after cannot be found without its start"
     manager.release(seq)
+
+
+def test_what_depends_on_forgotten_pages_is_not_found_either():
+    manager = new_manager(num_host_pages=4)
+    swapped, running, ending = (computed(manager, range(start, start + 7)) for start in (0, 50, 90))
+    manager.swap_out(swapped)
+    manager.forget_prefixes()
+    manager.swap_in(swapped)
+    write(manager, running, 1, [57])
+    manager.release(ending)
+    assert manager.kept_pages() == []
+    ended(manager, range(50, 58))
+    assert manager.find(range(50, 60)) == 8, "what is computed anew is"
+
+
+def out_of_memory(data):
+    raise MemoryError("no memory")
+
+
+def test_a_key_that_cannot_be_hashed_leaves_a_commit_undone(monkeypatch):
+    manager = new_manager()
+    seq = computed(manager, range(3))
+    manager.extend(seq, 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "sha256", out_of_memory)
+        with refused(manager, MemoryError, match="no memory"):
+            manager.commit(seq, 6, range(3, 9))
+    manager.commit(seq, 6, range(3, 9))
+    assert manager.find(range(9)) == 8
 
 
 def test_a_page_is_zeroed_before_it_has_another_owner():

@@ -1,14 +1,27 @@
 """Which pages each sequence holds, group by group: the steps that operations of the manager consist of."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from paged_cache.manager.groups import Count, LayerGroup
 from paged_cache.manager.pages import Pages
 from paged_cache.manager.prefix import KeptPage, media_bytes
+from paged_cache.manager.prompt import Prompt
 from paged_cache.manager.reuse import Admission
 from paged_cache.manager.sequences import UNKNOWN, Sequences, ragged
+
+
+class FullPages(NamedTuple):
+    """Pages that have become full."""
+
+    places: tuple[np.ndarray, np.ndarray]
+    """Their rows and table entries, in order."""
+    tokens: list[bytes]
+    """What they hold; nothing where a token is not known."""
+    keys: list[bytes]
+    """What they are found by; nothing from the first page of a row on whose tokens are not known."""
 
 
 class Holdings:
@@ -42,6 +55,10 @@ class Holdings:
         """The pages of a row, by group."""
         return [self.seqs.tables[group, row, start:stop] for group, start, stop in self._spans(row)]
 
+    def says_all(self, prompt: Prompt) -> bool:
+        """Whether a prompt says all that its keys and values depend on: with cross-attention, what that sees too."""
+        return not self.cross or bool(media_bytes(prompt.media, 0, 1))
+
     def add(self, new: Admission) -> int:
         """The id of a new sequence that starts with what was found; there are pages enough."""
         reuse = new.reuse
@@ -52,6 +69,8 @@ class Holdings:
         pages = self.pages.allocate(num_new * len(self.growing) + num_cross * len(self.cross))
         grown, crossed = np.split(pages, [num_new * len(self.growing)])
         row, seq = self.seqs.add(new)
+        if not self.says_all(new.prompt):
+            self.seqs.keys[row].clear()
         for group in self.growing:
             first = reuse.num_pages - len(reuse.pages[group])
             self.seqs.first[group, row] = first
@@ -90,16 +109,22 @@ class Holdings:
         for group, of_group in zip(self.growing, pages.reshape(len(self.growing), -1), strict=True):
             self.seqs.tables[group][places] = of_group
 
-    def keep_full_pages(self, rows: np.ndarray) -> None:
-        """Let the pages of these rows that are full now be found, as far as their tokens are known."""
-        before, now = self.seqs.num_full[rows], self.seqs.computed[rows] // self.page_size
+    def name_full_pages(self, rows: np.ndarray, counts: np.ndarray) -> FullPages | None:
+        """The pages that are full when `counts` more tokens of these rows are computed; changes nothing."""
+        before, now = self.seqs.num_full[rows], (self.seqs.computed[rows] + counts) // self.page_size
         filled = np.flatnonzero(now - before)
-        if len(filled):
-            places = ragged(rows[filled], before[filled], (now - before)[filled])
-            tokens = self.seqs.page_tokens(places)
-            self.seqs.add_keys(places, tokens)
-            self.seqs.num_full[rows] = now
-            self._keep_pages(places, tokens)
+        if not len(filled):
+            return None
+        places = ragged(rows[filled], before[filled], (now - before)[filled])
+        tokens = self.seqs.page_tokens(places)
+        return FullPages(places, tokens, self.seqs.next_keys(places, tokens))
+
+    def keep_full_pages(self, full: FullPages) -> None:
+        """Let pages that have become full be found, as far as their tokens are known."""
+        for row, key in zip(full.places[0].tolist(), full.keys, strict=True):
+            self.seqs.keys[row] += [key] if key else []
+        np.maximum.at(self.seqs.num_full, full.places[0], full.places[1] + 1)
+        self._keep_pages(full.places, full.tokens)
 
     def keep_all_full_pages(self, row: int) -> None:
         """Let all pages of a row that have keys be found."""

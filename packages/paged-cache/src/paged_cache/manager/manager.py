@@ -9,11 +9,11 @@ from numpy.typing import ArrayLike
 from paged_cache.manager.admission import free_pages_found, new_pages, plan_admission
 from paged_cache.manager.events import Subscriber
 from paged_cache.manager.groups import LayerGroup
-from paged_cache.manager.holdings import Holdings
+from paged_cache.manager.holdings import FullPages, Holdings
 from paged_cache.manager.moves import PageMoves
 from paged_cache.manager.pages import Pages
 from paged_cache.manager.pool import PagePool
-from paged_cache.manager.prefix import KeptPage, media_bytes
+from paged_cache.manager.prefix import KeptPage
 from paged_cache.manager.prompt import Prompt, check_tokens
 from paged_cache.manager.restore import restore
 from paged_cache.manager.reuse import Reuse, ReuseSearch
@@ -249,11 +249,10 @@ class PageManager:
         rows = self._seqs.rows(seqs)
         counts = check_counts(counts, len(rows))
         self._seqs.check_left(rows, counts)
-        if token_ids is not None:
-            self._seqs.learn(ragged(rows, self._seqs.computed[rows], counts), token_ids)
+        full = self._name_full_pages(rows, counts, token_ids)
         self._seqs.computed[rows] += counts
-        if self.prefix_reuse:
-            self._held.keep_full_pages(rows)
+        if full is not None:
+            self._held.keep_full_pages(full)
         self._held.return_unseen(rows)
         self._pages.publish()
 
@@ -360,8 +359,12 @@ class PageManager:
         self._pages.publish()
 
     def forget_prefixes(self) -> None:
-        """Nothing that is in pages can be found any more, for instance because the model's weights have changed."""
+        """Nothing that is in pages can be found any more, for instance because the model's weights have changed.
+
+        Nor can what the sequences of now have on the host, or compute later: it depends on what they have.
+        """
         self._pages.forget_all()
+        self._seqs.forget_keys()
         self._pages.publish()
 
     def kept_pages(self) -> list[KeptPage]:
@@ -381,8 +384,19 @@ class PageManager:
         self._pages.publish()
         return pages
 
+    def _name_full_pages(self, rows: np.ndarray, counts: np.ndarray, token_ids: ArrayLike | None) -> FullPages | None:
+        """The pages that are full when `counts` more tokens of these rows are computed, which now are known."""
+        if token_ids is None:
+            return self._held.name_full_pages(rows, counts) if self.prefix_reuse else None
+        places = ragged(rows, self._seqs.computed[rows], counts)
+        before = self._seqs.learn(places, token_ids)
+        try:
+            return self._held.name_full_pages(rows, counts) if self.prefix_reuse else None
+        except MemoryError:
+            self._seqs.token_ids[places] = before
+            raise
+
     def _reuse(self, prompt: Prompt, limit: int) -> Reuse:
-        unknown = self._held.cross and not media_bytes(prompt.media, 0, 1)
-        if unknown or not self.prefix_reuse:
+        if not (self.prefix_reuse and self._held.says_all(prompt)):
             return Reuse.none(len(self.groups))
         return ReuseSearch(self._pages.index, self.groups, self.page_size, prompt).longest(limit)

@@ -169,8 +169,8 @@ class Sequences:
                 f"{left} tokens of the sequence are not computed, so it cannot be {doing}; commit or truncate"
             )
 
-    def learn(self, places: tuple[np.ndarray, np.ndarray], token_ids: ArrayLike) -> None:
-        """These are the tokens at these places, which were not known, or are the same.
+    def learn(self, places: tuple[np.ndarray, np.ndarray], token_ids: ArrayLike) -> np.ndarray:
+        """These are the tokens at these places, which were not known, or are the same; returns what was known.
 
         Raises:
             ValueError: another token is there.
@@ -184,6 +184,7 @@ class Sequences:
                 f"token_ids[{at}]={tokens[at]}, but extend was told {known[at]}; truncate, and extend anew"
             )
         self.token_ids[places] = tokens
+        return known
 
     def add(self, new: Admission) -> tuple[int, int]:
         """The row and the id of a new sequence, which has no pages yet; there is room for it."""
@@ -236,13 +237,22 @@ class Sequences:
         data, size = tokens.tobytes(), tokens.itemsize * self.page_size
         return [data[at * size : (at + 1) * size] if known[at] else b"" for at in range(len(known))]
 
-    def add_keys(self, places: tuple[np.ndarray, np.ndarray], tokens: list[bytes]) -> None:
-        """Hash full pages, at these rows and table entries; a page without tokens has no key, nor have those after."""
+    def next_keys(self, places: tuple[np.ndarray, np.ndarray], tokens: list[bytes]) -> list[bytes]:
+        """Keys of full pages, at these rows and table entries; a page without tokens has none, nor have those after."""
         rows, pages = (place.tolist() for place in places)
+        keys, key, last = [], b"", -1
         for row, page, token_ids in zip(rows, pages, tokens, strict=True):
-            keys = self.keys[row]
-            if token_ids and len(keys) == page + 1:
-                keys.append(page_key(keys[-1], token_ids, self.page_media(row, page)))
+            if row != last:
+                before = self.keys[row]
+                key, last = (before[-1] if len(before) == page + 1 else b""), row
+            key = page_key(key, token_ids, self.page_media(row, page)) if key and token_ids else b""
+            keys.append(key)
+        return keys
+
+    def forget_keys(self) -> None:
+        """No sequence of now has a key, so nobody can find what it has and will compute."""
+        for keys in self.keys:
+            keys.clear()
 
     def page_media(self, row: int, page: int) -> bytes:
         """What media add to the key of a page."""
