@@ -47,9 +47,9 @@ def table(manager: PageManager, seq: int, group: int = 0) -> list[int]:
 @contextlib.contextmanager
 def unchanged(thing: Any) -> Iterator[None]:
     """Nothing of this has changed at the end."""
-    before = _picture(thing)
+    before = picture(thing)
     yield
-    assert _picture(thing) == before, "something has changed"
+    assert picture(thing) == before, "something has changed"
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def cost(operation: Callable[[], Any]) -> tuple[int, int]:
     return calls, peak
 
 
-def _picture(thing: Any) -> bytes:
+def picture(thing: Any) -> bytes:
     """All that an object holds, but for the answer that a manager remembers, which asking changes."""
     if isinstance(thing, PageManager):
         thing._seqs._asked = None

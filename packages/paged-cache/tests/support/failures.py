@@ -1,0 +1,90 @@
+"""Failures planted in what may fail in an operation of a page manager."""
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+from paged_cache.manager import OutOfPages, PageManager, PagePool, Pin, prefix
+
+SEAMS = ("pages", "hash")
+
+
+class Countdown:
+    """Counts calls, and raises at the one that it is told to."""
+
+    def __init__(self, error: Callable[[], Exception], nth: int = 0) -> None:
+        self.calls = 0
+        self._nth = nth
+        self._error = error
+
+    def tick(self) -> None:
+        """One call."""
+        self.calls += 1
+        if self.calls == self._nth:
+            raise self._error()
+
+
+class Counted:
+    """A module whose functions tick when they are called."""
+
+    def __init__(self, module: types.ModuleType, countdown: Countdown) -> None:
+        self._module = module
+        self._countdown = countdown
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._module, name)
+
+        def counted(*args: Any) -> Any:
+            self._countdown.tick()
+            return function(*args)
+
+        return counted
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Something that may fail does, at one of its calls in an operation.
+
+    pages  | no page is free, on the device or on the host
+    hash   | there is no memory for a key
+    """
+
+    seam: str
+    at: int
+    """Which call; counted round, as an operation has a few."""
+
+    def planted_in(self, operation: Callable[[PageManager], Any], manager: PageManager, pins: Sequence[Pin]) -> bool:
+        """Whether the operation has such a call, and so has failed at it."""
+        calls = count_calls(self.seam, operation, manager, pins)
+        if calls:
+            with _planted(self.seam, 1 + self.at % calls), contextlib.suppress(OutOfPages, MemoryError):
+                operation(manager)
+                raise AssertionError(f"{self} had no effect")
+        return calls > 0
+
+
+def count_calls(seam: str, operation: Callable[[PageManager], Any], manager: PageManager, pins: Sequence[Pin]) -> int:
+    """How often an operation calls what may fail; tried on a twin of the manager, with the same pins."""
+    twin = copy.deepcopy(manager, {id(pin): pin for pin in pins})
+    with _planted(seam, 0) as countdown:
+        try:
+            operation(twin)
+        except OutOfPages:
+            return 1 if seam == "pages" else countdown.calls
+    return countdown.calls
+
+
+@contextlib.contextmanager
+def _planted(seam: str, nth: int) -> Iterator[Countdown]:
+    countdown = Countdown(MemoryError, nth)
+    if seam == "pages":
+        with mock.patch.object(PagePool, "num_free", 0):
+            yield countdown
+    else:
+        with mock.patch.object(prefix, "hashlib", Counted(hashlib, countdown)):
+            yield countdown

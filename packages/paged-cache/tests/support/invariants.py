@@ -1,0 +1,135 @@
+"""What must hold of a page manager between any two operations."""
+
+import copy
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+from plain_manager import PlainSequence, first_seen
+from simulated_device import EMPTY, SimulatedDevice
+
+from paged_cache.manager import KeptPage
+
+if TYPE_CHECKING:
+    from checked_manager import CheckedManager
+
+
+def check_all(checked: "CheckedManager") -> None:
+    """Numbers, owners, tables, what the device holds, and what can be found."""
+    tables = checked.manager.tables(checked.running)  # [groups, n, pages_per_seq]
+    owners = checked.manager.owners(np.arange(checked.config.num_pages))
+    _check_owners(checked, tables, owners)
+    _check_sequences(checked)
+    device = checked.device.copy()
+    device.apply(copy.deepcopy(checked.manager._pages.log).take())  # a look at the moves, without taking them
+    kept = checked.manager.kept_pages()
+    for at, seq in enumerate(checked.running):
+        for group, table in enumerate(tables[:, at]):
+            _check_table(checked, checked[seq], group, table)
+            _check_content(checked, checked[seq], group, table, device)
+            _check_writable(checked, checked[seq], group, table, owners, {content.page for content in kept})
+    for content in kept:
+        _check_kept_page(checked, content, device)
+    _check_free_pages(checked, owners, kept, device)
+
+
+def _check_owners(checked: "CheckedManager", tables: np.ndarray, owners: np.ndarray) -> None:
+    """A page has as many owners as tables and pins name it; free and used pages are all there are."""
+    manager, num_pages = checked.manager, checked.config.num_pages
+    named = np.concatenate([tables[tables > 0], *(pin.pages for pin in checked.pins)]).astype(np.int64)
+    assert owners.tolist() == np.bincount(named, minlength=num_pages).tolist()
+    assert manager.num_used == (owners > 0).sum()
+    assert manager.num_free + manager.num_used == num_pages - 1
+    stats = manager.stats()
+    assert stats.num_empty + stats.num_kept == manager.num_free
+    assert stats.num_seqs == len(checked.plain.sequences)
+    assert (stats.queried_tokens, stats.reused_tokens) == (checked.queried, checked.reused)
+    assert stats.evictions == checked.events.evicted
+    assert stats.empty_slots == _empty_slots(checked, tables), "slots without a token"
+
+
+def _empty_slots(checked: "CheckedManager", tables: np.ndarray) -> int:
+    """Slots of owned pages that hold a token of none of their owners; pinned pages are full."""
+    size = checked.config.page_size
+    filled: dict[int, int] = defaultdict(int)
+    for page in [page for pin in checked.pins for page in pin.pages.tolist()]:
+        filled[page] = size
+    for at, seq in enumerate(checked.running):
+        for group, table in zip(checked.config.groups, tables[:, at].tolist(), strict=True):
+            length = checked[seq].length if group.grows else len(checked[seq].cross)
+            for index, page in enumerate(table):
+                if page:
+                    filled[page] = max(filled[page], min(size, length - index * size))
+    return size * len(filled) - sum(filled.values())
+
+
+def _check_sequences(checked: "CheckedManager") -> None:
+    """Tokens and lengths are the model's."""
+    for seq, sequence in checked.plain.sequences.items():
+        assert checked.manager.lengths(seq).tolist() == [sequence.length]
+        assert checked.manager.computed(seq).tolist() == [sequence.computed]
+        told = [token if known else -1 for token, known in zip(sequence.tokens, sequence.known, strict=True)]
+        assert checked.manager.token_ids(seq).tolist() == told
+
+
+def _check_table(checked: "CheckedManager", sequence: PlainSequence, index: int, table: np.ndarray) -> None:
+    """There are pages for the tokens that queries will see or that have a slot, and no others."""
+    group, size = checked.config.groups[index], checked.config.page_size
+    stop = -(-(sequence.length if group.grows else len(sequence.cross)) // size)
+    first, settled = (first_seen(group, n) // size for n in (sequence.computed, sequence.settled))
+    assert (table[first:stop] > 0).all(), f"{group} needs pages {first} to {stop} of {table}"
+    assert not table[stop:].any(), f"{group} has pages after the last token, {stop}, in {table}"
+    assert not table[:settled].any(), f"{group} has pages that nobody sees, before {settled}, in {table}"
+
+
+def _check_content(
+    checked: "CheckedManager", sequence: PlainSequence, index: int, table: np.ndarray, device: SimulatedDevice
+) -> None:
+    """The device holds exactly this sequence's tokens wherever a query can look; pages to come are clean."""
+    group, size = checked.config.groups[index], checked.config.page_size
+    contents = sequence.contents[: sequence.written] if group.grows else sequence.cross * sequence.cross_written
+    first = first_seen(group, sequence.computed)
+    expected = checked.plain.contents.cells(contents[first:], index)
+    assert device.read(table, first, len(contents)).tolist() == expected.tolist(), f"{group} reads something else"
+    if checked.config.scrub:
+        pages = device.pages[table[table > 0]]
+        assert checked.plain.contents.namespaces(pages) <= {None, sequence.namespace}, "another namespace can be read"
+        assert (device.pages[table[-(-len(contents) // size) :]] <= EMPTY).all(), "a page was not scrubbed"
+
+
+def _check_writable(checked, sequence, index, table, owners, findable) -> None:
+    """A slot that is to be written is in a page with one owner, which nobody can find."""
+    if checked.config.groups[index].grows:
+        pages = table[sequence.computed // checked.config.page_size : -(-sequence.length // checked.config.page_size)]
+        if sequence.computed < sequence.length:
+            assert (owners[pages] == 1).all(), f"pages {pages} are to be written, but have {owners[pages]} owners"
+            assert findable.isdisjoint(pages.tolist()), f"pages {pages} are to be written, but can be found"
+
+
+def _check_kept_page(checked: "CheckedManager", content: KeptPage, device: SimulatedDevice) -> None:
+    """What can be found is there: these tokens of this group, after the ones that the key before them names."""
+    numbers = checked.plain.contents
+    tokens = np.frombuffer(content.token_ids, "<i4").tolist()
+    cells = device.pages[content.page, : len(tokens)]
+    chain = (cells // numbers.num_groups).tolist()
+    assert (cells > EMPTY).all(), f"{content} is not there"
+    assert (cells % numbers.num_groups == content.group).all(), f"{content} is of another group"
+    assert [numbers.token[number][0] for number in chain] == tokens, f"{content} has other tokens"
+    assert [numbers.before[number] for number in chain[1:]] == chain[:-1], f"{content} is of several texts"
+    before = numbers.before[chain[0]]
+    assert checked.names.setdefault(content.parent, before) == before, f"{content} goes on from another text"
+    if content.key:
+        assert len(tokens) == checked.config.page_size
+        assert checked.names.setdefault(content.key, chain[-1]) == chain[-1], f"{content} is named like another text"
+
+
+def _check_free_pages(
+    checked: "CheckedManager", owners: np.ndarray, kept: list[KeptPage], device: SimulatedDevice
+) -> None:
+    """Free pages that can be found are those that are kept; subscribers know of all; the others are clean."""
+    findable = {content.page for content in kept}
+    assert checked.events.findable == {content.page: content.key for content in kept}, "events say something else"
+    free = set(np.flatnonzero(owners[1:] == 0) + 1)
+    assert checked.manager.num_kept == len(free & findable)
+    if checked.config.scrub:
+        assert (device.pages[list(free - findable)] == EMPTY).all(), "a page that was released can be read"
