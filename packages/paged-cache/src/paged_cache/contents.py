@@ -1,11 +1,11 @@
-"""What pages hold in every layer: taken off the devices, and put into pages of the same or of another cache.
+"""What pages hold in all views: taken off the devices, and put into pages of the same or of another cache.
 
-A content is a `KVPages` of one page, with an axis of layers where otherwise there are pages:
+A content is a `KVPages` of one page, with an axis of views where otherwise there are pages:
 
-    data   [layers, kv_heads, page_size, storage_lanes]
-    scales [layers, kv_heads, 1, scale_lanes]
+    data   [views, kv_heads, page_size, storage_lanes]
+    scales [views, kv_heads, 1, scale_lanes]
 
-and is split over a mesh as the pages are: its heads over the head axis, and with a `data_axis` the groups' layers come
+and is split over a mesh as the pages are: its heads over the head axis, and with a `data_axis` the groups' views come
 one group after the other. Each function is compiled once for every count of pages that it is padded to, a power of two,
 whatever the page ids. The padding is the null page, 0: it reads as zeros and is never written.
 """
@@ -100,25 +100,25 @@ def chunks(n: int) -> list[slice]:
 
 
 def on_devices(function: Callable[..., Any], cache: PagedAttentionCache, page_ids: Any, *contents: Any) -> Any:
-    """`function(layers, page_ids, *contents)` on each device's part of the pages, with the ids of its data group.
+    """`function(views' pages, page_ids, *contents)` on each device's part of the pages, with the ids of its data group.
 
     `page_ids` has a leading axis `[groups]`, which `function` does not see. The result is split as pages are.
     """
     view = cache.views[0]
 
-    def part(layers: list[KVPages], page_ids: Array, *contents: Any) -> Any:
-        return function(layers, page_ids[0], *contents)
+    def part(views: list[KVPages], page_ids: Array, *contents: Any) -> Any:
+        return function(views, page_ids[0], *contents)
 
-    layers = [each.pages for each in cache.views]
+    views = [each.pages for each in cache.views]
     if view.mesh is None:
-        return part(layers, page_ids, *contents)
+        return part(views, page_ids, *contents)
     specs = (view.pages_spec, view.batch_spec, *[view.pages_spec] * len(contents))
-    return sharded_call(part, view.mesh, specs, view.pages_spec, layers, page_ids, *contents)
+    return sharded_call(part, view.mesh, specs, view.pages_spec, views, page_ids, *contents)
 
 
-def with_layers(cache: PagedAttentionCache, layers: Sequence[KVPages]) -> PagedAttentionCache:
+def with_pages(cache: PagedAttentionCache, views: Sequence[KVPages]) -> PagedAttentionCache:
     """The cache with these pages in place of its own."""
-    replaced = [dataclasses.replace(view, pages=pages) for view, pages in zip(cache.views, layers, strict=True)]
+    replaced = [dataclasses.replace(view, pages=pages) for view, pages in zip(cache.views, views, strict=True)]
     return dataclasses.replace(cache, views=tuple(replaced))
 
 
@@ -155,9 +155,9 @@ def _or_outside(array: Array, page_ids: Array) -> Array:
 
 @jax.jit
 def _read(cache: PagedAttentionCache, page_ids: Int32[Array, "groups n"]) -> list[KVPages]:
-    def part(layers: list[KVPages], page_ids: Array) -> list[KVPages]:
-        taken = [jax.tree.map(lambda array: take(array, page_ids), pages) for pages in layers]
-        stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays, axis=1), *taken)  # [n, layers, kv_heads, ...]
+    def part(views: list[KVPages], page_ids: Array) -> list[KVPages]:
+        taken = [jax.tree.map(lambda array: take(array, page_ids), pages) for pages in views]
+        stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays, axis=1), *taken)  # [n, views, kv_heads, ...]
         return [jax.tree.map(lambda array, i=i: array[i], stacked) for i in range(len(page_ids))]
 
     return on_devices(part, cache, page_ids)
@@ -166,16 +166,16 @@ def _read(cache: PagedAttentionCache, page_ids: Int32[Array, "groups n"]) -> lis
 def _write_all(
     cache: PagedAttentionCache, page_ids: Int32[Array, "groups n"], contents: list[KVPages]
 ) -> PagedAttentionCache:
-    def part(layers: list[KVPages], page_ids: Array, contents: list[KVPages]) -> list[KVPages]:
-        def into(layer: int, array: Array, *pages: Array) -> Array:
-            return put(array, page_ids, jnp.stack([page[layer] for page in pages]))
+    def part(views: list[KVPages], page_ids: Array, contents: list[KVPages]) -> list[KVPages]:
+        def into(view: int, array: Array, *pages: Array) -> Array:
+            return put(array, page_ids, jnp.stack([page[view] for page in pages]))
 
         return [
-            jax.tree.map(lambda *arrays, layer=layer: into(layer, *arrays), pages, *contents)
-            for layer, pages in enumerate(layers)
+            jax.tree.map(lambda *arrays, view=view: into(view, *arrays), pages, *contents)
+            for view, pages in enumerate(views)
         ]
 
-    return with_layers(cache, on_devices(part, cache, page_ids, contents))
+    return with_pages(cache, on_devices(part, cache, page_ids, contents))
 
 
 _write = jax.jit(_write_all, donate_argnums=0)

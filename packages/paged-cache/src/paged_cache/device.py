@@ -18,7 +18,7 @@ from paged_cache.contents import (
     put,
     read_contents,
     take,
-    with_layers,
+    with_pages,
     write_contents,
 )
 from paged_cache.host import Held, HostPages
@@ -156,10 +156,10 @@ def _swap_in(
 
 
 def _copy_all(cache: PagedAttentionCache, ids: Int32[Array, "groups 2 n"]) -> PagedAttentionCache:
-    def part(layers: list[KVPages], ids: Array) -> list[KVPages]:
-        return jax.tree.map(lambda array: put(array, ids[1], take(array, ids[0])), layers)
+    def part(views: list[KVPages], ids: Array) -> list[KVPages]:
+        return jax.tree.map(lambda array: put(array, ids[1], take(array, ids[0])), views)
 
-    return with_layers(cache, on_devices(part, cache, ids))
+    return with_pages(cache, on_devices(part, cache, ids))
 
 
 _copy = jax.jit(_copy_all, donate_argnums=0)

@@ -105,13 +105,13 @@ class HostPages:
         held = []
         for column in host_pages.T.tolist():
             pages = [(group, page) for group, page in enumerate(column) if page]
-            held.append({name: part for page in pages for name, part in self._one(page).items()})
+            held.append({name: part for page in pages for name, part in self._stored(page).items()})
         return held
 
     def to_devices(self, held: Sequence[Held]) -> list[KVPages]:
         """Contents on the devices; zeros for a group of which nothing is held."""
         names = [(number, device) for number in range(len(jax.tree.leaves(self._shape))) for device in self._groups]
-        parts = [one.get(name, self._zeros(name[0])) for one in held for name in names]
+        parts = [one[name] if name in one else self._zeros(name[0]) for one in held for name in names]
         placed = iter(jax.device_put(parts, [SingleDeviceSharding(device) for _ in held for _, device in names]))
 
         def join(shape: jax.ShapeDtypeStruct) -> Array:
@@ -121,7 +121,7 @@ class HostPages:
 
         return [jax.tree.map(join, self._shape) for _ in held]
 
-    def _one(self, page: tuple[int, int]) -> Held:
+    def _stored(self, page: tuple[int, int]) -> Held:
         if page not in self._held:
             raise ValueError(
                 f"host page {page[1]} of data group {page[0]} holds nothing; give apply_moves every list of "

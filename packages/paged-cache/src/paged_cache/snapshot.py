@@ -73,7 +73,7 @@ def load_prefix_cache(
         manager: gets the pages.
         model: what the caller computes with; the file must say the same.
         data_group: with a `data_axis`, the data group whose manager it is.
-        host: as for `apply_moves`.
+        host: as for `apply_moves`, if moves that swap pages are waiting.
 
     Raises:
         ValueError: the file is something else, damaged, of an unknown version, or does not fit the cache or the

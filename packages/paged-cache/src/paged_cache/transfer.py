@@ -147,7 +147,7 @@ def import_sequence(
         namespace: as for `Prompt`.
         adapter: as for `Prompt`.
         media: as for `Prompt`.
-        host: as for `apply_moves`.
+        host: as for `apply_moves`, if moves that swap pages are waiting.
         data_group: with a `data_axis`, the data group whose manager it is.
 
     Raises:
