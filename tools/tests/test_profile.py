@@ -12,6 +12,7 @@ BUNDLES = textwrap.dedent("""\
 
     0x1: bundle slots:
       %122 = dma.general /*src=*/%s114_s28, /*size_in_granules=*/2048, /*dst=*/%s95_s20 /* hbm-to-vmem */
+      %59 = dma.hbm_to_vmem [thread:$0]  /*hbm=*/%s10_s9, /*size_in_granules=*/%s41_s2, /*vmem=*/%s56_s6
       %58 = dma.vmem_to_hbm [thread:$0]  /*vmem=*/%s1, /*size_in_granules=*/2, /*hbm=*/%s56_s6
       %75 = dma.hbm_to_smem /*hbm=*/%s8_s8, /*size_in_granules=*/16, /*smem=*/%s61_s28
       %76 = dma.done.wait [#allocation18], 16
@@ -37,10 +38,10 @@ PATH = textwrap.dedent("""\
 
 def test_counts_of_a_kernel():
     figures = read_texts(PROFILE, BUNDLES, PATH)
-    assert (figures.cycles, figures.bundles, figures.dmas) == (250, 3, 3)
+    assert (figures.cycles, figures.bundles, figures.dmas, figures.dmas_of_any_size) == (250, 3, 3, 1)
     assert (figures.bytes_read, figures.bytes_written) == ((512 + 2048) * 32, 64)
     assert (figures.vector_spills, figures.scalar_spills) == (1, 1)
-    expected = {"dma": 5, "scalar": 2, "matrix": 1, "transcendental": 1, "cross-lane": 1, "load": 0, "store": 2}
+    expected = {"dma": 6, "scalar": 2, "matrix": 1, "transcendental": 1, "cross-lane": 1, "load": 0, "store": 2}
     assert figures.operations == {**expected, "vector": 1}
 
 

@@ -85,5 +85,6 @@ def test_figures_are_void_unless_the_keys_are_read_once():
     workload = Workload.parse("decode-8-1-128")
     assert why_void(workload, Figures(bytes_read=workload.page_bytes), ours=True) is None
     assert why_void(workload, Figures(bytes_read=0.5 * workload.page_bytes), ours=True).startswith("void: 0.50 of")
+    assert why_void(workload, Figures(dmas_of_any_size=1), ours=True) is None
     assert why_void(workload, Figures(bytes_read=2 * workload.page_bytes), ours=True).startswith("void: 2.00 times")
     assert why_void(workload, Figures(bytes_read=2 * workload.page_bytes), ours=False) is None

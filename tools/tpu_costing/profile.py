@@ -15,6 +15,7 @@ _BUNDLE = re.compile(r"^0x[0-9a-f]+: bundle", re.MULTILINE)
 _INSTRUCTION = re.compile(r"^  (?:%\S+ = )?([a-z][\w.]*)(.*)$", re.MULTILINE)
 _STEP = re.compile(r"^Length to end: (\d+), (?:%\S+ = )?([a-z][\w.]*)", re.MULTILINE)
 _FROM_HBM = re.compile(r"dma\.(?:hbm_to_vmem|general(?=.*/\* hbm-to-vmem \*/)).*/\*size_in_granules=\*/(\d+)")
+_ANY_SIZE = re.compile(r"dma\.(?:hbm_to_vmem|general(?=.*/\* hbm-to-vmem \*/)).*/\*size_in_granules=\*/%")
 _TO_HBM = re.compile(r"dma\.(?:vmem_to_hbm|general(?=.*/\* vmem-to-hbm \*/)).*/\*size_in_granules=\*/(\d+)")
 _KINDS = (
     ("dma", r"dma\."),
@@ -39,6 +40,8 @@ class Figures:
     """Instruction words that are issued."""
     dmas: float = 0
     """Copies between HBM and vector memory that are started."""
+    dmas_of_any_size: float = 0
+    """Copies from HBM besides, of sizes that only the kernel knows; perhaps nothing."""
     bytes_read: float = 0
     """Bytes that they bring."""
     bytes_written: float = 0
@@ -84,6 +87,7 @@ def read_texts(profile: str, bundles: str, path: str) -> Figures:
     cycles = re.search(r"estimated_cycles: (\d+)", profile)
     counts: dict[str, float] = dict.fromkeys((kind for kind, _ in _KINDS), 0)
     moved: dict[re.Pattern[str], list[int]] = {_FROM_HBM: [], _TO_HBM: []}
+    of_any_size = 0
     spills = {"vst": 0, "sst": 0}
     for name, operands in _INSTRUCTION.findall(bundles):
         kind = _kind(name)
@@ -91,6 +95,7 @@ def read_texts(profile: str, bundles: str, path: str) -> Figures:
             continue
         counts[kind] += 1
         if kind == "dma":
+            of_any_size += _ANY_SIZE.match(name + operands) is not None
             for direction, sizes in moved.items():
                 if match := direction.match(name + operands):
                     sizes.append(GRANULE * int(match[1]))
@@ -100,6 +105,7 @@ def read_texts(profile: str, bundles: str, path: str) -> Figures:
         cycles=int(cycles[1]) if cycles else 0,
         bundles=len(_BUNDLE.findall(bundles)),
         dmas=sum(map(len, moved.values())),
+        dmas_of_any_size=of_any_size,
         bytes_read=sum(moved[_FROM_HBM]),
         bytes_written=sum(moved[_TO_HBM]),
         vector_spills=spills["vst"],

@@ -112,31 +112,27 @@ class ChunkStream:
 
     def start(self, block) -> None:
         """Start the copies of a block, its ids being there."""
-        whole = self.is_whole(block)
+        jax.lax.fori_loop(0, self.config.chunks, lambda i, _: self.start_chunk(block, i), None)
 
-        @pl.when(whole)
-        def _():
-            self.start_whole(block)
+    def start_chunk(self, block, i, *, whole: bool = False) -> None:
+        """Start the copies of chunk `i` of a block, each of a page or of nothing; of pages all, where it is whole.
 
-        @pl.when(jnp.logical_not(whole))
-        def _():
-            jax.lax.fori_loop(0, self.config.chunks, lambda i, _: self._start_chunk(block, i), None)
+        They are started side by side, without a branch, and share the sums of their addresses.
+        """
+        c, chunk = self.config, self.chunk(block, i)
+        ids = self._first_id(block, i) + chunk.page % LANES
+        places = self.copies.places(self.slot(block), i * c.chunk_pages, c.chunk_pages)
+        for page in range(c.chunk_pages):
+            self.copies.start(self.buffers.ids[ids + page], places, page, whole or page < chunk.count)
 
     def start_whole(self, block) -> None:
         """Start the copies of a whole block, its ids being there."""
         for i in range(self.config.chunks):
-            self._start_pages(block, i, 0, self.config.chunk_pages)
+            self.start_chunk(block, i, whole=True)
 
     def wait(self, block) -> None:
         """Wait until a block is in its slot."""
-        whole = self.is_whole(block)
-        pl.when(whole)(lambda: self.wait_whole(block))
-
-        @pl.when(jnp.logical_not(whole))
-        def _():
-            count, slot = self.count(block), self.slot(block)
-            for size in _powers_of_two(self.config.kv_pages):
-                pl.when(count & size != 0)(lambda size=size: self.copies.wait(slot, size))
+        self.copies.wait(self.slot(block), self.count(block))
 
     def wait_whole(self, block) -> None:
         """Wait for a whole block."""
@@ -145,21 +141,6 @@ class ChunkStream:
     def slot(self, block) -> jax.Array:
         """The buffer that a block is in."""
         return block % self.config.buffers
-
-    def _start_chunk(self, block, i) -> None:
-        """Start the copies of a chunk of any number of pages, in powers of two, each without a branch."""
-        c, count = self.config, self.chunk(block, i).count
-        for size in _powers_of_two(c.chunk_pages):
-            first = count & -(2 * size)
-            pl.when(count & size != 0)(lambda size=size, first=first: self._start_pages(block, i, first, size))
-
-    def _start_pages(self, block, i, first, count: int) -> None:
-        """Start the copies of `count` pages of chunk `i` of a block, from its page `first` on."""
-        c = self.config
-        ids = self._first_id(block, i) + self.chunk(block, i).page % LANES + first
-        places = self.copies.places(self.slot(block), i * c.chunk_pages + first, count)
-        for page in range(count):
-            self.copies.start(self.buffers.ids[ids + page], places, page)
 
     def _ids_copy(self, block, i, chunk: Chunk):
         first = pl.multiple_of(chunk.page // LANES * LANES, LANES)
@@ -178,8 +159,3 @@ class ChunkStream:
     def _first_note(self, block):
         c = self.config
         return block % _blocks_noted(c) * (1 + 3 * c.chunks)
-
-
-def _powers_of_two(most: int) -> list[int]:
-    """Those whose sums are the numbers up to `most`, the largest first."""
-    return [1 << bit for bit in reversed(range(most.bit_length()))]

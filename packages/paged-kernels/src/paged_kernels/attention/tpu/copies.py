@@ -96,13 +96,16 @@ class PageCopies:
         scales = b.scales.at[slot, pl.ds(first, count)]
         return Places(kv=kv, kv_arrived=b.kv_arrived.at[slot], scales=scales, scales_arrived=b.scales_arrived.at[slot])
 
-    def start(self, page_id, places: "Places", i: int) -> None:
-        """Start the copy of a page to one of some places."""
-        pltpu.make_async_copy(self.data.at[page_id], places.kv.at[:, i], places.kv_arrived).start()
+    def start(self, page_id, places: "Places", i: int, exists: jax.Array | bool = True) -> None:
+        """Start the copy of a page to one of some places; one of nothing, if there is no such page."""
+        heads = pl.ds(0, self.config.kv_heads if exists is True else jnp.where(exists, self.config.kv_heads, 0))
+        copies = [(self.data.at[page_id, heads], places.kv.at[heads, i], places.kv_arrived)]
         if places.scales is not None:
-            pltpu.make_async_copy(self.scales.at[page_id, :, 0], places.scales.at[i], places.scales_arrived).start()
+            copies.append((self.scales.at[page_id, heads, 0], places.scales.at[i, heads], places.scales_arrived))
+        for source, place, arrived in copies:
+            pltpu.make_async_copy(source, place, arrived).start()
 
-    def wait(self, slot, count: int) -> None:
+    def wait(self, slot, count) -> None:
         """Wait for `count` pages of a slot, whichever they are: a semaphore counts bytes, so one wait serves them."""
         b = self.buffers
         waits = [(b.kv.at[slot, :, pl.ds(0, count)], b.kv_arrived.at[slot])]

@@ -56,19 +56,9 @@ def decode_kernel(  # noqa: PLR0917 -- pallas_call passes references by position
 
         @pl.when(jnp.logical_not(steady))
         def _():
-            whole_ahead = stream.is_whole(ahead)
-            pl.when(jnp.logical_not(whole_ahead))(lambda: stream.start(ahead))
             stream.wait(block)
             decode.clear_unseen(block)
-
-            @pl.when(whole_ahead)
-            def _():
-                decode.attend_chunks(block, row_slot)
-                stream.start_whole(ahead)
-
-            @pl.when(jnp.logical_not(whole_ahead))
-            def _():
-                decode.attend_chunks(block, row_slot)
+            decode.attend_chunks(block, row_slot, ahead)
 
         return planned
 
@@ -117,8 +107,12 @@ class DecodeStep:
         first = self.stream.chunk(block, 0)
         self.step.attend_whole(self._cursor(block, first), self._operand(first, row_slot), self.stream.slot(block))
 
-    def attend_chunks(self, block, row_slot) -> None:
-        """Take the chunks of a block, each masked, into the states of their tiles, and put those into the output."""
+    def attend_chunks(self, block, row_slot, ahead) -> None:
+        """Take the chunks of a block, each masked, into the states of their tiles, and put those into the output.
+
+        Beside the arithmetic of each chunk, start the copies of a chunk of the block `ahead`. The compiler moves no
+        load of keys over the start of a copy, so the next chunk's products come first.
+        """
         c = self.config
         self.step.spread_scales(self.stream.slot(block))
         chunks = [self.stream.chunk(block, i) for i in range(c.chunks)]
@@ -130,6 +124,7 @@ class DecodeStep:
             x = self.step.score(heads[0], operands[0], keys[0])
             for (i, head), after in itertools.zip_longest(work, work[1:]):
                 x_after = after and self.step.score(after[1], operands[after[0]], keys[after[0]])
+                pl.when(head == c.kv_heads - 1)(functools.partial(self.stream.start_chunk, ahead, i))
                 self._absorb(head, x, chunks[i], keys[i], row_slot)
                 x = x_after
 
@@ -165,11 +160,9 @@ class DecodeStep:
         c = self.config
         if not c.clears_unseen:
             return
-        clean = [self._clean_pages(self.stream.chunk(block, i)) == c.chunk_pages for i in range(c.chunks)]
-
-        @pl.when(jnp.logical_not(functools.reduce(jnp.logical_and, clean)))
-        def _():
-            jax.lax.fori_loop(0, c.chunks, lambda i, _: self._clear_chunk(block, i), None)
+        chunks = [self.stream.chunk(block, i) for i in range(c.chunks)]
+        for i, (chunk, clean) in enumerate([(chunk, self._clean_pages(chunk)) for chunk in chunks]):
+            self._clear_chunk(block, i, chunk, clean)
 
     def _clean_pages(self, chunk: Chunk):
         """How many pages of a chunk, from its first, are seen whole."""
@@ -179,8 +172,8 @@ class DecodeStep:
         pages = jnp.where(first > chunk.page * c.page_size, 0, pages)
         return jnp.where(chunk.count > 0, pages, c.chunk_pages)  # a chunk of no sequence is attended for nobody
 
-    def _clear_chunk(self, block, i) -> None:
-        c, chunk = self.config, self.stream.chunk(block, i)
+    def _clear_chunk(self, block, i: int, chunk: Chunk, clean) -> None:
+        c = self.config
         first, end = self.step.seen(chunk.tile)
         pages = self.scratch.pages.kv.at[self.stream.slot(block)]
 
@@ -189,7 +182,7 @@ class DecodeStep:
             p = (chunk.page + page) * c.page_size + jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
             values[...] = jnp.where((p >= first) & (p < end), values[...], jnp.zeros_like(values))
 
-        jax.lax.fori_loop(self._clean_pages(chunk), c.chunk_pages, clear, None)
+        jax.lax.fori_loop(clean, c.chunk_pages, clear, None)
 
     def _operand(self, chunk: Chunk, row_slot):
         """The place of the chunk's row in the buffers; one past the last for a chunk of no sequence."""

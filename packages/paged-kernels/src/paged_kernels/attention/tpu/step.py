@@ -216,10 +216,11 @@ class Step:
         c, heads = self.config, self.config.kv_heads
         one_by_one = c.compute_dtype == jnp.float32 and c.rows >= FEW_ROWS
         at_once = 1 if one_by_one else min(heads, HEADS_AT_ONCE)
-        groups = heads // at_once
-        jax.lax.fori_loop(0, groups, lambda i, _: body([i * at_once + j for j in range(at_once)]), None)
-        if heads % at_once:
-            body(list(range(groups * at_once, heads)))
+        looped = heads // at_once * at_once if heads >= 2 * at_once else 0  # a single group needs no loop
+        if looped:
+            jax.lax.fori_loop(0, looped // at_once, lambda i, _: body([i * at_once + j for j in range(at_once)]), None)
+        for first in range(looped, heads, at_once):
+            body(list(range(first, min(first + at_once, heads))))
 
     def load(self, head) -> softmax.State:
         """The state of a head."""
