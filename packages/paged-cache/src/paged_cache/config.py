@@ -7,7 +7,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from paged_cache.sharding import PartitionManager, axis_size, kv_head_axis
@@ -125,7 +125,8 @@ class CacheConfig:
         device's memory: `bytes_limit * hbm_utilization - bytes_in_use`. A device holds all heads of a page, or its
         part where heads are split over the mesh. Where devices do not report their memory (CPU), an eighth of the
         host's memory times `hbm_utilization` is shared by the mesh's devices, and no more is taken than `batch_size`
-        sequences of full length need.
+        sequences of full length need. On a mesh over many processes all of them call this, and get what fits into the
+        one with the least.
 
         Args:
             mesh: the devices that share the cache; `None` for the default one.
@@ -203,6 +204,7 @@ def _fitting_pages(
     else:
         available, source = _host_bytes(mesh, utilization), "the share of host memory"
         most = max(MIN_PAGES, config.batch_size * config.pages_per_seq + 1)
+    available = _least_of_processes(available, mesh)
     per_device = config.bytes_per_page // split
     pages = available // per_device
     if pages < MIN_PAGES:
@@ -212,6 +214,17 @@ def _fitting_pages(
             "use a smaller page_size, raise the budget, or split heads over more devices"
         )
     return pages if most is None else min(pages, most)
+
+
+def _least_of_processes(number: int, mesh: Mesh | None) -> int:
+    """The least of what all processes of the mesh say, which have to allocate alike; each of them must call this."""
+    if mesh is None or len(mesh.local_devices) == mesh.size:
+        return number
+    mine = np.frombuffer(np.int64(number).tobytes(), np.uint8)[None]  # as bytes: jax has no int64 by default
+    per_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    each = jax.make_array_from_callback((mesh.size, 8), per_device, lambda _: mine)
+    everywhere = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(each)
+    return int(np.asarray(everywhere).view(np.int64).min())
 
 
 def _devices(mesh: Mesh | None) -> list[Any]:
