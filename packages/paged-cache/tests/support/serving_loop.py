@@ -29,7 +29,7 @@ def mesh_of(kind=AxisType.Auto, **sizes):
 
 
 def rows_of(token_ids, heads):
-    """Keys and values `[layers, 2, tokens, heads, head_dim]` of a sequence; each depends on all tokens up to its own."""
+    """Keys and values `[layers, 2, tokens, heads, head_dim]`; a token's depend on all tokens up to it."""
     states = list(itertools.accumulate(token_ids, lambda state, token: (31 * state + int(token)) % 997, initial=1))
     return NUMBERS[:, :, states[1:], :heads]
 
@@ -96,7 +96,7 @@ class ServingLoop:
                     np.testing.assert_allclose(output, attention_of_last(keys[now], values[now]), rtol=1e-5, atol=1e-6)
 
     def _rows_left(self, manager, seqs):
-        """Keys and values of what is left, `[layers, 2, tokens, heads, head_dim]`; padding that must go nowhere is 7."""
+        """Keys and values of what is left, as `rows_of`; sevens are padding, which must go nowhere."""
         rows = np.full((len(GROUPS), 2, SHAPE.tokens, self.heads, HEAD_DIM), 7, np.float32)
         start = 0
         for seq in seqs:
