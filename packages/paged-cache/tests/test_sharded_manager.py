@@ -1,8 +1,9 @@
 """From page managers to the pages of a cache on a mesh, and back: what was written is read and attended exactly."""
 
 import pytest
+from filled_cache import mesh_of
 from jax.sharding import AxisType
-from serving_loop import ServingLoop, mesh_of
+from serving_loop import ServingLoop
 
 
 def serve(loop):

@@ -97,14 +97,14 @@ class HostPages:
         return copies
 
     def held(self, host_pages: Int32[np.ndarray, "groups n"]) -> list[Held]:
-        """What these host pages hold, whatever is stored in them later; of host page 0 nothing.
+        """What these host pages hold in this process, whatever is stored in them later; of host page 0 nothing.
 
         Raises:
             ValueError: a host page has never been stored.
         """
-        held = []
+        held, here = [], set(self._groups.values())  # other processes have the devices of other groups
         for column in host_pages.T.tolist():
-            pages = [(group, page) for group, page in enumerate(column) if page]
+            pages = [(group, page) for group, page in enumerate(column) if page and group in here]
             held.append({name: part for page in pages for name, part in self._stored(page).items()})
         return held
 

@@ -7,10 +7,11 @@ import sys
 
 import jax
 import numpy as np
+from filled_cache import mesh_of
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType
 from random_calls import RandomCalls
-from serving_loop import ServingLoop, mesh_of
+from serving_loop import ServingLoop
 
 from paged_cache import CacheConfig
 

@@ -5,7 +5,6 @@ import itertools
 
 import jax
 import numpy as np
-from jax.sharding import AxisType
 
 from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, sharded_call, stack_batches
 from paged_cache.device import apply_moves_by_group
@@ -22,10 +21,6 @@ LENGTHS = {"max_seqs": SHAPES.seqs, "max_sequence_length": SHAPES.pages_per_seq 
 POOL = {"num_pages": 18, "page_size": PAGE_SIZE}
 PROMPTS = [range(10, 20), range(30, 43)]
 NUMBERS = np.random.default_rng(0).normal(size=(len(GROUPS), 2, 997, 4, HEAD_DIM)).astype(np.float32)
-
-
-def mesh_of(kind=AxisType.Auto, **sizes):
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(kind,) * len(sizes))
 
 
 def rows_of(token_ids, heads):
