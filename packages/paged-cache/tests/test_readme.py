@@ -11,8 +11,13 @@ README = Path(__file__).parents[1] / "README.md"
 def test_the_examples_run(capsys):
     for example in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL):
         exec(compile(example, str(README), "exec"), {})
-    shown = ["(4, 512, 16, 64) [19 22]", "[[4, 5]] 5", "40 tokens found", "3 [19  4  0  0  0  0  0  0]"]
-    assert capsys.readouterr().out.splitlines() == shown
+    assert capsys.readouterr().out.splitlines() == [
+        "(4, 512, 16, 64) [19 22]",
+        "[[4, 5]] 5",
+        "40 tokens found",
+        "3 [19  4  0  0  0  0  0  0]",
+        "128 [2, 4] ('dp', 'tp')",
+    ]
 
 
 def test_the_command_prints_what_is_shown(tmp_path, monkeypatch, capsys):

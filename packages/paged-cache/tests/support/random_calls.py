@@ -3,7 +3,7 @@
 import hashlib
 import random
 
-from paged_cache.manager import LayerGroup, OutOfPages, PageManager, Prompt
+from paged_cache import LayerGroup, OutOfPages, PageManager, Prompt
 
 MAX_SEQS, LONGEST = 6, 24
 

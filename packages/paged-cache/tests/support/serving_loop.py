@@ -6,10 +6,17 @@ import itertools
 import jax
 import numpy as np
 
-from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, sharded_call, stack_batches
-from paged_cache.device import apply_moves_by_group
-from paged_cache.host import HostPages
-from paged_cache.manager import LayerGroup, PageManager
+from paged_cache import (
+    BatchShapes,
+    CacheConfig,
+    HostPages,
+    LayerGroup,
+    PagedAttentionCache,
+    PageManager,
+    apply_moves_by_group,
+    sharded_call,
+    stack_batches,
+)
 from paged_kernels import AttentionSpec, paged_attention
 
 PAGE_SIZE, HEAD_DIM = 4, 4
