@@ -1,0 +1,373 @@
+"""The scenarios catch a page manager's faults: the manager passes them, and with any of the seeded faults it fails."""
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from checked_manager import CheckedManager, Config
+from failures import Failure
+from scenarios import SCENARIOS
+
+from paged_cache.manager import OutOfPages, PageManager, PagePool, holdings, prompt, reuse, sequences
+from paged_cache.manager.holdings import Holdings
+from paged_cache.manager.moves import MoveLog
+from paged_cache.manager.pages import Pages
+from paged_cache.manager.prefix import PrefixIndex
+from paged_cache.manager.reuse import ReuseSearch
+from paged_cache.manager.sequences import Sequences
+
+Fault = Callable[[pytest.MonkeyPatch], None]
+FAULTS: dict[str, Fault] = {}
+
+
+def fault_in(*owners: Any, of: str) -> Callable[[Callable], Callable]:
+    """The function takes the place of `of`, as a method or a function of these; its first argument is the original."""
+
+    def register(function: Callable) -> Callable:
+        def plant(patch: pytest.MonkeyPatch) -> None:
+            for owner in owners:
+                original = getattr(owner, of)
+
+                def faulty(*args: Any, original: Callable = original, **options: Any) -> Any:
+                    return function(original, *args, **options)
+
+                patch.setattr(owner, of, faulty)
+
+        FAULTS[function.__name__] = plant
+        return function
+
+    return register
+
+
+# Sharing, and copies on the first write
+
+
+@fault_in(Holdings, of="_shared_tails")
+def never_copies_on_write(original, held, tails):
+    """A shared last page is written in place."""
+    return np.empty(0, np.int64), np.empty(0, np.int64)
+
+
+@fault_in(Holdings, of="_shared_tails")
+def copies_for_one_writer_only(original, held, tails):
+    """Of the rows that write a shared page now, only the first gets a copy."""
+    groups, columns = original(held, tails)
+    return groups[:1], columns[:1]
+
+
+@fault_in(Holdings, of="_shared_tails")
+def copies_in_the_first_group_only(original, held, tails):
+    """The other groups of layers are forgotten."""
+    groups, columns = original(held, tails)
+    return groups[groups == 0], columns[groups == 0]
+
+
+@fault_in(Pages, of="copy")
+def copies_the_wrong_page(original, pages, sources, targets):
+    """The page before it."""
+    original(pages, np.maximum(sources - 1, 1), targets)
+
+
+@fault_in(Pages, of="copy")
+def copies_nothing(original, pages, sources, targets):
+    """The sequence gets an empty page."""
+
+
+@fault_in(Holdings, of="_own_tails")
+def keeps_owning_what_it_copied(original, held, groups, rows, copies):
+    """The shared page is not released."""
+    with mock.patch.object(held.pages, "release"):
+        original(held, groups, rows, copies)
+
+
+@fault_in(PageManager, of="fork")
+def fork_does_not_count_owners(original, manager, seq, n=1):
+    """The new sequences have pages that they do not own."""
+    with mock.patch.object(manager._pages, "share"):
+        return original(manager, seq, n)
+
+
+@fault_in(Sequences, of="add_like")
+def forks_share_a_list(original, seqs, row):
+    """Keys of one are keys of the other, whatever becomes of them."""
+    seq = original(seqs, row)
+    seqs.keys[seq % seqs.max_seqs] = seqs.keys[row]
+    return seq
+
+
+# Giving pages back
+
+
+@fault_in(Holdings, of="give_back")
+def releases_twice(original, held, group, row, start, stop):
+    """A sequence takes another's ownership away."""
+    pages = held.seqs.tables[group, row, start:stop]
+    shared = pages[held.pages.pool.owners(pages) > 1]
+    original(held, group, row, start, stop)
+    held.pages.release(shared)
+
+
+@fault_in(Sequences, of="cut")
+def truncate_forgets_the_keys(original, seqs, row, length):
+    """Keys stay as they were, so that what is written next has the names of what was there."""
+    keys = list(seqs.keys[row])
+    original(seqs, row, length)
+    seqs.keys[row] = keys
+
+
+@fault_in(PageManager, of="truncate")
+def truncate_keeps_a_page(original, manager, seq, num_tokens):
+    """One page more than the tokens need stays the sequence's."""
+    give_back = manager._held.give_back
+    later = mock.patch.object(
+        manager._held, "give_back", lambda group, row, start, stop: give_back(group, row, min(start + 1, stop), stop)
+    )
+    with later:
+        original(manager, seq, num_tokens)
+
+
+@fault_in(Holdings, of="return_unseen")
+def window_returns_a_page_too_early(original, held, rows):
+    """As if one page more were computed."""
+    held.seqs.computed[rows] += held.page_size
+    original(held, rows)
+    held.seqs.computed[rows] -= held.page_size
+
+
+@fault_in(Holdings, of="return_unseen")
+def window_returns_nothing(original, held, rows):
+    """Pages out of sight stay."""
+
+
+@fault_in(Holdings, of="check_window")
+def goes_back_behind_the_window(original, held, row, num_tokens):
+    """Though the pages that it then needs are gone."""
+
+
+# What is found
+
+
+@fault_in(prompt, of="root_key")
+def reuse_across_namespaces(original, namespace, adapter):
+    """Tenants share pages."""
+    return original("", adapter)
+
+
+@fault_in(prompt, of="root_key")
+def reuse_across_adapters(original, namespace, adapter):
+    """A LoRA adapter changes nothing."""
+    return original(namespace, "")
+
+
+@fault_in(prompt, of="root_key")
+def names_run_together(original, namespace, adapter):
+    """Namespace and adapter are not told apart."""
+    return original(namespace + adapter, "")
+
+
+@fault_in(prompt, sequences, reuse, holdings, of="media_bytes")
+def pictures_are_all_alike(original, media, start, stop):
+    """Tokens that stand for pictures count by their ids."""
+    return b""
+
+
+@fault_in(PrefixIndex, of="find")
+def believes_the_hash(original, index, group, key, **holds):
+    """A page is found by its key alone."""
+    return index._pages[group].get(key, 0)
+
+
+@fault_in(ReuseSearch, of="longest")
+def reuses_one_token_too_many(original, search, limit):
+    """Nothing is left to compute."""
+    return original(search, limit + 1)
+
+
+@fault_in(PrefixIndex, of="find_start")
+def partial_page_one_token_too_far(original, index, group, parent, token_ids):
+    """The first token that differs is taken for the same."""
+    page, num_tokens = original(index, group, parent, token_ids)
+    return page, min(num_tokens + 1, len(token_ids) // 4) if page else 0
+
+
+@fault_in(ReuseSearch, of="_with_whole_window")
+def reuses_half_a_window(original, search, group, most):
+    """It is not asked whether the window's pages are there."""
+    return most
+
+
+@fault_in(Holdings, of="_forget_tails")
+def key_kept_after_a_rewrite(original, held, tails):
+    """A page that is written again can be found by what it held."""
+
+
+@fault_in(Holdings, of="keep_full_pages")
+def commit_keeps_an_unfull_page(original, held, full):
+    """A page that its sequence goes on writing can be found."""
+    original(held, full)
+    for row in set(full.places[0].tolist()):
+        held.keep_partial_page(row)
+
+
+@fault_in(Sequences, of="page_tokens")
+def unknown_tokens_are_named(original, seqs, places):
+    """A page whose tokens are not known gets a key."""
+    pages = seqs.token_ids.reshape(seqs.max_seqs, -1, seqs.page_size)[places]
+    return [page.tobytes() for page in pages]
+
+
+@fault_in(Pages, of="_forget")
+def evicted_pages_are_found(original, pages, forgotten, kind):
+    """What was handed out is still in the index."""
+    if kind != "evicted":
+        original(pages, forgotten, kind)
+
+
+@fault_in(Sequences, of="forget_keys")
+def what_depends_on_forgotten_pages_is_found(original, seqs):
+    """Sequences go on naming pages after what they had."""
+
+
+@fault_in(Holdings, of="says_all")
+def what_cross_attention_saw_is_ignored(original, held, prompt):
+    """A prompt finds what was computed beside another text."""
+    return True
+
+
+# The pool
+
+
+@fault_in(PagePool, of="share")
+def evicts_an_owned_page(original, pool, pages, times=1):
+    """A page that was kept stays in the queue for eviction when it has an owner again."""
+    queue = dict(pool._kept)
+    original(pool, pages, times)
+    pool._kept.update({page: None for page in queue if page not in pool._kept})
+
+
+@fault_in(PageManager, of="pin")
+def pin_holds_nothing(original, manager, prompt):
+    """Pinned pages have no owner."""
+    with mock.patch.object(manager._pages, "share"):
+        return original(manager, prompt)
+
+
+@fault_in(PagePool, of="allocate")
+def takes_what_there_is(original, pool, n):
+    """Running out of pages, it has taken some."""
+    try:
+        return original(pool, n)
+    except OutOfPages:
+        original(pool, pool.num_free)
+        raise
+
+
+@fault_in(Sequences, of="_rows_of")
+def stops_half_way(original, seqs, ids):
+    """Ids that do not exist are passed over."""
+    return original(seqs, ids[np.isin(ids, seqs._ids)])
+
+
+@fault_in(Sequences, of="_take_row")
+def gives_an_id_twice(original, seqs):
+    """A row's next sequence has the id of the last."""
+    row, seq = original(seqs)
+    seqs._next_ids[row] = seq
+    return row, seq
+
+
+# Moves
+
+
+@fault_in(MoveLog, of="take")
+def one_phase_for_a_chain(original, log):
+    """What is read after it was written is read before."""
+    phases = original(log)
+    if not phases:
+        return []
+    fields = {name: np.concatenate([getattr(phase, name) for phase in phases]) for name in vars(phases[0])}
+    return [type(phases[0])(**fields)]
+
+
+@fault_in(Pages, of="_zero")
+def scrubs_nothing(original, pages, emptied):
+    """A page goes from tenant to tenant as it is."""
+
+
+@fault_in(Pages, of="allocate")
+def does_not_scrub_what_it_evicts(original, pages, n):
+    """Only released pages are zeroed."""
+    with mock.patch.object(pages, "_zero"):
+        return original(pages, n)
+
+
+@fault_in(Pages, of="release")
+def does_not_scrub_what_is_released(original, pages, released):
+    """Only evicted pages are zeroed."""
+    with mock.patch.object(pages, "_zero"):
+        original(pages, released)
+
+
+@fault_in(Holdings, of="to_host")
+def scrubs_before_it_swaps_out(original, held, row, host_pages):
+    """The host gets zeros."""
+    held.pages._zero(np.concatenate(held.of(row)))
+    original(held, row, host_pages)
+
+
+@fault_in(Holdings, of="from_host")
+def swaps_in_backwards(original, held, row, pages):
+    """The last page comes first."""
+    held.seqs.host_pages[row] = held.seqs.host_pages[row][::-1].copy()
+    return original(held, row, pages)
+
+
+@fault_in(PageManager, of="swap_in")
+def keeps_its_host_pages(original, manager, seq):
+    """They are never free again."""
+    with mock.patch.object(manager._host_pool, "release"):
+        original(manager, seq)
+
+
+@fault_in(Holdings, of="empty_slots")
+def counts_slots_that_are_full(original, held):
+    """A page that one sequence has gone back in counts as empty there, though another has all of it."""
+    pages, filled = held._last_pages()
+    _, first = np.unique(pages, return_index=True)
+    return int((held.page_size - filled[first]).sum())
+
+
+def checked_manager(**config: Any) -> CheckedManager:
+    return CheckedManager(Config(**config))
+
+
+def run_all() -> None:
+    """Raises an error at the first operation after which something does not hold."""
+    for scenario in SCENARIOS.values():
+        scenario(checked_manager)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_manager_is_right(scenario):
+    SCENARIOS[scenario](checked_manager)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_failure_at_any_call_changes_nothing(scenario):
+    def start(**config: Any) -> CheckedManager:
+        started.append(checked_manager(**config))
+        started[-1].failures = [Failure("pages", 0), *(Failure("hash", at) for at in range(4))]
+        return started[-1]
+
+    started: list[CheckedManager] = []
+    SCENARIOS[scenario](start)
+    assert started[0].failed > 4
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_caught(fault, monkeypatch):
+    FAULTS[fault](monkeypatch)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        run_all()
