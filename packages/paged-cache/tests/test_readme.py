@@ -15,6 +15,7 @@ def test_the_examples_run(capsys):
         "(4, 512, 16, 64) [19 22]",
         "[[4, 5]] 5",
         "40 tokens found",
+        "True [10]",
         "3 [19  4  0  0  0  0  0  0]",
         "128 [2, 4] ('dp', 'tp')",
     ]
