@@ -1,6 +1,7 @@
 """Small page managers, the usual ways to use one, and proof that a refused call changes nothing."""
 
 import contextlib
+import gc
 import pickle
 import sys
 import tracemalloc
@@ -67,6 +68,7 @@ def cost(operation: Callable[[], Any]) -> tuple[int, int]:
         nonlocal calls
         calls += event in ("call", "c_call")
 
+    gc.disable()  # a collection would call what others have hung on to it
     tracemalloc.start()
     sys.setprofile(count)
     try:
@@ -75,6 +77,7 @@ def cost(operation: Callable[[], Any]) -> tuple[int, int]:
         sys.setprofile(None)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
+        gc.enable()
     return calls, peak
 
 
