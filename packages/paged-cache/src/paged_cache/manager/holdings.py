@@ -90,8 +90,8 @@ class Holdings:
             OutOfPages: not enough pages are free; nothing changes.
         """
         lengths = self.seqs.lengths[rows]
-        held = self.num_pages(lengths)
-        new = self.num_pages(lengths + counts) - held
+        ends, held = lengths + counts, self.num_pages(lengths)
+        new = self.num_pages(ends) - held
         tails = self._tails(rows, lengths)
         groups, shared = self._shared_tails(tails)
         pages = self.pages.allocate(len(shared) + int(new.sum()) * len(self.growing))
@@ -102,7 +102,7 @@ class Holdings:
         more = np.flatnonzero(new)
         self.put_pages(ragged(rows[more], held[more], new[more]), pages[len(shared) :])
         self.seqs.token_ids[ragged(rows, lengths, counts)] = tokens
-        self.seqs.lengths[rows] = lengths + counts
+        self.seqs.lengths[rows] = ends
 
     def put_pages(self, places: tuple[np.ndarray, np.ndarray], pages: np.ndarray) -> None:
         """New pages, one group's after another's, at these places of each growing group's table."""
@@ -249,15 +249,15 @@ class Holdings:
 
         Of the rows that share a page and all write it now, the last may have it, if nobody else does.
         """
-        others = self.pages.pool.owners(tails)
-        shared, left = [], dict[int, int]()
-        for group, at in np.argwhere(others > 1).tolist() if (others > 1).any() else ():
+        owners = self.pages.pool.owners(tails)
+        groups, columns, left = [], [], dict[int, int]()
+        for group, at in np.argwhere(owners > 1).tolist() if owners.max(initial=0) > 1 else ():
             page = int(tails[group, at])
-            left[page] = left.get(page, int(others[group, at])) - 1
+            left[page] = left.get(page, int(owners[group, at])) - 1
             if left[page]:
-                shared.append((self.growing[group], at))
-        groups, columns = np.array(shared, np.int64).reshape(-1, 2).T
-        return groups, columns
+                groups.append(self.growing[group])
+                columns.append(at)
+        return np.array(groups, np.int64), np.array(columns, np.int64)
 
     def _own_tails(self, groups: np.ndarray, rows: np.ndarray, copies: np.ndarray) -> None:
         """These groups' and rows' last pages are copied, and the copies are theirs."""

@@ -98,11 +98,11 @@ class PagePool:
             raise ValueError(f"n={n} must not be negative")
         if n > self.num_free:
             raise OutOfPages(asked=n, free=self.num_free, where=self._where)
-        from_empty = min(n, self._num_empty)
-        pages = np.empty(n, np.int32)
-        pages[:from_empty] = self._empty[self._num_empty - from_empty : self._num_empty][::-1]
-        pages[from_empty:] = [self._kept.popitem(last=False)[0] for _ in range(n - from_empty)]
-        self._num_empty -= from_empty
+        left = max(0, self._num_empty - n)
+        pages = self._empty[left : self._num_empty][::-1].copy()
+        kept = [self._kept.popitem(last=False)[0] for _ in range(n - len(pages))]
+        pages = np.append(pages, kept).astype(np.int32) if kept else pages
+        self._num_empty = left
         self._owners[pages] = 1
         return pages
 

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -86,8 +86,8 @@ class PrefixIndex:
         """For every page whether it can be found; what the pool keeps."""
         self._content: dict[int, KeptPage] = {}
         self._pages: list[dict[bytes, int]] = [{} for _ in range(num_groups)]
-        # By the key before them and their first token, in order of age: pages that may continue a prefix.
-        self._next: list[dict[tuple[bytes, bytes], dict[int, None]]] = [{} for _ in range(num_groups)]
+        # By the key before them and their first token: pages that may continue a prefix.
+        self._next = [PageLists(num_pages) for _ in range(num_groups)]
 
     def find(self, group: int, key: bytes, *, parent: bytes, token_ids: bytes, media: bytes) -> int:
         """The page of this key, if it holds these tokens and media after `parent`; 0 if there is none."""
@@ -109,42 +109,80 @@ class PrefixIndex:
 
         Pages with media are left out, and only the newest few that begin with the same token are compared.
         """
-        candidates = self._next[group].get((parent, token_ids[:4]), {})
         best = (0, 0)
-        for page, _ in zip(reversed(candidates), range(PARTIAL_CANDIDATES), strict=False):
+        for page in self._next[group].newest(parent + token_ids[:4], PARTIAL_CANDIDATES):
             content = self._content[page]
             best = max(best, (_common_tokens(content.token_ids, token_ids), page)) if not content.media else best
         return best[1], best[0]
 
     def keep(self, content: KeptPage) -> bool:
         """Let a page be found; `False`, and nothing changes, if it is kept already or another is found by the same."""
-        if content.page in self._content or self.has(content):
+        page, group, key, parent, token_ids, _ = content
+        if page in self._content or self.has(content):
             return False
-        self.holds[content.page] = True
-        self._content[content.page] = content
-        if content.key:
-            self._pages[content.group][content.key] = content.page
-        siblings = self._next[content.group].setdefault((content.parent, content.token_ids[:4]), {})
-        siblings[content.page] = None
+        self.holds[page] = True
+        self._content[page] = content
+        if key:
+            self._pages[group][key] = page
+        self._next[group].add(parent + token_ids[:4], page)
         return True
 
     def forget(self, pages: Sequence[int]) -> list[KeptPage]:
         """What these pages hold cannot be found any more; returns it. Pages that were not kept are passed over."""
         forgotten = [self._content.pop(page) for page in pages if page in self._content]
-        for content in forgotten:
-            self.holds[content.page] = False
-            if content.key:
-                del self._pages[content.group][content.key]
-            place = (content.parent, content.token_ids[:4])
-            siblings = self._next[content.group][place]
-            del siblings[content.page]
-            if not siblings:
-                del self._next[content.group][place]
+        for page, group, key, parent, token_ids, _ in forgotten:
+            self.holds[page] = False
+            if key:
+                del self._pages[group][key]
+            self._next[group].remove(parent + token_ids[:4], page)
         return forgotten
 
     def kept_pages(self) -> list[KeptPage]:
         """All that can be found, the oldest first."""
         return list(self._content.values())
+
+
+class PageLists:
+    """Lists of pages by name, the newest first. A page is in one of them at most; each call costs O(1) a page.
+
+    >>> lists = PageLists(num_pages=9)
+    >>> lists.add(b"a", 3), lists.add(b"a", 5), lists.add(b"a", 4), lists.remove(b"a", 5)
+    (None, None, None, None)
+    >>> list(lists.newest(b"a", 9))
+    [4, 3]
+    """
+
+    def __init__(self, num_pages: int) -> None:
+        self._newest: dict[bytes, int] = {}
+        self._older = np.zeros(num_pages, np.int32)  # next in the list; 0 at its end
+        self._newer = np.zeros(num_pages, np.int32)
+
+    def add(self, name: bytes, page: int) -> None:
+        """Put a page in front of a list."""
+        older = self._newest.get(name, 0)
+        self._newest[name] = page
+        if older:
+            self._older[page], self._newer[older] = older, page
+
+    def remove(self, name: bytes, page: int) -> None:
+        """Take a page out of the list that it is in."""
+        older, newer = int(self._older[page]), int(self._newer[page])
+        self._older[page] = self._newer[page] = 0
+        if older:
+            self._newer[older] = newer
+        if newer:
+            self._older[newer] = older
+        elif older:
+            self._newest[name] = older
+        else:
+            del self._newest[name]
+
+    def newest(self, name: bytes, n: int) -> Iterator[int]:
+        """The first `n` pages of a list, or all if there are fewer."""
+        page = self._newest.get(name, 0)
+        while page and n:
+            yield page
+            page, n = int(self._older[page]), n - 1
 
 
 def _common_tokens(a: bytes, b: bytes) -> int:

@@ -279,7 +279,7 @@ def ragged(rows: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> tuple[np
     >>> ragged(np.array([7, 9]), np.array([4, 0]), np.array([2, 3]))
     (array([7, 7, 9, 9, 9]), array([4, 5, 0, 1, 2]))
     """
-    if not (counts - 1).any():
+    if (counts == 1).all():
         return rows, starts
     ends = np.cumsum(counts)
     within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
@@ -292,6 +292,8 @@ def check_counts(counts: ArrayLike, n: int) -> np.ndarray:
     Raises:
         ValueError: there is another number of counts, or one is below 1 or beyond int32.
     """
+    if type(counts) is int and counts == 1:  # a decode step
+        return np.ones(n, np.int64)
     array = np.asarray(counts)
     if array.shape not in ((), (n,)) or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(f"counts={counts!r} must be a whole number, or one for each of {n} sequences")
