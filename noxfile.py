@@ -11,7 +11,7 @@ import nox
 
 ROOT = Path(__file__).parent
 LAYERS = ("paged-kernels", "paged-cache", "paged-attn-layer")  # each needs those before it
-EXTRAS = {"paged-attn-layer": "[generate]"}
+EXTRAS = {"paged-cache": "[plot]", "paged-attn-layer": "[generate]"}
 TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100")
 TOOL_TESTS = "tools/tests"  # they need the kernels and the cache
 ORDINARY = "not aot and not slow and not tpu"
