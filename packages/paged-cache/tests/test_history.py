@@ -78,9 +78,7 @@ def test_the_picture_is_written(tmp_path):
 
 def test_the_picture_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    message = (
-        r"a picture needs matplotlib, which is not installed; pip install 'paged-cache\[plot\]', or print"
-    )
+    message = r"a picture needs matplotlib, which is not installed; pip install 'paged-cache\[plot\]', or print"
     with pytest.raises(ModuleNotFoundError, match=message):
         recorded()[1].plot(tmp_path / "pages.png")
     assert not list(tmp_path.iterdir())

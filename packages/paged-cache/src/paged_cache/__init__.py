@@ -5,6 +5,7 @@ from paged_cache.batching import BatchShapes, ScheduledSequence
 from paged_cache.cache import PagedAttentionCache
 from paged_cache.config import CacheConfig, PagedAttentionCacheMetaData
 from paged_cache.device import apply_moves, apply_moves_by_group, warm_up_moves
+from paged_cache.history import PageHistory
 from paged_cache.host import HostPages
 from paged_cache.manager import (
     EventKind,
@@ -42,6 +43,7 @@ __all__ = [
     "ModelShape",
     "OutOfPages",
     "PageEvent",
+    "PageHistory",
     "PageManager",
     "PageMoves",
     "PagePool",
