@@ -230,7 +230,7 @@ def what_depends_on_forgotten_pages_is_found(original, seqs):
     """Sequences go on naming pages after what they had."""
 
 
-@fault_in(Holdings, of="says_all")
+@fault_in(Holdings, of="can_share")
 def what_cross_attention_saw_is_ignored(original, held, prompt):
     """A prompt finds what was computed beside another text."""
     return True

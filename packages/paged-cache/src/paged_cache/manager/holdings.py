@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from paged_cache.manager.groups import Count, LayerGroup
 from paged_cache.manager.pages import Pages
@@ -31,8 +32,8 @@ class Holdings:
                            0        first   ceil(length / page_size)
     """
 
-    def __init__(self, seqs: Sequences, pages: Pages, groups: Sequence[LayerGroup], page_size: int) -> None:
-        """Nothing is held yet.
+    def __init__(self, seqs: Sequences, pages: Pages, groups: Sequence[LayerGroup], *, prefix_reuse: bool) -> None:
+        """Nothing is held yet; without `prefix_reuse` no row has keys, so none is found.
 
         Raises:
             ValueError: no group grows.
@@ -42,7 +43,8 @@ class Holdings:
         self.seqs = seqs
         self.pages = pages
         self.groups = tuple(groups)
-        self.page_size = page_size
+        self.page_size = seqs.page_size
+        self.prefix_reuse = prefix_reuse
         self.growing = [index for index, group in enumerate(groups) if group.grows]
         self.cross = [index for index, group in enumerate(groups) if not group.grows]
         self.forgetting = [index for index, group in enumerate(groups) if group.forgets]
@@ -55,9 +57,9 @@ class Holdings:
         """The pages of a row, by group."""
         return [self.seqs.tables[group, row, start:stop] for group, start, stop in self._spans(row)]
 
-    def says_all(self, prompt: Prompt) -> bool:
+    def can_share(self, prompt: Prompt) -> bool:
         """Whether a prompt says all that its keys and values depend on: with cross-attention, what that sees too."""
-        return not self.cross or bool(media_bytes(prompt.media, 0, 1))
+        return self.prefix_reuse and (not self.cross or bool(media_bytes(prompt.media, 0, 1)))
 
     def add(self, new: Admission) -> int:
         """The id of a new sequence that starts with what was found; there are pages enough."""
@@ -69,7 +71,7 @@ class Holdings:
         pages = self.pages.allocate(num_new * len(self.growing) + num_cross * len(self.cross))
         grown, crossed = np.split(pages, [num_new * len(self.growing)])
         row, seq = self.seqs.add(new)
-        if not self.says_all(new.prompt):
+        if not self.can_share(new.prompt):
             self.seqs.keys[row].clear()
         for group in self.growing:
             first = reuse.num_pages - len(reuse.pages[group])
@@ -109,15 +111,21 @@ class Holdings:
         for group, of_group in zip(self.growing, pages.reshape(len(self.growing), -1), strict=True):
             self.seqs.tables[group][places] = of_group
 
-    def name_full_pages(self, rows: np.ndarray, counts: np.ndarray) -> FullPages | None:
-        """The pages that are full when `counts` more tokens of these rows are computed; changes nothing."""
-        before, now = self.seqs.num_full[rows], (self.seqs.computed[rows] + counts) // self.page_size
-        filled = np.flatnonzero(now - before)
-        if not len(filled):
-            return None
-        places = ragged(rows[filled], before[filled], (now - before)[filled])
-        tokens = self.seqs.page_tokens(places)
-        return FullPages(places, tokens, self.seqs.next_keys(places, tokens))
+    def next_full_pages(self, rows: np.ndarray, counts: np.ndarray, token_ids: ArrayLike | None) -> FullPages | None:
+        """The pages that are full when `counts` more tokens of these rows are computed, which are known from now on.
+
+        Raises:
+            ValueError: `token_ids` are not these tokens; nothing changes.
+        """
+        if token_ids is None:
+            return self._name_full_pages(rows, counts)
+        places = ragged(rows, self.seqs.computed[rows], counts)
+        before = self.seqs.learn(places, token_ids)
+        try:
+            return self._name_full_pages(rows, counts)
+        except MemoryError:
+            self.seqs.token_ids[places] = before
+            raise
 
     def keep_full_pages(self, full: FullPages) -> None:
         """Let pages that have become full be found, as far as their tokens are known."""
@@ -239,6 +247,16 @@ class Holdings:
         crossed = int(self.num_pages(self.seqs.cross_tokens[row]))
         ends = [grown if group.grows else crossed for group in self.groups]
         return [(group, int(self.seqs.first[group, row]), end) for group, end in enumerate(ends)]
+
+    def _name_full_pages(self, rows: np.ndarray, counts: np.ndarray) -> FullPages | None:
+        """The pages that are full when `counts` more tokens of these rows are computed; changes nothing."""
+        before, now = self.seqs.num_full[rows], (self.seqs.computed[rows] + counts) // self.page_size
+        filled = np.flatnonzero(now - before)
+        if not (self.prefix_reuse and len(filled)):
+            return None
+        places = ragged(rows[filled], before[filled], (now - before)[filled])
+        tokens = self.seqs.page_tokens(places)
+        return FullPages(places, tokens, self.seqs.next_keys(places, tokens))
 
     def _tails(self, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """The page that the next token of each row goes into, `[growing groups, n]`; 0 where it begins a page."""

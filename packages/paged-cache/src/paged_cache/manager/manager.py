@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from paged_cache.manager.admission import free_pages_found, new_pages, plan_admission
 from paged_cache.manager.events import Subscriber
 from paged_cache.manager.groups import LayerGroup
-from paged_cache.manager.holdings import FullPages, Holdings
+from paged_cache.manager.holdings import Holdings
 from paged_cache.manager.moves import PageMoves
 from paged_cache.manager.pages import Pages
 from paged_cache.manager.pool import PagePool
@@ -17,7 +17,7 @@ from paged_cache.manager.prefix import KeptPage
 from paged_cache.manager.prompt import Prompt, check_tokens
 from paged_cache.manager.restore import restore
 from paged_cache.manager.reuse import Reuse, ReuseSearch
-from paged_cache.manager.sequences import UNKNOWN, Sequences, check_counts, ragged
+from paged_cache.manager.sequences import UNKNOWN, Sequences, check_counts
 from paged_cache.manager.stats import PageStats
 
 
@@ -86,7 +86,7 @@ class PageManager:
         self.prefix_reuse = prefix_reuse
         self._seqs = Sequences(max_seqs, max_sequence_length, page_size, len(self.groups))
         self._pages = Pages(num_pages, len(self.groups), scrub=scrub)
-        self._held = Holdings(self._seqs, self._pages, self.groups, page_size)
+        self._held = Holdings(self._seqs, self._pages, self.groups, prefix_reuse=prefix_reuse)
         self._host_pool = PagePool(num_host_pages + 1, "host ")
         self._pins: set[Pin] = set()
 
@@ -249,7 +249,7 @@ class PageManager:
         rows = self._seqs.rows(seqs)
         counts = check_counts(counts, len(rows))
         self._seqs.check_left(rows, counts)
-        full = self._name_full_pages(rows, counts, token_ids)
+        full = self._held.next_full_pages(rows, counts, token_ids)
         self._seqs.computed[rows] += counts
         if full is not None:
             self._held.keep_full_pages(full)
@@ -298,8 +298,7 @@ class PageManager:
             if row in self._seqs.host_pages:
                 self._host_pool.release(self._seqs.host_pages[row])
             else:
-                if self.prefix_reuse:
-                    self._held.keep_partial_page(row)
+                self._held.keep_partial_page(row)
                 self._held.give_back_all(row)
             self._seqs.remove(row)
         self._pages.publish()
@@ -330,8 +329,7 @@ class PageManager:
             raise ValueError(f"sequence {seq} is not swapped out")
         pages = self._pages.allocate(len(self._seqs.host_pages[row]))
         self._host_pool.release(self._held.from_host(row, pages))
-        if self.prefix_reuse:
-            self._held.keep_all_full_pages(row)
+        self._held.keep_all_full_pages(row)
         self._pages.publish()
 
     # What is kept
@@ -384,19 +382,7 @@ class PageManager:
         self._pages.publish()
         return pages
 
-    def _name_full_pages(self, rows: np.ndarray, counts: np.ndarray, token_ids: ArrayLike | None) -> FullPages | None:
-        """The pages that are full when `counts` more tokens of these rows are computed, which now are known."""
-        if token_ids is None:
-            return self._held.name_full_pages(rows, counts) if self.prefix_reuse else None
-        places = ragged(rows, self._seqs.computed[rows], counts)
-        before = self._seqs.learn(places, token_ids)
-        try:
-            return self._held.name_full_pages(rows, counts) if self.prefix_reuse else None
-        except MemoryError:
-            self._seqs.token_ids[places] = before
-            raise
-
     def _reuse(self, prompt: Prompt, limit: int) -> Reuse:
-        if not (self.prefix_reuse and self._held.says_all(prompt)):
+        if not self._held.can_share(prompt):
             return Reuse.none(len(self.groups))
         return ReuseSearch(self._pages.index, self.groups, self.page_size, prompt).longest(limit)

@@ -74,8 +74,8 @@ class Sequences:
             ValueError: one does not exist, is named twice, or is swapped out.
         """
         rows = self.rows_of_any(seqs)
-        for row in self.host_pages.keys() & rows.tolist() if self.host_pages else ():
-            raise ValueError(f"sequence {self._ids[row]} is swapped out; call swap_in first")
+        if self.host_pages and (swapped := self.host_pages.keys() & rows.tolist()):
+            raise ValueError(f"sequence {self._ids[min(swapped)]} is swapped out; call swap_in first")
         return rows
 
     def row(self, seq: int) -> int:
