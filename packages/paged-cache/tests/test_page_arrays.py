@@ -1,5 +1,7 @@
 """Pages as arrays by name; that they go round is in the tests of transfers and snapshots."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from filled_cache import NUM_PAGES, assert_same, filled_cache, mesh_of, moved, moves_of, stored
@@ -44,3 +46,12 @@ def test_what_does_not_fit_is_named():
         check_pool(cache, 13, 0)
     with pytest.raises(ValueError, match=r"data_group=1 must lie in 0\.\.0"):
         check_pool(cache, 12, 1)
+
+
+def test_pages_of_several_processes_cannot_be_arrays_of_one():
+    data = SimpleNamespace(is_fully_addressable=False)
+    cache = SimpleNamespace(views=[SimpleNamespace(pages=SimpleNamespace(data=data))])
+    with pytest.raises(
+        NotImplementedError, match=r"split over several processes, .* export and save from a cache whose"
+    ):
+        arrays_from_pages(cache, IDS, 0)
