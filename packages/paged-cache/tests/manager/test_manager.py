@@ -40,6 +40,7 @@ def test_the_life_of_a_sequence():
     assert manager.token_ids(seq).tolist() == [1, 2, 3, 4, 5]
     manager.release(seq)
     assert (manager.num_used, manager.num_kept, manager.num_free) == (0, 2, 4)
+    assert (manager.max_seqs, manager.max_sequence_length) == (6, 32)
 
 
 # Extend
