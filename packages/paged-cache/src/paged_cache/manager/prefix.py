@@ -84,7 +84,10 @@ class PrefixIndex:
     def __init__(self, num_groups: int, num_pages: int) -> None:
         self.holds = np.zeros(num_pages, bool)
         """For every page whether it can be found; what the pool keeps."""
-        self._content: dict[int, KeptPage] = {}
+        # What each page holds: plain tuples in an array, which cost the garbage collector nothing at a million pages.
+        self._contents = np.full(num_pages, None)
+        self._ages = np.zeros(num_pages, np.int64)
+        self._num_kept = 0  # so far
         self._pages: list[dict[bytes, int]] = [{} for _ in range(num_groups)]
         # By the key before them and their first token: pages that may continue a prefix.
         self._next = [PageLists(num_pages) for _ in range(num_groups)]
@@ -92,10 +95,7 @@ class PrefixIndex:
     def find(self, group: int, key: bytes, *, parent: bytes, token_ids: bytes, media: bytes) -> int:
         """The page of this key, if it holds these tokens and media after `parent`; 0 if there is none."""
         page = self._pages[group].get(key, 0)
-        if not page:
-            return 0
-        content = self._content[page]
-        return page if (content.parent, content.token_ids, content.media) == (parent, token_ids, media) else 0
+        return page if page and self._contents[page][3:] == (parent, token_ids, media) else 0
 
     def has(self, content: KeptPage) -> bool:
         """Whether another page has this key, or begins with the same tokens as this partial page."""
@@ -111,17 +111,18 @@ class PrefixIndex:
         """
         best = (0, 0)
         for page in self._next[group].newest(parent + token_ids[:4], PARTIAL_CANDIDATES):
-            content = self._content[page]
-            best = max(best, (_common_tokens(content.token_ids, token_ids), page)) if not content.media else best
+            _, _, _, _, held, media = self._contents[page]
+            best = max(best, (_common_tokens(held, token_ids), page)) if not media else best
         return best[1], best[0]
 
     def keep(self, content: KeptPage) -> bool:
         """Let a page be found; `False`, and nothing changes, if it is kept already or another is found by the same."""
         page, group, key, parent, token_ids, _ = content
-        if page in self._content or self.has(content):
+        if self.holds[page] or (key in self._pages[group] if key else self.has(content)):
             return False
         self.holds[page] = True
-        self._content[page] = content
+        self._contents[page] = tuple(content)
+        self._ages[page] = self._num_kept = self._num_kept + 1
         if key:
             self._pages[group][key] = page
         self._next[group].add(parent + token_ids[:4], page)
@@ -129,9 +130,10 @@ class PrefixIndex:
 
     def forget(self, pages: Sequence[int]) -> list[KeptPage]:
         """What these pages hold cannot be found any more; returns it. Pages that were not kept are passed over."""
-        forgotten = [self._content.pop(page) for page in pages if page in self._content]
+        forgotten = [KeptPage(*self._contents[page]) for page in pages if self.holds[page]]
         for page, group, key, parent, token_ids, _ in forgotten:
             self.holds[page] = False
+            self._contents[page] = None
             if key:
                 del self._pages[group][key]
             self._next[group].remove(parent + token_ids[:4], page)
@@ -139,7 +141,8 @@ class PrefixIndex:
 
     def kept_pages(self) -> list[KeptPage]:
         """All that can be found, the oldest first."""
-        return list(self._content.values())
+        pages = np.flatnonzero(self.holds)
+        return [KeptPage(*content) for content in self._contents[pages[np.argsort(self._ages[pages])]]]
 
 
 class PageLists:
