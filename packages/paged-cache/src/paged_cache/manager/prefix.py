@@ -130,19 +130,21 @@ class PrefixIndex:
 
     def forget(self, pages: Sequence[int]) -> list[KeptPage]:
         """What these pages hold cannot be found any more; returns it. Pages that were not kept are passed over."""
-        forgotten = [KeptPage(*self._contents[page]) for page in pages if self.holds[page]]
-        for page, group, key, parent, token_ids, _ in forgotten:
-            self.holds[page] = False
-            self._contents[page] = None
-            if key:
-                del self._pages[group][key]
-            self._next[group].remove(parent + token_ids[:4], page)
-        return forgotten
+        return [self._forget(page) for page in pages if self.holds[page]]
 
     def kept_pages(self) -> list[KeptPage]:
         """All that can be found, the oldest first."""
         pages = np.flatnonzero(self.holds)
         return [KeptPage(*content) for content in self._contents[pages[np.argsort(self._ages[pages])]]]
+
+    def _forget(self, page: int) -> KeptPage:
+        content = KeptPage(*self._contents[page])
+        self.holds[page] = False
+        self._contents[page] = None
+        if content.key:
+            del self._pages[content.group][content.key]
+        self._next[content.group].remove(content.parent + content.token_ids[:4], page)
+        return content
 
 
 class PageLists:
