@@ -137,9 +137,6 @@ def import_sequence(
     Pages that already hold its prefix are shared and not written again. Whose sequence it is the caller says, not the
     pages: they are checked for damage, and otherwise believed. Applies `manager.take_moves` first.
 
-    Where layers see a window, the pages before it are not among these. Such a sequence goes on like any other, but
-    what was imported is not found by the prefixes of others.
-
     Args:
         cache: the pages of all layers.
         manager: gets the sequence.
@@ -163,15 +160,11 @@ def import_sequence(
             f"page_size={manager.page_size} and groups={manager.groups}; import into a manager of the same"
         )
     prompt = Prompt(pages.token_ids, namespace=namespace, adapter=adapter, media=media)
-    seq = manager.admit(prompt, cross_tokens=pages.cross_tokens)
+    seq = manager.admit(prompt, cross_tokens=pages.cross_tokens, arriving=True)
     (computed,) = manager.computed(seq).tolist()
-    left = len(pages.token_ids) - computed
-    if _lacks_pages(pages, computed // manager.page_size):
-        manager.truncate(seq, computed)
-        manager.extend(seq, left)  # not told the tokens, the manager lets nobody find their pages
     cache = apply_moves_by_group(cache, moves_of_one(cache, manager.take_moves(), data_group), host)
     cache = pages_from_arrays(cache, _targets(manager, seq, pages, computed), pages.arrays, data_group)
-    manager.commit(seq, left)
+    manager.commit(seq, len(prompt) - computed)
     return cache, seq
 
 
@@ -181,11 +174,3 @@ def _targets(manager: PageManager, seq: int, pages: SequencePages, computed: int
     grows = np.array([each.grows for each in pages.groups])[group]
     here = grows & (index < computed // manager.page_size)
     return np.where(here, 0, manager.tables(seq)[group, 0, index]).astype(np.int32)
-
-
-def _lacks_pages(pages: SequencePages, first: int) -> bool:
-    """Whether a group that grows has not all its pages from the `first` on: where a window has moved past them."""
-    num_pages = -(-len(pages.token_ids) // pages.layout["page_size"])
-    group, index = pages.places.T
-    sent = [((group == at) & (index >= first)).sum() for at, each in enumerate(pages.groups) if each.grows]
-    return min(sent) < num_pages - first

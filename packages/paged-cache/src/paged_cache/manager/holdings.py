@@ -154,9 +154,13 @@ class Holdings:
 
     def return_unseen(self, rows: np.ndarray) -> None:
         """Give back the pages that no query after the computed tokens sees."""
+        self.return_unseen_after(rows, self.seqs.computed[rows])
+
+    def return_unseen_after(self, rows: np.ndarray, num_tokens: np.ndarray) -> None:
+        """Give back the pages that no query after so many tokens of each row sees."""
         for group in self.forgetting:
             first = self.seqs.first[group, rows]
-            needed = self.groups[group].first_needed(self.seqs.computed[rows]) // self.page_size
+            needed = self.groups[group].first_needed(num_tokens) // self.page_size
             unseen = needed - first
             if unseen.any():
                 places = ragged(rows, first, unseen)

@@ -182,7 +182,9 @@ class PageManager:
         reuse = self._reuse(prompt, len(prompt) - 1).without_tail(self.page_size)
         return new_pages(self._held, reuse, len(prompt), cross_tokens) + free_pages_found(self._held, reuse)
 
-    def admit(self, prompt: Prompt | ArrayLike, *, chunk: int | None = None, cross_tokens: int = 0) -> int:
+    def admit(
+        self, prompt: Prompt | ArrayLike, *, chunk: int | None = None, cross_tokens: int = 0, arriving: bool = False
+    ) -> int:
         """The id of a new sequence, which no other will ever have.
 
         It starts with the pages that hold its prefix, `computed(seq)` tokens. That is never all of the prompt: one
@@ -194,6 +196,8 @@ class PageManager:
             chunk: slots for so many tokens after the reused ones; `extend` gives the others later. `None`: for all.
             cross_tokens: tokens that groups of cross-attention see. Keys and values of all tokens depend on them, so a
                 prompt then finds pages only if its `media` have a digest of them, from token 0 on.
+            arriving: whether keys and values of all the prompt come from elsewhere, and are committed at once: it keeps
+                no page that no query after the prompt sees.
 
         Raises:
             OutOfPages: not enough pages are free.
@@ -208,6 +212,8 @@ class PageManager:
         reuse = self._reuse(prompt, len(prompt) - 1)
         admission = plan_admission(self._held, prompt, reuse, chunk=chunk, cross_tokens=cross_tokens)
         seq = self._held.add(admission)
+        if arriving:
+            self._held.return_unseen_after(self._seqs.rows(seq), np.array([len(prompt)]))
         self._pages.counts.queried_tokens += len(prompt)
         self._pages.counts.reused_tokens += admission.reuse.num_tokens
         self._pages.publish()
