@@ -15,7 +15,7 @@ def full(scrub):
     """Two pages: 1 is kept, 2 is empty."""
     pages = Pages(3, 1, scrub=scrub)
     both = pages.allocate(2)
-    pages.keep(content(1))
+    pages.keep([content(1)])
     pages.release(both)
     pages.take_moves()
     return pages
@@ -61,7 +61,7 @@ def test_scrubbed_pages_are_zeroed_when_their_content_is_lost_and_not_while_it_i
 def test_forgetting_all_empties_what_is_free_and_scrubs_it():
     pages = full(scrub=True)
     owned = pages.allocate(1)
-    pages.keep(content(2, key=b"new"))
+    pages.keep([content(2, key=b"new")])
     pages.forget_all()
     assert zeroed(pages) == [1]
     assert (pages.pool.num_empty, pages.pool.num_used) == (1, 1)

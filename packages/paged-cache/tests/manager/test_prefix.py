@@ -28,7 +28,7 @@ def content(page, *ids, parent=ROOT, group=0, media=b"", full=True):
 
 def index_of(*contents):
     index = PrefixIndex(num_groups=2, num_pages=20)
-    assert [index.keep(each) for each in contents] == [True] * len(contents)
+    assert index.keep(contents) == list(contents)
     return index
 
 
@@ -98,17 +98,17 @@ def test_a_page_whose_key_collides_is_not_believed(changes):
 def test_the_first_page_with_a_key_stays_the_one_that_is_found():
     first = content(3, 1, 2)
     index = index_of(first)
-    assert not index.keep(content(4, 1, 2))
-    assert not index.keep(content(3, 8, 9)), "a page is kept for one content"
+    assert not index.keep([content(4, 1, 2)])
+    assert not index.keep([content(3, 8, 9)]), "a page is kept for one content"
     assert find(index, first) == 3
     assert index.kept_pages() == [first]
 
 
 def test_a_start_that_is_found_already_is_not_kept_again():
     index = index_of(content(3, 1, 2, full=False))
-    assert not index.keep(content(4, 1, 2, full=False))
-    assert not index.keep(content(4, 1, full=False)), "page 3 begins with it"
-    assert index.keep(content(4, 1, 2, 3, full=False))
+    assert not index.keep([content(4, 1, 2, full=False)])
+    assert not index.keep([content(4, 1, full=False)]), "page 3 begins with it"
+    assert index.keep([content(4, 1, 2, 3, full=False)])
 
 
 def test_a_forgotten_page_leaves_nothing_behind():
@@ -118,7 +118,7 @@ def test_a_forgotten_page_leaves_nothing_behind():
     assert find(index, page) == 0
     assert index.find_start(0, ROOT, tokens(1)) == index.find_start(0, ROOT, tokens(5)) == (0, 0)
     assert not index.holds.any()
-    assert index.keep(content(4, 1, 2)), "another may hold it now"
+    assert index.keep([content(4, 1, 2)]), "another may hold it now"
 
 
 def test_the_start_that_has_most_in_common_is_found():
@@ -147,5 +147,5 @@ def test_kept_pages_come_in_order_of_age():
     index = index_of(*pages)
     assert index.kept_pages() == pages
     index.forget([2])
-    index.keep(pages[1])
+    index.keep([pages[1]])
     assert index.kept_pages() == [pages[0], pages[2], pages[1]]

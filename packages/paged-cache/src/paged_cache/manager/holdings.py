@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from paged_cache.manager.groups import Count, LayerGroup
 from paged_cache.manager.pages import Pages
-from paged_cache.manager.prefix import KeptPage, media_bytes
+from paged_cache.manager.prefix import Content, media_bytes
 from paged_cache.manager.prompt import Prompt
 from paged_cache.manager.reuse import Admission
 from paged_cache.manager.sequences import UNKNOWN, Sequences, ragged
@@ -132,13 +132,13 @@ class Holdings:
         for row, key in zip(full.places[0].tolist(), full.keys, strict=True):
             self.seqs.keys[row] += [key] if key else []
         np.maximum.at(self.seqs.num_full, full.places[0], full.places[1] + 1)
-        self._keep_pages(full.places, full.tokens)
+        self.pages.keep(self._contents(full.places, full.tokens))
 
     def keep_all_full_pages(self, row: int) -> None:
         """Let all pages of a row that have keys be found."""
         pages = np.arange(self.seqs.num_full[row])
         places = np.full(len(pages), row), pages
-        self._keep_pages(places, self.seqs.page_tokens(places))
+        self.pages.keep(self._contents(places, self.seqs.page_tokens(places)))
 
     def keep_partial_page(self, row: int) -> None:
         """Let the last page of a row be found by what it begins with, if the row is its last owner."""
@@ -150,7 +150,7 @@ class Holdings:
             for group in self.growing:
                 page_id = int(self.seqs.tables[group, row, page])
                 if page_id and self.pages.pool.owners(page_id) == 1:
-                    self.pages.keep(KeptPage(page_id, group, b"", keys[page], ids.tobytes()))
+                    self.pages.keep([(page_id, group, b"", keys[page], ids.tobytes(), b"")])
 
     def return_unseen(self, rows: np.ndarray) -> None:
         """Give back the pages that no query after the computed tokens sees."""
@@ -295,14 +295,18 @@ class Holdings:
         if found.any():
             self.pages.forget(tails[found])
 
-    def _keep_pages(self, places: tuple[np.ndarray, np.ndarray], tokens: list[bytes]) -> None:
-        """Let pages that have keys be found, at these rows and table entries, in every group that still has them."""
+    def _contents(self, places: tuple[np.ndarray, np.ndarray], tokens: list[bytes]) -> list[Content]:
+        """What full pages hold, at these rows and table entries, those that have keys, in all groups that have them."""
         rows, pages = (place.tolist() for place in places)
-        page_ids = zip(*(self.seqs.tables[group][places].tolist() for group in self.growing), strict=True)
-        for row, page, token_ids, ids in zip(rows, pages, tokens, page_ids, strict=True):
-            keys = self.seqs.keys[row]
-            if page + 1 < len(keys):
-                media = self.seqs.page_media(row, page)
-                for group, page_id in zip(self.growing, ids, strict=True):
-                    if page_id:
-                        self.pages.keep(KeptPage(page_id, group, keys[page + 1], keys[page], token_ids, media))
+        keys = [self.seqs.keys[row][page : page + 2] for row, page in zip(rows, pages, strict=True)]
+        media = [self.seqs.page_media(row, page) for row, page in zip(rows, pages, strict=True)]
+        by_group = [
+            [
+                (page_id, group, of_page[1], of_page[0], *what) if page_id and len(of_page) == 2 else None
+                for page_id, of_page, *what in zip(
+                    self.seqs.tables[group][places].tolist(), keys, tokens, media, strict=True
+                )
+            ]
+            for group in self.growing
+        ]
+        return [content for of_page in zip(*by_group, strict=True) for content in of_page if content]

@@ -1,11 +1,13 @@
 """The pages of a device: who owns them, what they hold, and what is to be done to them."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from paged_cache.manager.events import EventKind, PageEvent, Subscriber
 from paged_cache.manager.moves import MoveLog, PageMoves
 from paged_cache.manager.pool import PagePool
-from paged_cache.manager.prefix import KeptPage, PrefixIndex
+from paged_cache.manager.prefix import Content, PrefixIndex
 from paged_cache.manager.stats import Counts
 
 
@@ -56,10 +58,12 @@ class Pages:
         """One owner less for each page; what can be found is kept when its last owner has left."""
         self._zero(self.pool.release(pages, keep=self.index.holds))
 
-    def keep(self, content: KeptPage) -> None:
-        """Let a page be found by what it holds, unless another is found by the same."""
-        if self.index.keep(content):
-            self._note("stored", content.page, content.group, content.key)
+    def keep(self, contents: Iterable[Content]) -> None:
+        """Let pages be found by what they hold, those excepted for which another is found by the same."""
+        kept = self.index.keep(contents)
+        if self._subscribers:
+            for page, group, key, *_ in kept:
+                self._note("stored", page, group, key)
 
     def forget(self, pages: np.ndarray) -> None:
         """Owned pages that are written again can be found no longer."""

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +46,10 @@ class KeptPage(NamedTuple):
     """The page's tokens as little-endian int32; fewer than a page of them for a partial page."""
     media: bytes = b""
     """What `media_bytes` said of the page."""
+
+
+Content = tuple[int, int, bytes, bytes, bytes, bytes]
+"""A `KeptPage` as the plain tuple of its fields, of which many can be made in little time."""
 
 
 def root_key(namespace: str, adapter: str) -> bytes:
@@ -115,18 +119,22 @@ class PrefixIndex:
             best = max(best, (_common_tokens(held, token_ids), page)) if not media else best
         return best[1], best[0]
 
-    def keep(self, content: KeptPage) -> bool:
-        """Let a page be found; `False`, and nothing changes, if it is kept already or another is found by the same."""
-        page, group, key, parent, token_ids, _ = content
-        if self.holds[page] or (key in self._pages[group] if key else self.has(content)):
-            return False
-        self.holds[page] = True
-        self._contents[page] = tuple(content)
-        self._ages[page] = self._num_kept = self._num_kept + 1
-        if key:
-            self._pages[group][key] = page
-        self._next[group].add(parent + token_ids[:4], page)
-        return True
+    def keep(self, contents: Iterable[Content]) -> list[Content]:
+        """Let pages be found by what they hold, those excepted that are kept already or for which another is found.
+
+        Returns those that can be found now and could not before.
+        """
+        holds, stored, kept = self.holds, self._contents, []
+        for content in contents:
+            page, group, key, parent, token_ids, _ = content
+            if not (holds[page] or (key in self._pages[group] if key else self.has(KeptPage._make(content)))):
+                holds[page], stored[page] = True, content
+                self._ages[page] = self._num_kept = self._num_kept + 1
+                if key:
+                    self._pages[group][key] = page
+                self._next[group].add(parent + token_ids[:4], page)
+                kept.append(content)
+        return kept
 
     def forget(self, pages: Sequence[int]) -> list[KeptPage]:
         """What these pages hold cannot be found any more; returns it. Pages that were not kept are passed over."""

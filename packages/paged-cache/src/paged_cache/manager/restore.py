@@ -21,7 +21,7 @@ def restore(held: Holdings, kept: Sequence[KeptPage]) -> np.ndarray:
     for at, content in enumerate(kept):
         if held.pages.pool.num_empty and not held.pages.index.has(content):
             pages[at] = held.pages.allocate(1)[0]
-            held.pages.keep(content._replace(page=int(pages[at])))
+            held.pages.keep([content._replace(page=int(pages[at]))])
     held.pages.release(pages[pages > 0][::-1])
     return pages
 

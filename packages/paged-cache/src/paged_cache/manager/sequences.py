@@ -256,7 +256,8 @@ class Sequences:
 
     def page_media(self, row: int, page: int) -> bytes:
         """What media add to the key of a page."""
-        return media_bytes(self.media[row], page * self.page_size, (page + 1) * self.page_size)
+        media = self.media[row]
+        return media_bytes(media, page * self.page_size, (page + 1) * self.page_size) if media else b""
 
     def _take_row(self) -> tuple[int, int]:
         self._asked = None
