@@ -16,12 +16,18 @@ FULL, CROSS = LayerGroup.full(), LayerGroup.cross()
 CONFIGS = {
     "full": Config(page_size=2, num_pages=9),
     "one token a page": Config(page_size=1, num_pages=13, num_host_pages=4),
-    "large pages": Config(page_size=4, num_pages=6, num_host_pages=2),
-    "few pages": Config(page_size=3, num_pages=4, scrub=True),
+    "large pages": Config(page_size=4, num_pages=6, num_host_pages=2, max_sequence_length=11),
+    "few pages": Config(page_size=3, num_pages=4, scrub=True, max_sequence_length=11),
     "host": Config(page_size=3, num_pages=7, num_host_pages=4, scrub=True),
     "window": Config(page_size=2, num_pages=13, groups=(FULL, LayerGroup.window(3)), num_host_pages=4),
     "windows": Config(page_size=1, num_pages=12, groups=(LayerGroup.window(2), LayerGroup.window(5)), scrub=True),
-    "chunks": Config(page_size=2, num_pages=12, groups=(LayerGroup.chunked(4), LayerGroup.window(4)), num_host_pages=3),
+    "chunks": Config(
+        page_size=2,
+        num_pages=12,
+        groups=(LayerGroup.chunked(4), LayerGroup.window(4)),
+        num_host_pages=3,
+        max_sequence_length=11,
+    ),
     "cross": Config(page_size=2, num_pages=12, groups=(FULL, CROSS), num_host_pages=4, scrub=True),
     "all groups": Config(page_size=3, num_pages=13, groups=(FULL, CROSS, LayerGroup.window(4), LayerGroup.chunked(6))),
     "no reuse": Config(page_size=2, num_pages=8, prefix_reuse=False, num_host_pages=4, scrub=True),
@@ -32,10 +38,21 @@ STEPS = 50
 
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=4)
 PLACES = st.integers(0, 7)  # of a sequence, a text or a pin, counted round
-NAMESPACES = st.sampled_from(["", "", "", "tenant"])
+NAMESPACES = st.sampled_from(["", "", "", "lora"])
 ADAPTERS = st.sampled_from(["", "", "", "lora"])
 FAILURES = st.none() | st.none() | st.builds(Failure, seam=st.sampled_from(SEAMS), at=st.integers(0, 60))
 PICTURES = [Media(start=start, stop=3, digest=name) for start in (0, 0, 1) for name in (b"cat", b"dog")]
+WRONG = [  # some sequences are right, and something is not
+    ("does not exist", lambda manager, seqs: manager.release([*seqs, 10**6])),
+    ("does not exist", lambda manager, seqs: manager.extend([*seqs, 10**6])),
+    ("does not exist", lambda manager, seqs: manager.commit([*seqs, 10**6])),
+    ("times; name each once", lambda manager, seqs: manager.release([*seqs, seqs[0]])),
+    ("longer than", lambda manager, seqs: manager.extend(seqs, [1] * (len(seqs) - 1) + [99])),
+    ("tokens left", lambda manager, seqs: manager.commit(seqs, [1] * (len(seqs) - 1) + [99])),
+    ("must hold", lambda manager, seqs: manager.extend(seqs, 1, [0] * (len(seqs) + 1))),
+    ("must lie in 0", lambda manager, seqs: manager.truncate(seqs[0], 99)),
+    ("not swapped out", lambda manager, seqs: manager.swap_in(seqs[0])),
+]
 PROMPTS = {
     "base": PLACES,
     "cut": st.integers(0, 12),
@@ -191,6 +208,12 @@ class ManagerAgainstModel(RuleBasedStateMachine):
     @rule(base=PLACES, cut=st.integers(0, 12), tail=TOKENS, namespace=NAMESPACES, adapter=ADAPTERS)
     def find(self, base, cut, tail, namespace, adapter):
         self.checked.find(self.text(base, cut, tail), namespace=namespace, adapter=adapter)
+
+    @precondition(lambda self: self.running)
+    @rule(places=st.lists(PLACES, min_size=1, max_size=3), wrong=st.sampled_from(WRONG))
+    def refuse(self, places, wrong):
+        seqs, (message, call) = self.pick(places, self.running), wrong
+        self.checked.refuses(message, lambda manager: call(manager, seqs))
 
     @precondition(lambda self: self.checked.operations % 20 == 19)
     @rule()
