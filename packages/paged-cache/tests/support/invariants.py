@@ -23,11 +23,13 @@ def check_all(checked: "CheckedManager") -> None:
     device = checked.device.copy()
     device.apply(copy.deepcopy(checked.manager._pages.log).take())  # a look at the moves, without taking them
     kept = checked.manager.kept_pages()
+    shared = owners > 1
+    shared[[content.page for content in kept]] = True
     for at, seq in enumerate(checked.running):
         for group, table in enumerate(tables[:, at]):
             _check_table(checked, checked[seq], group, table)
             _check_content(checked, checked[seq], group, table, device)
-            _check_writable(checked, checked[seq], group, table, owners, {content.page for content in kept})
+            _check_writable(checked, checked[seq], group, table, shared)
     for content in kept:
         _check_kept_page(checked, content, device)
     _check_free_pages(checked, owners, kept, device)
@@ -37,14 +39,15 @@ def _check_owners(checked: "CheckedManager", tables: np.ndarray, owners: np.ndar
     """A page has as many owners as tables and pins name it; free and used pages are all there are."""
     manager, num_pages = checked.manager, checked.config.num_pages
     named = np.concatenate([tables[tables > 0], *(pin.pages for pin in checked.pins)]).astype(np.int64)
-    assert owners.tolist() == np.bincount(named, minlength=num_pages).tolist()
-    assert manager.num_used == (owners > 0).sum()
-    assert manager.num_free + manager.num_used == num_pages - 1
+    times = np.bincount(named, minlength=num_pages)
+    assert owners.tolist() == times.tolist(), f"owners are {owners}, but tables and pins name pages {times} times"
+    assert manager.num_used == (owners > 0).sum(), "used pages"
+    assert manager.num_free + manager.num_used == num_pages - 1, "free and used pages are not all"
     stats = manager.stats()
-    assert stats.num_empty + stats.num_kept == manager.num_free
-    assert stats.num_seqs == len(checked.plain.sequences)
-    assert (stats.queried_tokens, stats.reused_tokens) == (checked.queried, checked.reused)
-    assert stats.evictions == checked.events.evicted
+    assert stats.num_empty + stats.num_kept == manager.num_free, "empty and kept pages are not all that are free"
+    assert stats.num_seqs == len(checked.plain.sequences), "sequences"
+    assert (stats.queried_tokens, stats.reused_tokens) == (checked.queried, checked.reused), "tokens queried and reused"
+    assert stats.evictions == checked.events.evicted, "evictions"
     assert stats.empty_slots == _empty_slots(checked, tables), "slots without a token"
 
 
@@ -66,10 +69,10 @@ def _empty_slots(checked: "CheckedManager", tables: np.ndarray) -> int:
 def _check_sequences(checked: "CheckedManager") -> None:
     """Tokens and lengths are the model's."""
     for seq, sequence in checked.plain.sequences.items():
-        assert checked.manager.lengths(seq).tolist() == [sequence.length]
-        assert checked.manager.computed(seq).tolist() == [sequence.computed]
+        numbers = checked.manager.lengths(seq).tolist(), checked.manager.computed(seq).tolist()
+        assert numbers == ([sequence.length], [sequence.computed]), f"{numbers} are not those of {sequence}"
         told = [token if known else -1 for token, known in zip(sequence.tokens, sequence.known, strict=True)]
-        assert checked.manager.token_ids(seq).tolist() == told
+        assert checked.manager.token_ids(seq).tolist() == told, f"tokens of {sequence}"
 
 
 def _check_table(checked: "CheckedManager", sequence: PlainSequence, index: int, table: np.ndarray) -> None:
@@ -97,13 +100,14 @@ def _check_content(
         assert (device.pages[table[-(-len(contents) // size) :]] <= EMPTY).all(), "a page was not scrubbed"
 
 
-def _check_writable(checked, sequence, index, table, owners, findable) -> None:
+def _check_writable(
+    checked: "CheckedManager", sequence: PlainSequence, index: int, table: np.ndarray, shared: np.ndarray
+) -> None:
     """A slot that is to be written is in a page with one owner, which nobody can find."""
-    if checked.config.groups[index].grows:
-        pages = table[sequence.computed // checked.config.page_size : -(-sequence.length // checked.config.page_size)]
-        if sequence.computed < sequence.length:
-            assert (owners[pages] == 1).all(), f"pages {pages} are to be written, but have {owners[pages]} owners"
-            assert findable.isdisjoint(pages.tolist()), f"pages {pages} are to be written, but can be found"
+    size = checked.config.page_size
+    if checked.config.groups[index].grows and sequence.computed < sequence.length:
+        pages = table[sequence.computed // size : -(-sequence.length // size)]
+        assert not shared[pages].any(), f"pages {pages} are to be written, but others own or can find them"
 
 
 def _check_kept_page(checked: "CheckedManager", content: KeptPage, device: SimulatedDevice) -> None:
@@ -119,7 +123,7 @@ def _check_kept_page(checked: "CheckedManager", content: KeptPage, device: Simul
     before = numbers.before[chain[0]]
     assert checked.names.setdefault(content.parent, before) == before, f"{content} goes on from another text"
     if content.key:
-        assert len(tokens) == checked.config.page_size
+        assert len(tokens) == checked.config.page_size, f"{content} is not full"
         assert checked.names.setdefault(content.key, chain[-1]) == chain[-1], f"{content} is named like another text"
 
 
@@ -130,6 +134,6 @@ def _check_free_pages(
     findable = {content.page for content in kept}
     assert checked.events.findable == {content.page: content.key for content in kept}, "events say something else"
     free = set(np.flatnonzero(owners[1:] == 0) + 1)
-    assert checked.manager.num_kept == len(free & findable)
+    assert checked.manager.num_kept == len(free & findable), "pages that are kept"
     if checked.config.scrub:
         assert (device.pages[list(free - findable)] == EMPTY).all(), "a page that was released can be read"
