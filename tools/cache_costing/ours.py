@@ -60,7 +60,7 @@ def decode(work: Workload) -> Turn:
 
 
 def admissions(work: Workload, manager: PageManager, numbers: Iterator[int], expected: int) -> Turn:
-    """Prompts admitted, computed and released; at least `expected` tokens of each are found."""
+    """Prompts admitted, computed and released; `expected` tokens of each are found in full pages."""
 
     def turn() -> dict[str, float]:
         laps = Laps()
@@ -76,7 +76,7 @@ def admissions(work: Workload, manager: PageManager, numbers: Iterator[int], exp
             laps("commit")
             manager.release(seq)
             laps("release")
-            if hits < expected or (hits and not expected):
+            if hits // PAGE_SIZE * PAGE_SIZE != expected:
                 raise ValueError(f"{work.name}: {hits} tokens were found, {expected} should be")
         return laps.over(work.operations)
 
