@@ -104,8 +104,10 @@ class Pages:
         return self.log.take()
 
     def _forget(self, pages: np.ndarray, kind: EventKind) -> None:
-        for content in self.index.forget(pages.tolist()):
-            self._note(kind, content.page, content.group, content.key)
+        forgotten = self.index.forget(pages.tolist())
+        if self._subscribers:
+            for page, group, key, *_ in forgotten:
+                self._note(kind, page, group, key)
 
     def _note(self, kind: EventKind, page: int, group: int, key: bytes = b"") -> None:
         if self._subscribers:

@@ -136,7 +136,7 @@ class PrefixIndex:
                 kept.append(content)
         return kept
 
-    def forget(self, pages: Sequence[int]) -> list[KeptPage]:
+    def forget(self, pages: Sequence[int]) -> list[Content]:
         """What these pages hold cannot be found any more; returns it. Pages that were not kept are passed over."""
         return [self._forget(page) for page in pages if self.holds[page]]
 
@@ -145,13 +145,13 @@ class PrefixIndex:
         pages = np.flatnonzero(self.holds)
         return [KeptPage(*content) for content in self._contents[pages[np.argsort(self._ages[pages])]]]
 
-    def _forget(self, page: int) -> KeptPage:
-        content = KeptPage(*self._contents[page])
-        self.holds[page] = False
-        self._contents[page] = None
-        if content.key:
-            del self._pages[content.group][content.key]
-        self._next[content.group].remove(content.parent + content.token_ids[:4], page)
+    def _forget(self, page: int) -> Content:
+        content = self._contents[page]
+        _, group, key, parent, token_ids, _ = content
+        self.holds[page], self._contents[page] = False, None
+        if key:
+            del self._pages[group][key]
+        self._next[group].remove(parent + token_ids[:4], page)
         return content
 
 
@@ -180,7 +180,8 @@ class PageLists:
     def remove(self, name: bytes, page: int) -> None:
         """Take a page out of the list that it is in."""
         older, newer = int(self._older[page]), int(self._newer[page])
-        self._older[page] = self._newer[page] = 0
+        if older or newer:
+            self._older[page] = self._newer[page] = 0
         if older:
             self._newer[older] = newer
         if newer:

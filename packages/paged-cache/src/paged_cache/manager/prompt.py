@@ -35,6 +35,7 @@ class Prompt:
         if array.ndim != 1 or not array.size:
             raise ValueError(f"token_ids has shape {array.shape}; it must be a list of at least one token id")
         self.token_ids = check_tokens(array, array.size)
+        self._bytes = self.token_ids.tobytes()
         self.media = tuple(media)
         self._root = root_key(namespace, adapter)
         self._keys: dict[int, list[bytes]] = {}
@@ -56,13 +57,23 @@ class Prompt:
         """The root, and the keys of the first `n` pages of this size."""
         return self._hashed(n, page_size)[: n + 1]
 
+    def page(self, index: int, page_size: int) -> dict[str, bytes]:
+        """What the page of this index, of this size, holds when it is full: its key, and what was hashed for it."""
+        keys = self._hashed(index + 1, page_size)
+        start, stop = index * page_size, (index + 1) * page_size
+        return {
+            "key": keys[index + 1],
+            "parent": keys[index],
+            "token_ids": self._bytes[start * TOKEN_DTYPE.itemsize : stop * TOKEN_DTYPE.itemsize],
+            "media": media_bytes(self.media, start, stop) if self.media else b"",
+        }
+
     def _hashed(self, n: int, page_size: int) -> list[bytes]:
         """All keys so far, those of the first `n` pages among them."""
-        keys = self._keys.setdefault(page_size, [self._root])
+        keys, size = self._keys.setdefault(page_size, [self._root]), page_size * TOKEN_DTYPE.itemsize
         for page in range(len(keys) - 1, n):
-            start, stop = page * page_size, (page + 1) * page_size
-            media = media_bytes(self.media, start, stop)
-            keys.append(page_key(keys[-1], self.token_ids[start:stop].tobytes(), media))
+            media = media_bytes(self.media, page * page_size, (page + 1) * page_size)
+            keys.append(page_key(keys[-1], self._bytes[page * size : (page + 1) * size], media))
         return keys
 
 

@@ -119,12 +119,5 @@ class ReuseSearch:
     def _find(self, group: int, page: int) -> int:
         place = (group, page)
         if place not in self._found:
-            start, stop = page * self._page_size, (page + 1) * self._page_size
-            self._found[place] = self._index.find(
-                group,
-                self._prompt.key(page + 1, self._page_size),
-                parent=self._prompt.key(page, self._page_size),
-                token_ids=self._prompt.token_ids[start:stop].tobytes(),
-                media=media_bytes(self._prompt.media, start, stop),
-            )
+            self._found[place] = self._index.find(group, **self._prompt.page(page, self._page_size))
         return self._found[place]
