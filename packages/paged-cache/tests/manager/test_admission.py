@@ -80,3 +80,34 @@ def test_an_admission_takes_exactly_what_is_free_beside_what_it_finds():
     seq = manager.admit([*range(8), *range(60, 72)])  # two found, three new
     assert (manager.num_free, len(table(manager, seq)), manager.computed(seq)) == (0, 5, 8)
     assert manager.stats().evictions == 0
+
+
+def arriving():
+    """A manager, and a sequence of 20 tokens that come from elsewhere: of the window it has the last page alone."""
+    manager = new_manager(groups=BOTH)
+    seq = manager.admit(range(20), arriving=True)
+    assert [len(table(manager, seq, 0)), [page > 0 for page in table(manager, seq, 1)]] == [5, [False] * 4 + [True]]
+    return manager, seq
+
+
+def test_what_arrives_can_be_committed_in_parts():
+    manager, seq = arriving()
+    held = manager.tables(seq)
+    for count in (3, 8, 9):
+        manager.commit(seq, count)
+    assert (manager.tables(seq) == held).all()
+    assert manager.find(range(21)) == 20
+
+
+def test_what_arrives_cannot_be_truncated_to_where_a_window_has_no_pages():
+    manager, seq = arriving()
+    with refused(manager, ValueError, "num_tokens=8 is too far back: window layers have returned all before token 16"):
+        manager.truncate(seq, 8)
+    manager.release(seq)
+    assert manager.num_used == 0
+
+
+def test_of_a_chunk_that_arrives_the_window_keeps_what_is_seen_after_it():
+    manager = new_manager(groups=BOTH)
+    seq = manager.admit(range(20), chunk=8, arriving=True)
+    assert table(manager, seq, 1) == [0, manager.tables(seq)[1, 0, 1]]

@@ -105,8 +105,9 @@ def test_cross_attention_has_pages_for_the_other_text_alone():
 )
 def test_tokens_for_cross_attention_must_fit_the_groups(groups, cross_tokens, message):
     manager = new_manager(groups=groups)
-    with refused(manager, ValueError, message):
-        manager.admit([1], cross_tokens=cross_tokens)
+    for ask in (manager.admit, manager.pages_to_admit):
+        with refused(manager, ValueError, message):
+            ask([1], cross_tokens=cross_tokens)
 
 
 def test_a_manager_needs_a_group_that_grows():

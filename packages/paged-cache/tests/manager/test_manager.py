@@ -210,7 +210,7 @@ def test_a_pinned_prefix_is_not_evicted():
     manager = new_manager(num_pages=4)
     ended(manager, range(9))
     pin = manager.pin(range(9))
-    assert (pin.num_tokens, pin.pages.tolist(), manager.num_used) == (8, [1, 2], 2)
+    assert (pin.num_tokens, pin.pages.tolist(), manager.num_used) == (8, [2, 1], 2)
     with refused(manager, OutOfPages, "asked for 2 pages, but 1 are free"):
         manager.admit(range(50, 58))
     ended(manager, range(50, 54))

@@ -100,12 +100,12 @@ def forks_share_a_list(original, seqs, row):
 # Giving pages back
 
 
-@fault_in(Holdings, of="give_back")
-def releases_twice(original, held, group, row, start, stop):
+@fault_in(Holdings, of="_give_back")
+def releases_twice(original, held, row, spans):
     """A sequence takes another's ownership away."""
-    pages = held.seqs.tables[group, row, start:stop]
+    pages = np.concatenate([held.seqs.tables[group, row, start:stop] for group, start, stop in spans])
     shared = pages[held.pages.pool.owners(pages) > 1]
-    original(held, group, row, start, stop)
+    original(held, row, spans)
     held.pages.release(shared)
 
 
@@ -117,15 +117,16 @@ def truncate_forgets_the_keys(original, seqs, row, length):
     seqs.keys[row] = keys
 
 
-@fault_in(PageManager, of="truncate")
-def truncate_keeps_a_page(original, manager, seq, num_tokens):
+@fault_in(Holdings, of="cut")
+def truncate_keeps_a_page(original, held, row, num_tokens):
     """One page more than the tokens need stays the sequence's."""
-    give_back = manager._held.give_back
-    later = mock.patch.object(
-        manager._held, "give_back", lambda group, row, start, stop: give_back(group, row, min(start + 1, stop), stop)
-    )
-    with later:
-        original(manager, seq, num_tokens)
+    give_back = held._give_back
+
+    def later(row, spans):
+        give_back(row, [(group, min(start + 1, stop), stop) for group, start, stop in spans])
+
+    with mock.patch.object(held, "_give_back", later):
+        original(held, row, num_tokens)
 
 
 @fault_in(Holdings, of="return_unseen")

@@ -218,6 +218,21 @@ def test_a_chain_is_evicted_from_its_end():
     assert manager.find(range(20)) == 12
 
 
+def test_a_chain_is_evicted_from_its_end_in_all_groups_alike():
+    manager = new_manager(num_pages=9, groups=(FULL, FULL))
+    ended(manager, range(16))
+    manager.admit([90] * 8)  # evicts four of eight pages, of either group two
+    assert manager.find(range(20)) == 8
+
+
+def test_a_pinned_chain_is_evicted_from_its_end_once_it_is_unpinned():
+    manager = new_manager(num_pages=9, groups=(FULL, FULL))
+    ended(manager, range(16))
+    manager.unpin(manager.pin(range(16)))
+    manager.admit([90] * 8)
+    assert manager.find(range(20)) == 8
+
+
 def test_what_was_used_last_is_evicted_last():
     manager = new_manager(num_pages=4)
     for start in (0, 100, 200):

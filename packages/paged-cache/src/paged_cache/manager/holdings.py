@@ -160,7 +160,7 @@ class Holdings:
         """Give back the pages that no query after so many tokens of each row sees."""
         for group in self.forgetting:
             first = self.seqs.first[group, rows]
-            needed = self.groups[group].first_needed(num_tokens) // self.page_size
+            needed = np.maximum(first, self.groups[group].first_needed(num_tokens) // self.page_size)
             unseen = needed - first
             if unseen.any():
                 places = ragged(rows, first, unseen)
@@ -187,22 +187,21 @@ class Holdings:
         """
         for group in self.forgetting:
             kept_from = int(self.seqs.first[group, row]) * self.page_size
-            if num_tokens < self.seqs.computed[row] and self.groups[group].first_needed(num_tokens) < kept_from:
+            if self.groups[group].first_needed(num_tokens) < kept_from:
                 raise ValueError(
                     f"num_tokens={num_tokens} is too far back: {self.groups[group].kind} layers have returned "
                     f"all before token {kept_from}; admit the tokens anew, or truncate before commit"
                 )
 
-    def give_back(self, group: int, row: int, start: int, stop: int) -> None:
-        """Give back table entries `start : stop`, the last first: a prefix is of no use without its start."""
-        entries = self.seqs.tables[group, row, start:stop]
-        self.pages.release(entries[::-1].copy())
-        entries[:] = 0
+    def cut(self, row: int, num_tokens: int) -> None:
+        """Only the first `num_tokens` tokens of a row stay, and their pages."""
+        start, stop = self.num_pages(num_tokens), self.num_pages(int(self.seqs.lengths[row]))
+        self._give_back(row, [(group, start, stop) for group in self.growing])
+        self.seqs.cut(row, num_tokens)
 
     def give_back_all(self, row: int) -> None:
         """Give back all pages of a row."""
-        for group, start, stop in self._spans(row):
-            self.give_back(group, row, start, stop)
+        self._give_back(row, self._spans(row))
 
     def to_host(self, row: int, host_pages: np.ndarray) -> None:
         """What the row's pages hold goes to these host pages, and the pages are given back."""
@@ -244,6 +243,13 @@ class Holdings:
             pages.append(self.seqs.tables[group, rows[inside], lengths[inside] // self.page_size])
             filled.append(lengths[inside] % self.page_size)
         return np.concatenate(pages), np.concatenate(filled)
+
+    def _give_back(self, row: int, spans: list[tuple[int, int, int]]) -> None:
+        """Give back pages of a row: of each group, the table entries from a first to a last, exclusive."""
+        entries = [self.seqs.tables[group, row, start:stop] for group, start, stop in spans]
+        self.pages.release(ends_first(entries))
+        for of_group in entries:
+            of_group[:] = 0
 
     def _spans(self, row: int) -> list[tuple[int, int, int]]:
         """Each group with the first and the last table entry, exclusive, that are pages of the row."""
@@ -310,3 +316,15 @@ class Holdings:
             for group in self.growing
         ]
         return [content for of_page in zip(*by_group, strict=True) for content in of_page if content]
+
+
+def ends_first(pages: Sequence[np.ndarray]) -> np.ndarray:
+    """All groups' pages of a prefix, those at its end first: so they are to be released, and then evicted.
+
+    Neither a page nor another group's is of use without the pages before it.
+
+    >>> ends_first([np.array([1, 2, 3]), np.array([8, 9])])
+    array([3, 9, 2, 8, 1])
+    """
+    behind = np.concatenate([np.arange(len(of_group))[::-1] for of_group in pages])
+    return np.concatenate(pages)[np.argsort(behind, kind="stable")]

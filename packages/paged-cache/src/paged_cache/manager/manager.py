@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from paged_cache.manager.admission import free_pages_found, new_pages, plan_admission
 from paged_cache.manager.events import Subscriber
 from paged_cache.manager.groups import LayerGroup
-from paged_cache.manager.holdings import Holdings
+from paged_cache.manager.holdings import Holdings, ends_first
 from paged_cache.manager.moves import PageMoves
 from paged_cache.manager.pages import Pages
 from paged_cache.manager.pool import PagePool
@@ -28,6 +28,7 @@ class Pin:
     num_tokens: int
     """Tokens of the prefix that they hold."""
     pages: np.ndarray
+    """Of all groups, those at the prefix's end first."""
 
 
 class PageManager:
@@ -177,8 +178,13 @@ class PageManager:
         return self._reuse(prompt, len(prompt) - 1).num_tokens
 
     def pages_to_admit(self, prompt: Prompt | ArrayLike, *, cross_tokens: int = 0) -> int:
-        """How many of the free pages `admit` would take for all of this prompt, found ones that are free included."""
+        """How many of the free pages `admit` would take for all of this prompt, found ones that are free included.
+
+        Raises:
+            ValueError: `cross_tokens` are not what the groups see.
+        """
         prompt = Prompt.of(prompt)
+        self._held.check_cross_tokens(cross_tokens)
         reuse = self._reuse(prompt, len(prompt) - 1).without_tail(self.page_size)
         return new_pages(self._held, reuse, len(prompt), cross_tokens) + free_pages_found(self._held, reuse)
 
@@ -197,7 +203,7 @@ class PageManager:
             cross_tokens: tokens that groups of cross-attention see. Keys and values of all tokens depend on them, so a
                 prompt then finds pages only if its `media` have a digest of them, from token 0 on.
             arriving: whether keys and values of all the prompt come from elsewhere, and are committed at once: it keeps
-                no page that no query after the prompt sees.
+                no page that no query after these tokens sees.
 
         Raises:
             OutOfPages: not enough pages are free.
@@ -213,7 +219,8 @@ class PageManager:
         admission = plan_admission(self._held, prompt, reuse, chunk=chunk, cross_tokens=cross_tokens)
         seq = self._held.add(admission)
         if arriving:
-            self._held.return_unseen_after(self._seqs.rows(seq), np.array([len(prompt)]))
+            row = self._seqs.rows(seq)
+            self._held.return_unseen_after(row, self._seqs.lengths[row])
         self._pages.counts.queried_tokens += len(prompt)
         self._pages.counts.reused_tokens += admission.reuse.num_tokens
         self._pages.publish()
@@ -283,13 +290,11 @@ class PageManager:
             ValueError: there are fewer tokens, or a window has moved on and its pages are gone.
         """
         row = self._seqs.row(seq)
-        length = int(self._seqs.lengths[row])
+        length = self._seqs.lengths[row]
         if not 0 <= num_tokens <= length:
             raise ValueError(f"num_tokens={num_tokens} must lie in 0..{length}, the sequence's tokens")
         self._held.check_window(row, num_tokens)
-        for group in self._held.growing:
-            self._held.give_back(group, row, self._held.num_pages(num_tokens), self._held.num_pages(length))
-        self._seqs.cut(row, num_tokens)
+        self._held.cut(row, num_tokens)
         self._pages.publish()
 
     def release(self, seqs: ArrayLike) -> None:
@@ -344,7 +349,7 @@ class PageManager:
         """Keep the full pages that hold the start of this prompt from being evicted, as many as there are."""
         prompt = Prompt.of(prompt)
         reuse = self._reuse(prompt, len(prompt)).without_tail(self.page_size)
-        pin = Pin(reuse.num_tokens, np.concatenate(reuse.pages))
+        pin = Pin(reuse.num_tokens, ends_first(reuse.pages))
         self._pages.share(pin.pages)
         self._pins.add(pin)
         self._pages.publish()
@@ -359,7 +364,7 @@ class PageManager:
         if pin not in self._pins:
             raise ValueError("pin is not one of this manager's, or was unpinned before")
         self._pins.remove(pin)
-        self._pages.release(pin.pages[::-1])
+        self._pages.release(pin.pages)
         self._pages.publish()
 
     def forget_prefixes(self) -> None:
