@@ -162,6 +162,7 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_loaded(path):
         r"has groups=.*full.*, but here it is",
         model="a",
     )
+    refused(path, filled_cache(), manager_of(num_host_pages=2), ValueError, "host is None", model="a")
     refused(path, filled_cache(), manager_of(num_pages=40), ValueError, "has num_pages=40, but the cache has 12")
     unlike = PagedAttentionCache(filled_cache(views=1).views + filled_cache(views=1, num_kv_heads=4).views)
     refused(path, unlike, manager_of(), NotImplementedError, "layers have pages of 2 kinds")

@@ -211,6 +211,8 @@ def test_what_else_does_not_fit_is_refused_too():
     refused(filled_cache(), other_groups, pages, ValueError, r"the manager has page_size=4 and groups=.*window")
     refused(filled_cache(), manager_of(page_size=8), pages, ValueError, "but the manager has page_size=8")
     refused(filled_cache(), manager_of(num_pages=3), pages, OutOfPages, "asked for 3")
+    no_host = "host is None, but the manager has num_host_pages=2, .* pass the HostPages that apply_moves is given"
+    refused(filled_cache(), manager_of(num_host_pages=2), pages, ValueError, no_host)
     half = dataclasses.replace(pages, arrays={name: array[:1] for name, array in pages.arrays.items()})
     wrong = r"array view\.0\.data is bfloat16 \(1, 2, 4, 128\), but must be bfloat16 \(3, 2, 4, 128\)"
     refused(filled_cache(), manager_of(), half, ValueError, wrong)

@@ -10,6 +10,8 @@ from jaxtyping import Array, Int32
 
 from paged_cache.cache import PagedAttentionCache
 from paged_cache.contents import check_alike, chunks, content_shape, data_group_of, read_contents, write_contents
+from paged_cache.host import HostPages
+from paged_cache.manager import PageManager
 from paged_kernels import KVPages
 
 Progress = Callable[[list[slice]], Iterable[slice]]
@@ -37,6 +39,19 @@ def check_pool(cache: PagedAttentionCache, num_pages: int, data_group: int) -> N
     pool = view.pages.num_pages // view.groups
     if num_pages > pool:
         raise ValueError(f"the manager has num_pages={num_pages}, but the cache has {pool}; both must have as many")
+
+
+def check_host(manager: PageManager, host: HostPages | None) -> None:
+    """Refuse to go without host pages where moves that need them may be waiting, before anything is taken.
+
+    Raises:
+        ValueError: the manager has host pages, and `host` is `None`.
+    """
+    if manager.num_host_pages and host is None:
+        raise ValueError(
+            f"host is None, but the manager has num_host_pages={manager.num_host_pages}, so that moves which swap "
+            "pages may be waiting; pass the HostPages that apply_moves is given"
+        )
 
 
 def check_fits(cache: PagedAttentionCache, layout: dict[str, Any], arrays: dict[str, np.ndarray], n: int) -> None:

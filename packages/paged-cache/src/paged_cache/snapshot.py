@@ -14,7 +14,15 @@ from paged_cache.cache import PagedAttentionCache
 from paged_cache.device import apply_moves_by_group, moves_of_one
 from paged_cache.host import HostPages
 from paged_cache.manager import KeptPage, PageManager
-from paged_cache.page_arrays import Progress, arrays_from_pages, check_fits, check_pool, layout_of, pages_from_arrays
+from paged_cache.page_arrays import (
+    Progress,
+    arrays_from_pages,
+    check_fits,
+    check_host,
+    check_pool,
+    layout_of,
+    pages_from_arrays,
+)
 
 KIND = "prefix cache"
 GROUP, TEXTS, LENGTHS = "kept.group", "kept.bytes", "kept.lengths"
@@ -73,7 +81,7 @@ def load_prefix_cache(
         manager: gets the pages.
         model: what the caller computes with; the file must say the same.
         data_group: with a `data_axis`, the data group whose manager it is.
-        host: as for `apply_moves`, if moves that swap pages are waiting.
+        host: as for `apply_moves`, for moves that are waiting; needed if the manager has host pages.
 
     Raises:
         ValueError: the file is something else, damaged, of an unknown version, or does not fit the cache or the
@@ -82,6 +90,7 @@ def load_prefix_cache(
         NotImplementedError: the layers' pages are not all of one shape.
     """
     check_pool(cache, manager.num_pages, data_group)
+    check_host(manager, host)
     archive = Archive.load(path, KIND)
     check_fits(cache, archive.facts["layout"], archive.arrays, archive.facts["pages"])
     for name, here in _origin(manager, model).items():

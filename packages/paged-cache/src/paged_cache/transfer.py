@@ -13,7 +13,7 @@ from paged_cache.cache import PagedAttentionCache
 from paged_cache.device import apply_moves_by_group, moves_of_one
 from paged_cache.host import HostPages
 from paged_cache.manager import LayerGroup, Media, PageManager, Prompt
-from paged_cache.page_arrays import arrays_from_pages, check_fits, check_pool, layout_of, pages_from_arrays
+from paged_cache.page_arrays import arrays_from_pages, check_fits, check_host, check_pool, layout_of, pages_from_arrays
 
 KIND = "sequence"
 PLACES = "places"
@@ -144,7 +144,7 @@ def import_sequence(
         namespace: as for `Prompt`.
         adapter: as for `Prompt`.
         media: as for `Prompt`.
-        host: as for `apply_moves`, if moves that swap pages are waiting.
+        host: as for `apply_moves`, for moves that are waiting; needed if the manager has host pages.
         data_group: with a `data_axis`, the data group whose manager it is.
 
     Raises:
@@ -153,6 +153,7 @@ def import_sequence(
         NotImplementedError: the layers' pages are not all of one shape.
     """
     check_pool(cache, manager.num_pages, data_group)
+    check_host(manager, host)
     check_fits(cache, pages.layout, pages.arrays, len(pages.places))
     if (manager.groups, manager.page_size) != (pages.groups, pages.layout["page_size"]):
         raise ValueError(

@@ -84,6 +84,7 @@ class PageManager:
             raise ValueError(f"num_host_pages={num_host_pages} must be at least 0")
         self.groups = tuple(groups)
         self.page_size = page_size
+        self.num_host_pages = num_host_pages
         self.prefix_reuse = prefix_reuse
         self._seqs = Sequences(max_seqs, max_sequence_length, page_size, len(self.groups))
         self._pages = Pages(num_pages, len(self.groups), scrub=scrub)

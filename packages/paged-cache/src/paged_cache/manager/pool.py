@@ -11,8 +11,8 @@ class OutOfPages(RuntimeError):  # noqa: N818 - a condition that a scheduler wai
 
     def __init__(self, asked: int, free: int, where: str = "") -> None:
         super().__init__(
-            f"asked for {asked} {where}pages, but {free} are free; release some, wait until a sequence ends, or make "
-            "the cache larger"
+            f"asked for {asked} {where}pages, but {free} are free; release some, wait until a sequence ends, or raise "
+            f"num_{where.replace(' ', '_')}pages"
         )
         self.asked = asked
         self.free = free
