@@ -167,11 +167,12 @@ def test_truncating_to_what_is_not_there_is_refused(num_tokens):
 # Fork and release
 
 
-def test_forking_none_is_refused():
+@pytest.mark.parametrize("n", [0, 1.5])
+def test_forks_are_counted_from_one_on(n):
     manager = new_manager()
     seq = computed(manager, [1])
-    with refused(manager, ValueError, "n=0 must be at least 1"):
-        manager.fork(seq, 0)
+    with refused(manager, ValueError, f"n={n} must be a whole number of at least 1"):
+        manager.fork(seq, n)
 
 
 def test_releasing_many_releases_all_or_none():

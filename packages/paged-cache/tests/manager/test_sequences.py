@@ -140,7 +140,7 @@ def test_a_count_that_reaches_beyond_the_longest_sequence_is_refused_however_lar
     [
         ([1, 2], r"token_ids has shape \(2,\); it must hold 3 ids, all sequences' one after another"),
         ([[1, 2, 3]], r"token_ids has shape \(1, 3\)"),
-        ([1, 2, -1], r"token_ids must be whole numbers in 0 \.\. 2\*\*31 - 1"),
+        ([1, 2, -1], r"token_ids hold -1; each must lie in 0 \.\. 2\*\*31 - 1"),
     ],
 )
 def test_tokens_that_do_not_fit_the_counts_are_refused(token_ids, message):

@@ -16,19 +16,9 @@ from paged_cache.manager.pool import PagePool
 from paged_cache.manager.prefix import KeptPage
 from paged_cache.manager.prompt import Prompt, check_tokens
 from paged_cache.manager.restore import restore
-from paged_cache.manager.reuse import Reuse, ReuseSearch
+from paged_cache.manager.reuse import Pin, Reuse, ReuseSearch
 from paged_cache.manager.sequences import UNKNOWN, Sequences, check_counts
 from paged_cache.manager.stats import PageStats
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pin:
-    """Pages that are not evicted until `PageManager.unpin` is called with this."""
-
-    num_tokens: int
-    """Tokens of the prefix that they hold."""
-    pages: np.ndarray
-    """Of all groups, those at the prefix's end first."""
 
 
 class PageManager:
@@ -47,7 +37,7 @@ class PageManager:
     alike give pages that are alike, so many hosts that make the same calls have the same tables. Invariants:
 
         a page's owners = the table entries that name it, and its pins
-        num_empty + num_kept + num_used = num_pages - 1
+        num_free + num_used = num_pages - 1 (the null page is nobody's)
         a slot that a sequence is to write is in a page that it alone owns and that nobody can find
 
     One manager is for one thread.
@@ -277,8 +267,8 @@ class PageManager:
             ValueError: tokens are left to compute, or there would be more than `max_seqs` sequences.
         """
         row = self._seqs.row(seq)
-        if n < 1:
-            raise ValueError(f"n={n} must be at least 1")
+        if not isinstance(n, int | np.integer) or n < 1:
+            raise ValueError(f"n={n} must be a whole number of at least 1")
         self._seqs.check_room(n)
         self._seqs.check_all_computed(row, "forked")
         self._pages.share(np.concatenate(self._held.of(row)), n)

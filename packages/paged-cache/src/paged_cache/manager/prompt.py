@@ -36,7 +36,7 @@ class Prompt:
             raise ValueError(f"token_ids has shape {array.shape}; it must be a list of at least one token id")
         self.token_ids = check_tokens(array, array.size)
         self._bytes = self.token_ids.tobytes()
-        self.media = tuple(media)
+        self.media = tuple(sorted(media, key=lambda item: item.start))  # keys do not depend on how they are listed
         self._root = root_key(namespace, adapter)
         self._keys: dict[int, list[bytes]] = {}
 
@@ -86,8 +86,11 @@ def check_tokens(token_ids: ArrayLike, n: int) -> np.ndarray:
     array = np.asarray(token_ids)
     if array.shape != (n,):
         raise ValueError(f"token_ids has shape {array.shape}; it must hold {n} ids, all sequences' one after another")
-    if n and (array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= 2**31):
+    if n and array.dtype.kind not in "iu":
+        raise ValueError(f"token_ids are {array.dtype}; they must be whole numbers in 0 .. 2**31 - 1")
+    if n and (array.min() < 0 or array.max() >= 2**31):
+        wrong = array.min() if array.min() < 0 else array.max()
         raise ValueError(
-            "token_ids must be whole numbers in 0 .. 2**31 - 1; leave out token_ids that are not known yet"
+            f"token_ids hold {wrong}; each must lie in 0 .. 2**31 - 1; leave out token_ids that are not known yet"
         )
     return array.astype(TOKEN_DTYPE, copy=False)

@@ -38,6 +38,16 @@ class Reuse:
         return dataclasses.replace(self, num_tokens=self.num_pages * page_size, tails=self.tails[:0])
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pin:
+    """Pages that are not evicted until `PageManager.unpin` is called with this."""
+
+    num_tokens: int
+    """Tokens of the prefix that they hold."""
+    pages: np.ndarray
+    """Of all groups, those at the prefix's end first."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Admission:
     """A sequence that can be added: there are pages for all of it."""
