@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from paged_cache.config import MAX_SIZE, MIN_PAGES, CacheConfig
 from paged_cache.manager.groups import LayerGroup
+from paged_cache.manager.sequences import check_whole
 from paged_cache.model_shape import ModelShape
 from paged_cache.sharding import kv_heads_per_device
 from paged_kernels import KVPages, RowLayout
@@ -114,7 +115,7 @@ class Plan:
         Raises:
             ValueError: `context` is below 1.
         """
-        _check_whole("context", context)
+        context = check_whole("context", context, 1)
         admitting, decoding = self.pages_of(context, self.chunk), self.pages_of(context, 1)
         return 0 if admitting > self.usable_pages else 1 + (self.usable_pages - admitting) // decoding
 
@@ -173,8 +174,7 @@ def plan(
             fit.
     """
     sizes = {"memory_bytes": memory_bytes, "page_size": page_size, "tensor_parallel": tensor_parallel, "chunk": chunk}
-    for name, size in sizes.items():
-        _check_whole(name, size)
+    sizes = {name: check_whole(name, size, 1) for name, size in sizes.items()}
     made = Plan(shape=shape, dtype=jnp.dtype(dtype).name, **sizes)
     if made.num_pages < MIN_PAGES:
         raise ValueError(
@@ -207,8 +207,3 @@ def most_pages(group: LayerGroup, length: int, new_tokens: int, page_size: int) 
     step = 1 if group.kind == "window" else group.tokens
     span = group.tokens - 1 + new_tokens
     return min(all_pages, -(-(page_size - math.gcd(step, page_size) + span) // page_size))
-
-
-def _check_whole(name: str, size: int) -> None:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"{name}={size!r} must be a whole number of at least 1")

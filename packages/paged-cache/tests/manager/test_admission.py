@@ -39,7 +39,7 @@ def test_the_rest_of_a_chunked_prompt_comes_by_extend():
 
 def test_a_chunk_below_one_is_refused():
     manager = new_manager()
-    with refused(manager, ValueError, "chunk=0 must be at least 1, or None for all of the prompt"):
+    with refused(manager, ValueError, "chunk=0 must be a whole number of at least 1"):
         manager.admit([1, 2], chunk=0)
 
 

@@ -97,8 +97,8 @@ def test_cross_attention_has_pages_for_the_other_text_alone():
 @pytest.mark.parametrize(
     ("groups", "cross_tokens", "message"),
     [
-        ((FULL, CROSS), 0, "cross_tokens=0 must be at least 1"),
-        ((FULL, CROSS), -3, "cross_tokens=-3 must be at least 1"),
+        ((FULL, CROSS), 0, "cross_tokens=0 must be a whole number of at least 1"),
+        ((FULL, CROSS), -3, "cross_tokens=-3 must be a whole number of at least 1"),
         ((FULL,), 3, "cross_tokens=3 must be 0: there is no group of cross-attention"),
         ((FULL, CROSS), 33, "a sequence of 33 tokens is longer than max_sequence_length=32"),
     ],

@@ -8,7 +8,7 @@ from paged_cache.manager.sequences import Sequences, check_counts, ragged
 @pytest.mark.parametrize("wrong", ["max_seqs", "max_sequence_length", "page_size"])
 def test_sizes_below_one_are_refused(wrong):
     sizes = {"max_seqs": 2, "max_sequence_length": 8, "page_size": 4, wrong: 0}
-    with pytest.raises(ValueError, match=f"{wrong}=0 must be at least 1"):
+    with pytest.raises(ValueError, match=f"{wrong}=0 must be a whole number of at least 1"):
         Sequences(**sizes, num_groups=1)
 
 

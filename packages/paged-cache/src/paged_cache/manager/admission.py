@@ -8,7 +8,7 @@ from paged_cache.manager.prompt import Prompt
 from paged_cache.manager.reuse import Admission, Reuse
 
 
-def plan_admission(held: Holdings, prompt: Prompt, reuse: Reuse, *, chunk: int | None, cross_tokens: int) -> Admission:
+def plan_admission(held: Holdings, prompt: Prompt, reuse: Reuse, *, chunk: int, cross_tokens: int) -> Admission:
     """The prompt with slots for `chunk` tokens after the reused ones; without the tail if there is no page for it.
 
     Raises:
@@ -16,7 +16,7 @@ def plan_admission(held: Holdings, prompt: Prompt, reuse: Reuse, *, chunk: int |
     """
     needed, free = 0, 0
     for each in (reuse, reuse.without_tail(held.page_size)):
-        length = len(prompt) if chunk is None else min(len(prompt), each.num_tokens + chunk)
+        length = min(len(prompt), each.num_tokens + chunk)
         needed = new_pages(held, each, length, cross_tokens)
         free = held.pages.pool.num_free - free_pages_found(held, each)
         if needed <= free:

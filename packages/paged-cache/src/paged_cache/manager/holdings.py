@@ -11,7 +11,7 @@ from paged_cache.manager.pages import Pages
 from paged_cache.manager.prefix import Content, media_bytes
 from paged_cache.manager.prompt import Prompt
 from paged_cache.manager.reuse import Admission
-from paged_cache.manager.sequences import UNKNOWN, Sequences, ragged
+from paged_cache.manager.sequences import UNKNOWN, Sequences, check_whole, ragged
 
 
 class FullPages(NamedTuple):
@@ -168,16 +168,17 @@ class Holdings:
                 self.seqs.tables[group][places] = 0
                 self.seqs.first[group, rows] = needed
 
-    def check_cross_tokens(self, cross_tokens: int) -> None:
-        """Refuse a number of tokens that the groups cannot see.
+    def check_cross_tokens(self, cross_tokens: int) -> int:
+        """A number of tokens that the groups can see.
 
         Raises:
             ValueError: there are such groups and no tokens, tokens and no such group, or too many tokens.
         """
-        if (cross_tokens > 0) != bool(self.cross) or cross_tokens < 0:
-            needs = "at least 1" if self.cross else "0: there is no group of cross-attention"
-            raise ValueError(f"cross_tokens={cross_tokens} must be {needs}")
+        cross_tokens = check_whole("cross_tokens", cross_tokens, least=1 if self.cross else 0)
+        if cross_tokens and not self.cross:
+            raise ValueError(f"cross_tokens={cross_tokens} must be 0: there is no group of cross-attention")
         self.seqs.check_lengths(cross_tokens)
+        return cross_tokens
 
     def check_window(self, row: int, num_tokens: int) -> None:
         """Refuse to go back to where pages are needed that have been returned.

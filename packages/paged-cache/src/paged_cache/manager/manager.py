@@ -17,7 +17,7 @@ from paged_cache.manager.prefix import KeptPage
 from paged_cache.manager.prompt import Prompt, check_tokens
 from paged_cache.manager.restore import restore
 from paged_cache.manager.reuse import Pin, Reuse, ReuseSearch
-from paged_cache.manager.sequences import UNKNOWN, Sequences, check_counts
+from paged_cache.manager.sequences import UNKNOWN, Sequences, check_counts, check_whole
 from paged_cache.manager.stats import PageStats
 
 
@@ -70,16 +70,14 @@ class PageManager:
         Raises:
             ValueError: a size is below its least, or no group grows.
         """
-        if num_host_pages < 0:
-            raise ValueError(f"num_host_pages={num_host_pages} must be at least 0")
         self.groups = tuple(groups)
-        self.page_size = page_size
-        self.num_host_pages = num_host_pages
+        self.num_host_pages = check_whole("num_host_pages", num_host_pages, 0)
         self.prefix_reuse = prefix_reuse
         self._seqs = Sequences(max_seqs, max_sequence_length, page_size, len(self.groups))
+        self.page_size = self._seqs.page_size
         self._pages = Pages(num_pages, len(self.groups), scrub=scrub)
         self._held = Holdings(self._seqs, self._pages, self.groups, prefix_reuse=prefix_reuse)
-        self._host_pool = PagePool(num_host_pages + 1, "host ")
+        self._host_pool = PagePool(self.num_host_pages + 1, "host ")
         self._pins: set[Pin] = set()
 
     # What there is
@@ -175,7 +173,7 @@ class PageManager:
             ValueError: `cross_tokens` are not what the groups see.
         """
         prompt = Prompt.of(prompt)
-        self._held.check_cross_tokens(cross_tokens)
+        cross_tokens = self._held.check_cross_tokens(cross_tokens)
         reuse = self._reuse(prompt, len(prompt) - 1).without_tail(self.page_size)
         return new_pages(self._held, reuse, len(prompt), cross_tokens) + free_pages_found(self._held, reuse)
 
@@ -203,9 +201,8 @@ class PageManager:
         prompt = Prompt.of(prompt)
         self._seqs.check_lengths(len(prompt))
         self._seqs.check_room(1)
-        self._held.check_cross_tokens(cross_tokens)
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk={chunk} must be at least 1, or None for all of the prompt")
+        cross_tokens = self._held.check_cross_tokens(cross_tokens)
+        chunk = len(prompt) if chunk is None else check_whole("chunk", chunk, 1)
         reuse = self._reuse(prompt, len(prompt) - 1)
         admission = plan_admission(self._held, prompt, reuse, chunk=chunk, cross_tokens=cross_tokens)
         seq = self._held.add(admission)
@@ -267,8 +264,7 @@ class PageManager:
             ValueError: tokens are left to compute, or there would be more than `max_seqs` sequences.
         """
         row = self._seqs.row(seq)
-        if not isinstance(n, int | np.integer) or n < 1:
-            raise ValueError(f"n={n} must be a whole number of at least 1")
+        n = check_whole("n", n, 1)
         self._seqs.check_room(n)
         self._seqs.check_all_computed(row, "forked")
         self._pages.share(np.concatenate(self._held.of(row)), n)
@@ -281,8 +277,8 @@ class PageManager:
             ValueError: there are fewer tokens, or a window has moved on and its pages are gone.
         """
         row = self._seqs.row(seq)
-        length = self._seqs.lengths[row]
-        if not 0 <= num_tokens <= length:
+        num_tokens, length = check_whole("num_tokens", num_tokens, 0), self._seqs.lengths[row]
+        if num_tokens > length:
             raise ValueError(f"num_tokens={num_tokens} must lie in 0..{length}, the sequence's tokens")
         self._held.check_window(row, num_tokens)
         self._held.cut(row, num_tokens)

@@ -26,20 +26,17 @@ class Sequences:
         Raises:
             ValueError: a size is below 1.
         """
-        sizes = {"max_seqs": max_seqs, "max_sequence_length": max_sequence_length, "page_size": page_size}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name}={size} must be at least 1")
-        self.max_sequence_length = max_sequence_length
-        self.page_size = page_size
-        pages_per_seq = -(-max_sequence_length // page_size)
+        max_seqs = check_whole("max_seqs", max_seqs, 1)
+        self.max_sequence_length = check_whole("max_sequence_length", max_sequence_length, 1)
+        self.page_size = check_whole("page_size", page_size, 1)
+        pages_per_seq = -(-self.max_sequence_length // self.page_size)
         self.tables = np.zeros((num_groups, max_seqs, pages_per_seq), np.int32)
         self.first = np.zeros((num_groups, max_seqs), np.int32)
         """Index of the first table entry that is a page."""
         self.lengths = np.zeros(max_seqs, np.int32)
         self.computed = np.zeros(max_seqs, np.int32)
         self.cross_tokens = np.zeros(max_seqs, np.int32)
-        self.token_ids = np.zeros((max_seqs, pages_per_seq * page_size), TOKEN_DTYPE)
+        self.token_ids = np.zeros((max_seqs, pages_per_seq * self.page_size), TOKEN_DTYPE)
         self.num_full = np.zeros(max_seqs, np.int32)
         """How many pages of a row were full, so that they could have a key, when it last was looked at."""
         self.keys: list[list[bytes]] = [[] for _ in range(max_seqs)]
@@ -285,6 +282,17 @@ def ragged(rows: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> tuple[np
     ends = np.cumsum(counts)
     within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
     return np.repeat(rows, counts), within + np.repeat(starts, counts)
+
+
+def check_whole(name: str, value: int, least: int) -> int:
+    """A whole number of at least `least`, as Python's: numpy's unsigned ones cannot be negated.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+    return int(value)
 
 
 def check_counts(counts: ArrayLike, n: int) -> np.ndarray:
