@@ -101,7 +101,7 @@ class Holdings:
             self._own_tails(groups, rows[shared], pages[: len(shared)])
             tails = self._tails(rows, lengths)
         self._forget_tails(tails)
-        more = np.flatnonzero(new)
+        (more,) = new.nonzero()
         self.put_pages(ragged(rows[more], held[more], new[more]), pages[len(shared) :])
         self.seqs.token_ids[ragged(rows, lengths, counts)] = tokens
         self.seqs.lengths[rows] = ends

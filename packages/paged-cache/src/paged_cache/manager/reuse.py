@@ -127,7 +127,8 @@ class ReuseSearch:
         return self._groups[group].first_needed(num_pages * self._page_size) // self._page_size
 
     def _find(self, group: int, page: int) -> int:
-        place = (group, page)
-        if place not in self._found:
-            self._found[place] = self._index.find(group, **self._prompt.page(page, self._page_size))
-        return self._found[place]
+        found = self._found.get((group, page))
+        if found is None:
+            found = self._index.find(group, **self._prompt.page(page, self._page_size))
+            self._found[group, page] = found
+        return found
