@@ -307,6 +307,18 @@ def test_a_partial_page_is_copied_in_every_group():
     assert moves.copy_to.tolist() == [table(manager, seq, group)[1] for group in (0, 1)]
 
 
+def test_what_two_computed_at_once_is_found_until_both_have_lost_it():
+    manager = new_manager(num_pages=9)
+    first, second = (manager.admit(range(9)) for _ in range(2))
+    manager.commit([first, second], 9)
+    assert manager.num_used == 6
+    manager.release(first)
+    manager.release(manager.admit([50] * 20))  # evicts what the first has left
+    assert manager.find(range(9)) == 0
+    manager.release(second)
+    assert manager.find(range(10)) == 9
+
+
 def test_the_same_partial_page_is_kept_once():
     manager = new_manager()
     for _ in range(3):

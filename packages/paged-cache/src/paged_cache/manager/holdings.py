@@ -134,11 +134,13 @@ class Holdings:
         np.maximum.at(self.seqs.num_full, full.places[0], full.places[1] + 1)
         self.pages.keep(self._contents(full.places, full.tokens))
 
-    def keep_all_full_pages(self, row: int) -> None:
-        """Let all pages of a row that have keys be found."""
-        pages = np.arange(self.seqs.num_full[row])
-        places = np.full(len(pages), row), pages
-        self.pages.keep(self._contents(places, self.seqs.page_tokens(places)))
+    def keep_full_pages_again(self, row: int) -> None:
+        """Let pages of a row be found that have keys and are not: they are new, or another's was when they filled."""
+        tables = self.seqs.tables[self.growing, row, : max(len(self.seqs.keys[row]) - 1, 0)]
+        pages = np.flatnonzero(((tables > 0) & ~self.pages.index.holds[tables]).any(axis=0))
+        if len(pages):
+            places = np.full(len(pages), row), pages
+            self.pages.keep(self._contents(places, self.seqs.page_tokens(places)))
 
     def keep_partial_page(self, row: int) -> None:
         """Let the last page of a row be found by what it begins with, if the row is its last owner."""

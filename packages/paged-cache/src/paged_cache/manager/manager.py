@@ -296,6 +296,7 @@ class PageManager:
             if row in self._seqs.host_pages:
                 self._host_pool.release(self._seqs.host_pages[row])
             else:
+                self._held.keep_full_pages_again(row)
                 self._held.keep_partial_page(row)
                 self._held.give_back_all(row)
             self._seqs.remove(row)
@@ -327,7 +328,7 @@ class PageManager:
             raise ValueError(f"sequence {seq} is not swapped out")
         pages = self._pages.allocate(len(self._seqs.host_pages[row]))
         self._host_pool.release(self._held.from_host(row, pages))
-        self._held.keep_all_full_pages(row)
+        self._held.keep_full_pages_again(row)
         self._pages.publish()
 
     # What is kept
