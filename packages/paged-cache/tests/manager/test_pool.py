@@ -122,6 +122,8 @@ def test_dropped_pages_are_empty():
     pool = kept(4, 1, 2, 3)
     pool.drop(pages(2))
     assert (pool.num_empty, pool.num_kept) == (1, 2)
+    with refused(pool, ValueError, "page 2 is not kept, so it cannot be dropped"):
+        pool.drop(pages(1, 2))
     assert pool.allocate(3).tolist() == [2, 1, 3]
 
 

@@ -149,10 +149,17 @@ class PagePool:
         return empty
 
     def drop(self, pages: np.ndarray) -> None:
-        """Kept pages become empty."""
+        """Kept pages become empty.
+
+        Raises:
+            ValueError: a page is not kept; none is dropped.
+        """
         for page in pages.tolist():
-            del self._kept[page]
-        self._push(pages)
+            if page not in self._kept:
+                raise ValueError(f"page {page} is not kept, so it cannot be dropped; release it, or leave it out")
+        for page in pages.tolist():
+            self._kept.pop(page, None)
+        self._push(_without_repeats(pages))
 
     def _push(self, pages: np.ndarray) -> None:
         self._empty[self._num_empty : self._num_empty + len(pages)] = pages

@@ -199,7 +199,8 @@ class Sequences:
         """The id of a new sequence with all that this one has; there is room for it."""
         twin, seq = self._take_row()
         length = self.lengths[row]
-        self.tables[:, twin] = self.tables[:, row]
+        num_pages = -(-int(max(length, self.cross_tokens[row])) // self.page_size)
+        self.tables[:, twin, :num_pages] = self.tables[:, row, :num_pages]
         self.first[:, twin] = self.first[:, row]
         for array in (self.lengths, self.computed, self.cross_tokens, self.num_full):
             array[twin] = array[row]
