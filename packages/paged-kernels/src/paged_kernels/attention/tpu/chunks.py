@@ -121,7 +121,7 @@ class ChunkStream:
         """
         c, chunk = self.config, self.chunk(block, i)
         ids = self._first_id(block, i) + chunk.page % LANES
-        places = self.copies.places(self.slot(block), i * c.chunk_pages, c.chunk_pages)
+        places = self.copies.places(self.slot(block), i * c.chunk_pages, c.chunk_pages, chunk=i)
         for page in range(c.chunk_pages):
             self.copies.start(self.buffers.ids[ids + page], places, page, whole or page < chunk.count)
 
@@ -132,11 +132,13 @@ class ChunkStream:
 
     def wait(self, block) -> None:
         """Wait until a block is in its slot."""
-        self.copies.wait(self.slot(block), self.count(block))
+        for i in range(self.config.chunks):
+            self.copies.wait(self.slot(block), self.chunk(block, i).count, i)
 
     def wait_whole(self, block) -> None:
         """Wait for a whole block."""
-        self.copies.wait(self.slot(block), self.config.kv_pages)
+        for i in range(self.config.chunks):
+            self.copies.wait(self.slot(block), self.config.chunk_pages, i)
 
     def slot(self, block) -> jax.Array:
         """The buffer that a block is in."""

@@ -48,9 +48,9 @@ class PageBuffers:
     """Memory of the page copies."""
 
     kv: Memory  # [buffers, kv_heads, kv_pages, page_size, storage_lanes]
-    kv_arrived: Memory  # semaphores [buffers]
+    kv_arrived: Memory  # semaphores [buffers, chunks]
     scales: Memory  # [buffers, pages_held, kv_heads, scale_lanes], or None
-    scales_arrived: Memory  # semaphores [buffers], or None
+    scales_arrived: Memory  # semaphores [buffers, chunks], or None
     ids: Memory  # SMEM [(IDS_AHEAD + 1) * ids]
     ids_arrived: Memory  # semaphores [IDS_AHEAD + 1]
 
@@ -60,9 +60,9 @@ class PageBuffers:
         quantised = c.row.is_quantised
         return cls(
             kv=pltpu.VMEM((c.buffers, c.kv_heads, c.kv_pages, c.page_size, c.row.storage_lanes), c.row.storage_dtype),
-            kv_arrived=pltpu.SemaphoreType.DMA((c.buffers,)),
+            kv_arrived=pltpu.SemaphoreType.DMA((c.buffers, c.chunks)),
             scales=pltpu.VMEM((c.buffers, *c.scales_shape), jnp.float32) if quantised else None,
-            scales_arrived=pltpu.SemaphoreType.DMA((c.buffers,)) if quantised else None,
+            scales_arrived=pltpu.SemaphoreType.DMA((c.buffers, c.chunks)) if quantised else None,
             ids=pltpu.SMEM(((IDS_AHEAD + 1) * (c.chunks if c.decode else 1) * c.ids,), jnp.int32),
             ids_arrived=pltpu.SemaphoreType.DMA((IDS_AHEAD + 1,)),
         )
@@ -87,14 +87,19 @@ class PageCopies:
     scales: Memory  # HBM [pages, kv_heads, 1, scale_lanes], or None
     buffers: PageBuffers
 
-    def places(self, slot, first, count: int) -> "Places":
-        """Some places of a slot from its place `first` on; known together, they share the sums of their addresses."""
-        b = self.buffers
+    def places(self, slot, first, count: int, chunk=0) -> "Places":
+        """Some places of a slot from its place `first` on; known together, they share the sums of their addresses.
+
+        `chunk` is that whose semaphore counts what arrives there.
+        """
+        b, arrived = self.buffers, (slot, chunk)
         kv = b.kv.at[slot, :, pl.ds(first, count)]
         if self.scales is None:
-            return Places(kv=kv, kv_arrived=b.kv_arrived.at[slot])
+            return Places(kv=kv, kv_arrived=b.kv_arrived.at[arrived])
         scales = b.scales.at[slot, pl.ds(first, count)]
-        return Places(kv=kv, kv_arrived=b.kv_arrived.at[slot], scales=scales, scales_arrived=b.scales_arrived.at[slot])
+        return Places(
+            kv=kv, kv_arrived=b.kv_arrived.at[arrived], scales=scales, scales_arrived=b.scales_arrived.at[arrived]
+        )
 
     def start(self, page_id, places: "Places", i: int, exists: jax.Array | bool = True) -> None:
         """Start the copy of a page to one of some places; one of nothing, if there is no such page."""
@@ -105,12 +110,12 @@ class PageCopies:
         for source, place, arrived in copies:
             pltpu.make_async_copy(source, place, arrived).start()
 
-    def wait(self, slot, count) -> None:
-        """Wait for `count` pages of a slot, whichever they are: a semaphore counts bytes, so one wait serves them."""
-        b = self.buffers
-        waits = [(b.kv.at[slot, :, pl.ds(0, count)], b.kv_arrived.at[slot])]
+    def wait(self, slot, count, chunk=0) -> None:
+        """Wait for `count` pages that a semaphore counts: it counts bytes, so one wait serves them."""
+        b, arrived = self.buffers, (slot, chunk)
+        waits = [(b.kv.at[slot, :, pl.ds(0, count)], b.kv_arrived.at[arrived])]
         if self.scales is not None:
-            waits.append((b.scales.at[slot, pl.ds(0, count)], b.scales_arrived.at[slot]))
+            waits.append((b.scales.at[slot, pl.ds(0, count)], b.scales_arrived.at[arrived]))
         for pages, arrived in waits:
             pltpu.make_async_copy(pages, pages, arrived).wait()
 
