@@ -125,11 +125,6 @@ class ChunkStream:
         for page in range(c.chunk_pages):
             self.copies.start(self.buffers.ids[ids + page], places, page, whole or page < chunk.count)
 
-    def start_whole(self, block) -> None:
-        """Start the copies of a whole block, its ids being there."""
-        for i in range(self.config.chunks):
-            self.start_chunk(block, i, whole=True)
-
     def wait(self, block) -> None:
         """Wait until a block is in its slot."""
         for i in range(self.config.chunks):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from paged_kernels.attention.tpu.copies import Cursor, PageCopies, RowStream
 from paged_kernels.attention.tpu.memory import Inputs, Scratch
 from paged_kernels.attention.tpu.schedule import Tiles
 from paged_kernels.attention.tpu.step import Keys, Step
-from paged_kernels.mosaic import LANES
+from paged_kernels.mosaic import LANES, cdiv
 
 
 def decode_kernel(  # noqa: PLR0917 -- pallas_call passes references by position
@@ -50,8 +51,7 @@ def decode_kernel(  # noqa: PLR0917 -- pallas_call passes references by position
         def _():
             decode.begin_tile(block)
             stream.wait_whole(block)
-            decode.attend_whole(block, row_slot)
-            stream.start_whole(ahead)
+            decode.attend_whole(block, row_slot, ahead)
             decode.end_tile(block, row_slot)
 
         @pl.when(jnp.logical_not(steady))
@@ -102,31 +102,59 @@ class DecodeStep:
 
             jax.lax.fori_loop(0, c.kv_heads, finish, None)
 
-    def attend_whole(self, block, row_slot) -> None:
-        """Take a block of one tile, of which its row sees every key."""
+    def attend_whole(self, block, row_slot, ahead) -> None:
+        """Take a block of one tile, of which its row sees every key, and start the copies of a whole block ahead."""
         first = self.stream.chunk(block, 0)
-        self.step.attend_whole(self._cursor(block, first), self._operand(first, row_slot), self.stream.slot(block))
+        keys = self.step.whole_keys(self._cursor(block, first), self.stream.slot(block))
+
+        def absorb(_, head, x):
+            self.step.store(head, self.step.absorb(self.step.load(head), head, x, keys))
+
+        start = functools.partial(self.stream.start_chunk, ahead, whole=True)
+        self._attend([keys], [self._operand(first, row_slot)], absorb, start)
 
     def attend_chunks(self, block, row_slot, ahead) -> None:
         """Take the chunks of a block, each masked, into the states of their tiles, and put those into the output.
 
-        Beside the arithmetic of each chunk, start the copies of a chunk of the block `ahead`. The compiler moves no
-        load of keys over the start of a copy, so the next chunk's products come first.
+        Start the copies of a block ahead.
         """
         c = self.config
         self.step.spread_scales(self.stream.slot(block))
         chunks = [self.stream.chunk(block, i) for i in range(c.chunks)]
         keys = [self._keys(i, chunk, block, row_slot) for i, chunk in enumerate(chunks)]
+
+        def absorb(i, head, x):
+            self._absorb(head, x, chunks[i], keys[i], row_slot)
+
         operands = [self._operand(chunk, row_slot) for chunk in chunks]
+        self._attend(keys, operands, absorb, functools.partial(self.stream.start_chunk, ahead))
+
+    def _attend(self, keys: list[Keys], operands: list, absorb: Callable, start_chunk: Callable) -> None:
+        """Run `absorb(i, head, logits)` for all keys and heads, and beside them `start_chunk(i)` for all chunks.
+
+        The compiler moves no load of keys over the start of a copy. So the copies are started a few at a time, each
+        time after the products of the next head, where they fill the latencies of this head's softmax.
+        """
+        chunks, last_head = self.config.chunks, self.config.kv_heads - 1
+
+        def score(i, head):
+            return self.step.score(head, operands[i], keys[i])
 
         def attend_heads(heads):
-            work = list(itertools.product(range(c.chunks), heads))
-            x = self.step.score(heads[0], operands[0], keys[0])
-            for (i, head), after in itertools.zip_longest(work, work[1:]):
-                x_after = after and self.step.score(after[1], operands[after[0]], keys[after[0]])
-                pl.when(head == c.kv_heads - 1)(functools.partial(self.stream.start_chunk, ahead, i))
-                self._absorb(head, x, chunks[i], keys[i], row_slot)
+            work = list(itertools.product(range(len(keys)), heads))
+
+            def start_share(n):
+                for i in range(cdiv(n * chunks, len(work)), cdiv((n + 1) * chunks, len(work))):
+                    pl.when(heads[-1] == last_head)(functools.partial(start_chunk, i))
+
+            x = score(*work[0])
+            for n, after in enumerate(work[1:]):
+                x_after = score(*after)
+                start_share(n)
+                absorb(*work[n], x)
                 x = x_after
+            absorb(*work[-1], x)
+            start_share(len(work) - 1)
 
         self.step.for_heads(attend_heads)
 

@@ -92,14 +92,17 @@ class Step:
 
     def attend_whole(self, at: Cursor, q_slot, kv_slot) -> None:
         """Take a block of which every row sees every key."""
+        self._attend_heads(q_slot, self.whole_keys(at, kv_slot))
+
+    def whole_keys(self, at: Cursor, kv_slot) -> Keys:
+        """A slot, which holds a block of which every row sees every key."""
         c, s = self.config, self.scratch
         self.spread_scales(kv_slot)
-        keys = Keys(
+        return Keys(
             kv=s.pages.kv.at[kv_slot],
             scales=s.scales.at[:, :, pl.ds(0, c.block_tokens)] if c.row.is_quantised else None,
             distance=self._distance(at.tile, at.page * c.page_size, c.block_tokens),
         )
-        self._attend_heads(q_slot, keys)
 
     def attend_chunks(self, at: Cursor, pages, q_slot, kv_slot) -> None:
         """Take the first `pages` pages of block `at`, masked, in as few chunks as hold them."""
