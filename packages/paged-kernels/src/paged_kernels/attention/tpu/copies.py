@@ -8,7 +8,8 @@ belong to, so the next sequence's pages are on their way while this one's are at
     pages     |3 . . . |4 . . . |5 . . . |6 . . .         buffers - 1 steps ahead of use
     attend    |   0    |   1    |   2    |   3
 
-Every slot has a semaphore of its own: a wait for one block cannot be satisfied by another's copies.
+Every slot has semaphores of its own, in decode one for each chunk: a wait for one block cannot be satisfied by
+another's copies.
 """
 
 import dataclasses
@@ -48,22 +49,22 @@ class PageBuffers:
     """Memory of the page copies."""
 
     kv: Memory  # [buffers, kv_heads, kv_pages, page_size, storage_lanes]
-    kv_arrived: Memory  # semaphores [buffers, chunks]
+    kv_arrived: Memory  # semaphores [buffers, chunks], one chunk but in decode
     scales: Memory  # [buffers, pages_held, kv_heads, scale_lanes], or None
     scales_arrived: Memory  # semaphores [buffers, chunks], or None
-    ids: Memory  # SMEM [(IDS_AHEAD + 1) * ids]
+    ids: Memory  # SMEM [(IDS_AHEAD + 1) * chunks * ids]
     ids_arrived: Memory  # semaphores [IDS_AHEAD + 1]
 
     @classmethod
     def shapes(cls, c: Config) -> "PageBuffers":
         """What to allocate."""
-        quantised = c.row.is_quantised
+        quantised, chunks = c.row.is_quantised, c.chunks if c.decode else 1
         return cls(
             kv=pltpu.VMEM((c.buffers, c.kv_heads, c.kv_pages, c.page_size, c.row.storage_lanes), c.row.storage_dtype),
-            kv_arrived=pltpu.SemaphoreType.DMA((c.buffers, c.chunks)),
+            kv_arrived=pltpu.SemaphoreType.DMA((c.buffers, chunks)),
             scales=pltpu.VMEM((c.buffers, *c.scales_shape), jnp.float32) if quantised else None,
-            scales_arrived=pltpu.SemaphoreType.DMA((c.buffers, c.chunks)) if quantised else None,
-            ids=pltpu.SMEM(((IDS_AHEAD + 1) * (c.chunks if c.decode else 1) * c.ids,), jnp.int32),
+            scales_arrived=pltpu.SemaphoreType.DMA((c.buffers, chunks)) if quantised else None,
+            ids=pltpu.SMEM(((IDS_AHEAD + 1) * chunks * c.ids,), jnp.int32),
             ids_arrived=pltpu.SemaphoreType.DMA((IDS_AHEAD + 1,)),
         )
 
