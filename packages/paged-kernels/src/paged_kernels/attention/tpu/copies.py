@@ -49,9 +49,9 @@ class PageBuffers:
     """Memory of the page copies."""
 
     kv: Memory  # [buffers, kv_heads, kv_pages, page_size, storage_lanes]
-    kv_arrived: Memory  # semaphores [buffers, chunks], one chunk but in decode
+    kv_arrived: Memory  # semaphores [buffers, chunks in decode, else 1]
     scales: Memory  # [buffers, pages_held, kv_heads, scale_lanes], or None
-    scales_arrived: Memory  # semaphores [buffers, chunks], or None
+    scales_arrived: Memory  # semaphores [as many], or None
     ids: Memory  # SMEM [(IDS_AHEAD + 1) * chunks * ids]
     ids_arrived: Memory  # semaphores [IDS_AHEAD + 1]
 
