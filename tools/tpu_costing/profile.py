@@ -41,7 +41,7 @@ class Figures:
     dmas: float = 0
     """Copies between HBM and vector memory that are started."""
     dmas_of_any_size: float = 0
-    """Copies from HBM besides, of sizes that only the kernel knows; perhaps nothing."""
+    """Of them, those from HBM of a size that only the kernel knows, perhaps nothing."""
     bytes_read: float = 0
     """Bytes that they bring."""
     bytes_written: float = 0
@@ -104,7 +104,7 @@ def read_texts(profile: str, bundles: str, path: str) -> Figures:
     return Figures(
         cycles=int(cycles[1]) if cycles else 0,
         bundles=len(_BUNDLE.findall(bundles)),
-        dmas=sum(map(len, moved.values())),
+        dmas=sum(map(len, moved.values())) + of_any_size,
         dmas_of_any_size=of_any_size,
         bytes_read=sum(moved[_FROM_HBM]),
         bytes_written=sum(moved[_TO_HBM]),
