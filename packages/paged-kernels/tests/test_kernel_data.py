@@ -8,6 +8,7 @@ from kernel_data import ALL_CASES, FEATURES, SPECS, WORKLOADS, make_case, make_n
 from kernel_oracle import TOLERANCE, assert_lse_close, assert_rows_close, attend_one
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("names", [case for case in ALL_CASES if case[0] != "long"], ids="-".join)
 def test_each_visible_key_of_each_head_matters(names):
     case, spec = make_named_case(*names), SPECS[names[2]]

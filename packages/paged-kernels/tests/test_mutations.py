@@ -7,6 +7,8 @@ import pytest
 from kernel_data import ALL_CASES, SPECS, assert_lse_close, assert_rows_close, attend_densely, make_named_case
 from kernel_twin import Twin
 
+pytestmark = pytest.mark.once
+
 
 class DropsAPage(Twin):
     """The last of a sequence's pages is never reached."""
@@ -345,14 +347,16 @@ class MergesAPartTwice(Twin):
 MUTANTS = {mutant.__name__: mutant for mutant in Twin.__subclasses__()}
 
 
-prepare = functools.cache(make_named_case)
+@functools.cache
+def prepare(*names):
+    case, spec = make_named_case(*names), SPECS[names[2]]
+    return case, spec, *attend_densely(case, spec)
 
 
 def run_all_cases(kernel: Twin, tolerance_of: str) -> None:
     """Raises AssertionError at the first of the ordinary cases that tells `kernel` from the oracle."""
     for names in ALL_CASES:
-        case, spec = prepare(*names), SPECS[names[2]]
-        expected, expected_lse = attend_densely(case, spec)
+        case, spec, expected, expected_lse = prepare(*names)
         out, lse = kernel(case.q, case.pages, case.batch, spec, case.heads)
         assert_rows_close(out, expected, tolerance_of)
         assert_lse_close(lse, expected_lse, tolerance_of)

@@ -367,6 +367,7 @@ def test_a_failure_at_any_call_changes_nothing(scenario):
     assert started[0].failed > 4
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_caught(fault, monkeypatch):
     FAULTS[fault](monkeypatch)

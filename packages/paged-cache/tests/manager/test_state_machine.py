@@ -234,6 +234,7 @@ def run_machine(name, at=None, **options):
     return machine.done
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_manager_agrees_with_the_model(name):
     done, share = collections.Counter(), -(-UNIT_OPERATIONS // len(CONFIGS))

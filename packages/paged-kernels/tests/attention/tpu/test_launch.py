@@ -30,6 +30,11 @@ EAGER = dataclasses.replace(INTERPRET, dma_execution_mode="eager")
 kernel = jax.jit(paged_attention_tpu, static_argnames=("spec", "block_sizes", "interpret"))
 
 
+def slow(*values):
+    """A case whose features others have in ordinary runs, in twos and threes."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def check(workload, spec, dtype, block_sizes=SMALL, interpret=True):
     case = make_case(workload, spec=spec, dtype=dtype)
     out, lse = kernel(case.q, case.pages, case.batch, spec, HeadParams(), block_sizes=block_sizes, interpret=interpret)
@@ -51,26 +56,51 @@ def test_workloads_in_bfloat16(workload):
 
 @pytest.mark.parametrize(
     ("workload", "spec"),
-    [("mixed", spec) for spec in SPECS if spec != "plain"] + [("decode", "window"), ("decode", "everything")],
+    [
+        slow("mixed", "scale"),  # with a cap and a window in "everything"
+        slow("mixed", "cap"),
+        slow("mixed", "window"),  # `test_block_sizes_change_nothing` has it, in decode too
+        slow("decode", "window"),
+        ("mixed", "window_of_one"),
+        ("mixed", "window_of_a_page"),
+        ("mixed", "bidirectional"),
+        ("mixed", "bidirectional_window"),
+        ("mixed", "everything"),
+        ("decode", "everything"),
+    ],
 )
 def test_specs(workload, spec):
     check(WORKLOADS[workload], SPECS[spec], "float32")
 
 
+OTHER_SHAPES = {
+    "decode_head_128": Workload(kv_lens=(40, 3), q_lens=(1, 1), tokens=3, head_dim=128, max_q_len=1),
+    "group_of_3": Workload(kv_lens=(40, 12), q_lens=(1, 12), tokens=16, q_heads=9, kv_heads=3),
+    "head_80": Workload(kv_lens=(29, 34), q_lens=(11, 1), tokens=16, head_dim=80),
+    "decode_head_192": Workload(kv_lens=(29, 34), q_lens=(1, 1), tokens=3, head_dim=192, max_q_len=1),
+    "decode_large_pages": Workload(
+        kv_lens=(70,), q_lens=(1,), tokens=2, page_size=64, pages_per_seq=2, num_pages=8, max_q_len=1
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    "workload",
+    ("workload", "dtype"),
     [
-        Workload(kv_lens=(40, 3), q_lens=(1, 1), tokens=3, head_dim=128, max_q_len=1),
-        Workload(kv_lens=(40, 12), q_lens=(1, 12), tokens=16, q_heads=9, kv_heads=3),
-        Workload(kv_lens=(29, 34), q_lens=(11, 1), tokens=16, head_dim=80),
-        Workload(kv_lens=(29, 34), q_lens=(1, 1), tokens=3, head_dim=192, max_q_len=1),
-        Workload(kv_lens=(70,), q_lens=(1,), tokens=2, page_size=64, pages_per_seq=2, num_pages=8, max_q_len=1),
+        ("decode_head_128", "bfloat16"),
+        ("group_of_3", "float32"),
+        ("head_80", "float32"),
+        ("decode_head_192", "bfloat16"),
+        ("decode_large_pages", "float32"),
+        slow("decode_head_128", "float32"),
+        slow("group_of_3", "bfloat16"),
+        slow("head_80", "bfloat16"),
+        slow("decode_head_192", "float32"),
+        slow("decode_large_pages", "bfloat16"),
     ],
-    ids=["decode_head_128", "group_of_3", "head_80", "decode_head_192", "decode_large_pages"],
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_other_shapes(workload, dtype):
-    check(workload, SPECS["everything"], dtype)
+    check(OTHER_SHAPES[workload], SPECS["everything"], dtype)
 
 
 @pytest.mark.slow  # ordinary runs have one of each workload from `test_api.py`
@@ -85,8 +115,8 @@ def test_features(workload):
     [
         ("mixed", "both", "everything"),
         ("decode", "sinks", "window_of_one"),
-        ("decode", "alibi", "bidirectional"),
-        ("wide_group", "both", "plain"),
+        slow("decode", "alibi", "bidirectional"),
+        slow("wide_group", "both", "plain"),
         ("gaps", "sinks", "plain"),
     ],
 )
@@ -99,14 +129,14 @@ def test_parameters_of_the_heads(workload, heads, spec):
     ("workload", "dtype", "kv_dtype"),
     [
         ("mixed", "float32", "int8"),
-        ("decode", "bfloat16", "int8"),
-        ("decode_mqa", "float32", "float8_e4m3fn"),
+        slow("decode", "bfloat16", "int8"),  # `test_api.py` has decode of this and the next type
+        slow("decode_mqa", "float32", "float8_e4m3fn"),
         ("mixed", "bfloat16", "float8_e5m2"),
-        ("large_pages", "float32", "float8_e5m2"),
+        slow("large_pages", "float32", "float8_e5m2"),
         ("decode", "float32", "int4"),
         ("head_80", "bfloat16", "int4"),
         ("latent", "float32", "int8"),
-        ("page_2", "float32", "int4"),
+        slow("page_2", "float32", "int4"),  # `test_api.py` has it
         ("page_4", "float32", "int8"),
     ],
 )

@@ -131,6 +131,7 @@ def write_and_check(interpret, name="chunks", kind="int8"):
     check(noise_pages(16, kind), WRITES[name], write_kv=write_kv)
 
 
+@pytest.mark.once
 class TestMutations:
     """The tests above can fail: each of these changes to the kernel makes a wrong result."""
 
