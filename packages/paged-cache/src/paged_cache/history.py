@@ -64,8 +64,8 @@ class PageHistory:
             ValueError: no step was recorded.
         """
         last = self._last()
-        rows = [(name, _bars(pages, last.num_pages, width, np.mean)) for name, pages in self._states().items()]
-        ends = [f"{last.num_used} of {last.num_pages} pages, {last.most_used} at most", last.num_kept, last.num_empty]
+        rows = [(name, _bars(pages, last.num_usable, width, np.mean)) for name, pages in self._states().items()]
+        ends = [f"{last.num_used} of {last.num_usable} pages, {last.most_used} at most", last.num_kept, last.num_empty]
         for name, counts in self._marks().items():
             rows.append((name, _bars(counts, None, width, np.sum)))
             ends.append(_pages(sum(counts)))
@@ -136,12 +136,12 @@ def _draw_states(axes: Any, states: dict[str, list[int]], last: PageStats) -> No
         below = below + pages
     axes.axhline(last.most_used, color="0.25", linewidth=1, linestyle=(0, (4, 3)), label="most used", clip_on=False)
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(0, last.num_pages)
+    axes.set_ylim(0, last.num_usable)
     axes.locator_params(axis="x", integer=True)
     axes.set_ylabel("pages")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=4, borderaxespad=0.2, fontsize=9)
-    figures = f"at most {last.most_used} of {last.num_pages} used · {last.hit_rate:.0%} of prompt tokens found in pages"
+    figures = f"at most {last.most_used} of {last.num_usable} used · {last.hit_rate:.0%} of prompt tokens found"
     axes.set_title(figures, loc="right", fontsize=9, color="0.4")
 
 

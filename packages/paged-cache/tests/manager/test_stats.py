@@ -16,7 +16,7 @@ def changes(manager, operation):
 
 def test_a_new_manager_has_done_nothing():
     stats = new_manager(num_pages=9, page_size=4).stats()
-    assert (stats.num_pages, stats.num_empty, stats.page_size) == (8, 8, 4)
+    assert (stats.num_usable, stats.num_empty, stats.page_size) == (8, 8, 4)
     others = set(dataclasses.asdict(stats)) - {"num_pages", "num_empty", "page_size"}
     assert {getattr(stats, name) for name in others} == {0}
     assert (stats.hit_rate, stats.occupancy, stats.fragmentation) == (0, 0, 0)

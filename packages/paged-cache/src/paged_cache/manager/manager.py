@@ -141,7 +141,6 @@ class PageManager:
         """What was done so far, and how full the pages are; costs O(sequences)."""
         pool = self._pages.pool
         return PageStats(
-            num_pages=pool.num_pages - 1,
             num_used=pool.num_used,
             num_kept=pool.num_kept,
             num_empty=pool.num_empty,

@@ -18,9 +18,8 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PageStats:
-    """A page manager at one moment. Pages are counted without the null page."""
+    """A page manager at one moment."""
 
-    num_pages: int
     num_used: int
     """Pages with an owner."""
     num_kept: int
@@ -48,14 +47,19 @@ class PageStats:
     """The most pages that had owners at once."""
 
     @property
+    def num_usable(self) -> int:
+        """Pages that sequences can have: all but the null page."""
+        return self.num_used + self.num_kept + self.num_empty
+
+    @property
     def hit_rate(self) -> float:
         """Share of prompt tokens that were found in pages, 0 to 1."""
         return self.reused_tokens / self.queried_tokens if self.queried_tokens else 0.0
 
     @property
     def occupancy(self) -> float:
-        """Share of pages with an owner, 0 to 1."""
-        return self.num_used / self.num_pages
+        """Share of usable pages with an owner, 0 to 1."""
+        return self.num_used / self.num_usable
 
     @property
     def fragmentation(self) -> float:
