@@ -82,11 +82,14 @@ def paged_attention(
     """
     heads = heads or HeadParams()
     check_attention_inputs(q, pages, batch, heads)
-    out, lse = _attend(q, pages, batch, spec, heads, backend=resolve_backend(backend), block_sizes=block_sizes)
+    backend = resolve_backend(backend)
+    out, lse = _attend(q, pages, batch, spec, heads, backend=backend, block_sizes=block_sizes, return_lse=return_lse)
     return (out, lse) if return_lse else out
 
 
-@functools.partial(jax.jit, static_argnames=("backend", "block_sizes"))  # so that eager calls compile once
+@functools.partial(
+    jax.jit, static_argnames=("backend", "block_sizes", "return_lse")
+)  # so that eager calls compile once
 def _attend(
     q: Queries,
     pages: KVPages,
@@ -96,7 +99,8 @@ def _attend(
     *,
     backend: Backend,
     block_sizes: BlockSizes | None,
-) -> tuple[Output, LogSumExp]:
+    return_lse: bool,
+) -> tuple[Output, LogSumExp | None]:
     if backend == "reference":
         return paged_attention_reference(q, pages, batch, spec, heads)
 
@@ -104,6 +108,8 @@ def _attend(
         if backend == "xla":
             return paged_attention_xla(q, pages, batch, spec, heads, block_sizes=block_sizes)
         interpret = backend == "tpu_interpret"
-        return paged_attention_tpu(q, pages, batch, spec, heads, block_sizes=block_sizes, interpret=interpret)
+        return paged_attention_tpu(
+            q, pages, batch, spec, heads, block_sizes=block_sizes, interpret=interpret, return_lse=return_lse
+        )
 
     return without_gradient(attend, backend)(q, pages, batch, heads)

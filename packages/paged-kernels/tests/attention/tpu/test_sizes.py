@@ -21,7 +21,9 @@ from paged_kernels.chip import CHIPS
 
 def preferred(kv_heads, group, head_dim, page_size, dtype, decode):
     dtype = jnp.dtype(dtype)
-    sizes = preferred_block_sizes(group=group, page_size=page_size, itemsize=dtype.itemsize, decode=decode)
+    sizes = preferred_block_sizes(
+        kv_heads=kv_heads, group=group, page_size=page_size, itemsize=dtype.itemsize, decode=decode
+    )
     config = Config(
         spec=AttentionSpec(),
         tokens=2048,

@@ -10,30 +10,29 @@ from paged_kernels.mosaic import LANES, round_up
 
 def arrange_q(
     q: Float[Array, "tokens q_heads head_dim"], config: Config
-) -> Float[Array, "operands kv_heads rows q_lanes"]:
-    """The left operands; within a KV head, row `g * operand_rows + r` is query head `g` of token row `r`."""
+) -> Float[Array, "operands parts rows q_lanes"]:
+    """The left operands; within a part, row `g * operand_rows + r` is its query head `g` of token row `r`."""
     c = config
     q = jnp.pad(q, ((0, c.q_blocks * c.q_rows - c.tokens), (0, 0), (0, 0)))
-    q = q.reshape(-1, c.operand_rows, c.kv_heads, c.group, c.row.k_dim).transpose(0, 2, 3, 1, 4)
-    q = q.reshape(-1, c.kv_heads, c.group * c.operand_rows, c.row.k_dim)
-    q = jnp.pad(q, ((0, 0), (0, 0), (0, c.rows - c.group * c.operand_rows), (0, c.q_lanes - c.row.k_dim)))
+    q = q.reshape(-1, c.operand_rows, c.parts * c.part, c.row.k_dim).swapaxes(1, 2)
+    q = q.reshape(-1, c.parts, c.part * c.operand_rows, c.row.k_dim)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, c.rows - c.part * c.operand_rows), (0, c.q_lanes - c.row.k_dim)))
     return q.astype(c.compute_dtype)
 
 
 def restore_rows(
-    operands: Float[Array, "operands kv_heads rows *features"], config: Config
+    operands: Float[Array, "operands parts rows *features"], config: Config
 ) -> Float[Array, "tokens q_heads *features"]:
     """The inverse of `arrange_q`, for an output with any (or no) trailing axis."""
     c = config
     features = operands.shape[3:]
-    rows = operands[:, :, : c.group * c.operand_rows]
-    rows = rows.reshape(-1, c.kv_heads, c.group, c.operand_rows, *features)
-    rows = jnp.moveaxis(rows, 3, 1).reshape(c.q_blocks * c.q_rows, c.kv_heads * c.group, *features)
-    return rows[: c.tokens]
+    rows = operands[:, :, : c.part * c.operand_rows]
+    rows = rows.reshape(-1, c.parts * c.part, c.operand_rows, *features).swapaxes(1, 2)
+    return rows.reshape(c.q_blocks * c.q_rows, c.parts * c.part, *features)[: c.tokens]
 
 
 def restore_output(
-    operands: Float[Array, "operands kv_heads rows out_lanes"], config: Config
+    operands: Float[Array, "operands parts rows out_lanes"], config: Config
 ) -> Float[Array, "tokens q_heads v_head_dim"]:
     """The output rows, without the lanes that are not V's."""
     row = config.row
@@ -46,8 +45,8 @@ def restore_lse(
 ) -> Float[Array, "tokens q_heads"]:
     """The log-sum-exp rows, from `softmax.pack_lanes` of each block."""
     c = config
-    flat = packed.reshape(c.q_blocks, -1)[:, : c.operands * c.kv_heads * c.rows]
-    return restore_rows(flat.reshape(-1, c.kv_heads, c.rows), c)
+    flat = packed.reshape(c.q_blocks, -1)[:, : c.operands * c.parts * c.rows]
+    return restore_rows(flat.reshape(-1, c.parts, c.rows), c)
 
 
 def arrange_table(
@@ -72,9 +71,9 @@ def arrange_tree(
     return jnp.pad(tree_mask, padding).reshape(-1, c.operand_rows, c.tree_lanes)
 
 
-def arrange_heads(of_heads: Float[Array, " q_heads"], config: Config) -> Float[Array, "kv_heads group_rows 128"]:
+def arrange_heads(of_heads: Float[Array, " q_heads"], config: Config) -> Float[Array, "parts part_rows 128"]:
     """What each query head adds to its logits to base 2, repeated along lanes."""
     c = config
-    values = (of_heads.astype(jnp.float32) * LOG2_E).reshape(c.kv_heads, c.group, 1)
-    values = jnp.pad(values, ((0, 0), (0, c.group_rows - c.group), (0, 0)))
+    values = (of_heads.astype(jnp.float32) * LOG2_E).reshape(c.parts, c.part, 1)
+    values = jnp.pad(values, ((0, 0), (0, c.part_rows - c.part), (0, 0)))
     return jnp.broadcast_to(values, (*values.shape[:2], LANES))

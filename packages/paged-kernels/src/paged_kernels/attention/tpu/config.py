@@ -17,7 +17,11 @@ Memory = Any
 
 
 CHUNK_KEYS = 512
-"""Most keys in a chunk of a block, unless a page has more."""
+"""Most keys in a chunk of a block for decode, unless a page has more."""
+PARTS_AT_ONCE = 8
+"""How many left operands are attended side by side, each one's products beside the softmax of the one before."""
+PART_ROWS = (256, 512)
+"""Least and most rows at which a left operand is cut: fewer would leave the matrix unit waiting for its other one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,8 @@ class Config:
     q_dtype: np.dtype
     decode: bool = False
     """Whether every sequence has one row."""
+    has_lse: bool = True
+    """Whether the log-sum-exp is asked for."""
     has_sinks: bool = False
     has_alibi: bool = False
     tree_words: int = 0
@@ -67,9 +73,27 @@ class Config:
         return self.q_rows // self.operand_rows
 
     @property
+    def splits(self) -> int:
+        """Equal parts of a KV head's query heads, each a left operand of its own."""
+        rows, (least, most) = self.group * self.operand_rows, PART_ROWS
+        part_rows = min(max(least, self.kv_heads * rows // PARTS_AT_ONCE), most)
+        divisors = (n for n in range(1, self.group) if self.group % n == 0)
+        return next((n for n in divisors if rows <= n * part_rows), self.group)
+
+    @property
+    def part(self) -> int:
+        """Query heads of a part."""
+        return self.group // self.splits
+
+    @property
+    def parts(self) -> int:
+        """Parts of all KV heads."""
+        return self.kv_heads * self.splits
+
+    @property
     def rows(self) -> int:
-        """Rows of the left operand for one KV head: its query heads times its rows of q, in whole registers."""
-        return round_up(self.group * self.operand_rows, SUBLANES)
+        """Rows of the left operand for one part: its query heads times its rows of q, in whole registers."""
+        return round_up(self.part * self.operand_rows, SUBLANES)
 
     @property
     def block_tokens(self) -> int:
@@ -78,7 +102,7 @@ class Config:
 
     @property
     def chunks(self) -> int:
-        """Equal parts of a block, of some 512 keys, attended one after the other where the block is not whole."""
+        """Equal parts of a block, attended one after the other where the block is not whole."""
         return self.kv_pages // self.chunk_pages
 
     @property
@@ -107,9 +131,9 @@ class Config:
         return self.q_dtype if self.row.is_quantised else jnp.promote_types(self.q_dtype, self.row.dtype)
 
     @property
-    def group_rows(self) -> int:
-        """Rows of what each query head of a group brings, in whole registers."""
-        return round_up(self.group, SUBLANES)
+    def part_rows(self) -> int:
+        """Rows of what each query head of a part brings, in whole registers."""
+        return round_up(self.part, SUBLANES)
 
     @property
     def tree_lanes(self) -> int:
@@ -124,8 +148,8 @@ class Config:
 
     @property
     def lse_rows(self) -> int:
-        """Rows of all heads and operands in one block, in whole registers' widths."""
-        return round_up(self.operands * self.kv_heads * self.rows, LANES)
+        """Rows of all parts and operands in one block, in whole registers' widths."""
+        return round_up(self.operands * self.parts * self.rows, LANES)
 
     @property
     def ids(self) -> int:

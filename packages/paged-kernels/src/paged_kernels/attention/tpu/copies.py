@@ -237,10 +237,10 @@ class RowBuffers:
     In decode `q`, `tree` and `out` have one operand more than is copied, for chunks of no sequence.
     """
 
-    q: Memory  # [2 * operands, kv_heads, rows, q_lanes]
+    q: Memory  # [2 * operands, parts, rows, q_lanes]
     tree: Memory  # [2 * operands, operand_rows, tree_lanes], or None
-    out: Memory  # [2 * operands, kv_heads, rows, out_lanes]
-    lse: Memory  # [2, lse_rows / 128, 128]
+    out: Memory  # [2 * operands, parts, rows, out_lanes]
+    lse: Memory  # [2, lse_rows / 128, 128], or None
     arrived: Memory  # semaphores [2, 2], of q and tree
     left: Memory  # semaphores [2, 2], of out and lse
 
@@ -248,12 +248,12 @@ class RowBuffers:
     def shapes(cls, c: Config) -> "RowBuffers":
         """What to allocate."""
         operands = 2 * c.operands + c.decode
-        rows = (operands, c.kv_heads, c.rows)
+        rows = (operands, c.parts, c.rows)
         return cls(
             q=pltpu.VMEM((*rows, c.q_lanes), c.compute_dtype),
             tree=pltpu.VMEM((operands, c.operand_rows, c.tree_lanes), jnp.int32) if c.tree_words else None,
             out=pltpu.VMEM((*rows, c.out_lanes), c.q_dtype),
-            lse=pltpu.VMEM((2, c.lse_rows // LANES, LANES), jnp.float32),
+            lse=pltpu.VMEM((2, c.lse_rows // LANES, LANES), jnp.float32) if c.has_lse else None,
             arrived=pltpu.SemaphoreType.DMA((2, 2)),
             left=pltpu.SemaphoreType.DMA((2, 2)),
         )
@@ -264,10 +264,10 @@ class RowStream:
     """Blocks of query rows on their way in, of output rows on their way out; block `b` uses slot `b % 2`."""
 
     config: Config
-    q: Memory  # HBM [q_blocks * operands, kv_heads, rows, q_lanes]
+    q: Memory  # HBM [q_blocks * operands, parts, rows, q_lanes]
     tree: Memory  # HBM [q_blocks * operands, operand_rows, tree_lanes], or None
-    out: Memory  # HBM [q_blocks * operands, kv_heads, rows, out_lanes]
-    lse: Memory  # HBM [q_blocks, lse_rows / 128, 128]
+    out: Memory  # HBM [q_blocks * operands, parts, rows, out_lanes]
+    lse: Memory  # HBM [q_blocks, lse_rows / 128, 128], or None
     buffers: RowBuffers
 
     def start_q(self, block) -> None:
@@ -309,9 +309,8 @@ class RowStream:
 
     def _out_copies(self, block):
         slot, b = block % 2, self.buffers
-        return (
-            pltpu.make_async_copy(
-                b.out.at[self._operands(slot)], self.out.at[self._operands(block)], b.left.at[slot, 0]
-            ),
-            pltpu.make_async_copy(b.lse.at[slot], self.lse.at[block], b.left.at[slot, 1]),
-        )
+        here, there = self._operands(slot), self._operands(block)
+        copies = [pltpu.make_async_copy(b.out.at[here], self.out.at[there], b.left.at[slot, 0])]
+        if self.lse is not None:
+            copies.append(pltpu.make_async_copy(b.lse.at[slot], self.lse.at[block], b.left.at[slot, 1]))
+        return copies

@@ -29,7 +29,7 @@ def decode_kernel(  # noqa: PLR0917 -- pallas_call passes references by position
         block_starts: how many blocks of chunks come before each block of rows, and their number (SMEM).
         inputs: what is attended, and over what.
         out: the output, in HBM in the order of the queries.
-        lse: the log-sum-exp, in HBM, a packed row set a block.
+        lse: the log-sum-exp, in HBM, a packed row set a block, or None.
         scratch: VMEM, SMEM and semaphores.
         config: the static facts.
     """
@@ -63,10 +63,11 @@ def decode_kernel(  # noqa: PLR0917 -- pallas_call passes references by position
         return planned
 
     def attend_rows(row_block, slot, planned: Cursor) -> Cursor:
+        step.clear_output(slot)
         first, end = block_starts[row_block], block_starts[row_block + 1]
         return jax.lax.fori_loop(first, end, lambda block, p: attend_block(block, p, slot), planned)
 
-    step.for_row_blocks(rows, attend_rows, stream.begin())
+    step.for_row_blocks(rows, attend_rows, stream.begin)
     stream.end(block_starts[config.q_blocks])
 
 
@@ -156,7 +157,7 @@ class DecodeStep:
             absorb(*work[-1], x)
             start_share(len(work) - 1)
 
-        self.step.for_heads(attend_heads)
+        self.step.for_parts(attend_heads)
 
     def _absorb(self, head, x, chunk: Chunk, keys: Keys, row_slot) -> None:
         """Take a head's logits and values into its state: a new one, if the chunk is its tile's first."""
@@ -175,6 +176,8 @@ class DecodeStep:
         seen = state.m > softmax.MASKED
         wide = jnp.concatenate([seen] * (c.out_lanes // LANES), axis=1)
         out[...] = jnp.where(wide, softmax.output(state), 0).astype(out.dtype)
+        if not c.has_lse:
+            return
         place = jnp.where(chunk.count > 0, self.tiles.row_lo[chunk.tile], c.operands) * c.kv_heads + head
         lse = s.lse.at[pl.ds(pl.multiple_of(place * c.rows, c.rows), c.rows)]
         lse[...] = jnp.where(seen, softmax.log_sum_exp(state), -jnp.inf)

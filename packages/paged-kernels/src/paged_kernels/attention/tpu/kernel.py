@@ -18,7 +18,7 @@ def attention_kernel(tiles: Tiles, inputs: Inputs, out, lse, scratch: Scratch, *
         tiles: the work (SMEM).
         inputs: what is attended, and over what.
         out: the output, in HBM in the order of the queries.
-        lse: the log-sum-exp, in HBM, a packed row set a block.
+        lse: the log-sum-exp, in HBM, a packed row set a block, or None.
         scratch: VMEM, SMEM and semaphores.
         config: the static facts.
     """
@@ -29,7 +29,8 @@ def attention_kernel(tiles: Tiles, inputs: Inputs, out, lse, scratch: Scratch, *
 
     def attend_block(_, cursors: tuple[Cursor, Cursor], slot):
         at, ahead = cursors
-        steady = step.sees_all(at) & stream.is_whole(ahead)
+        seen = step.sees_all(at)
+        steady = seen & stream.is_whole(ahead)
 
         @pl.when(steady)
         def _():  # the copies are started beside the arithmetic, for there is no branch between
@@ -42,12 +43,12 @@ def attention_kernel(tiles: Tiles, inputs: Inputs, out, lse, scratch: Scratch, *
         def _():
             stream.start(ahead)
             stream.wait(at)
-            step.attend_chunks(at, stream.count(at), slot, stream.slot(at))
+            pl.when(seen)(lambda: step.attend_whole(at, slot, stream.slot(at)))
+            pl.when(jnp.logical_not(seen))(lambda: step.attend_chunks(at, stream.count(at), slot, stream.slot(at)))
 
         return stream.advance(at), stream.advance(ahead)
 
     def attend_tile(tile, cursors, slot):
-        step.reset()
         blocks = pl.cdiv(tiles.end_page[tile] - tiles.first_page[tile], config.kv_pages)
         cursors = jax.lax.fori_loop(0, blocks, lambda i, c: attend_block(i, c, slot), cursors)
         step.finish(tile, slot)
@@ -55,6 +56,12 @@ def attention_kernel(tiles: Tiles, inputs: Inputs, out, lse, scratch: Scratch, *
 
     def attend_rows(block, slot, cursors):
         first, end = tiles.block_starts[block], tiles.block_starts[block + 1]
+        pl.when((first == end) | jnp.logical_not(step.fills_block(first)))(lambda: step.clear_output(slot))
         return jax.lax.fori_loop(first, end, lambda tile, c: attend_tile(tile, c, slot), cursors)
 
-    step.for_row_blocks(rows, attend_rows, stream.begin())
+    def begin():
+        cursors = stream.begin()
+        step.reset()
+        return cursors
+
+    step.for_row_blocks(rows, attend_rows, begin)

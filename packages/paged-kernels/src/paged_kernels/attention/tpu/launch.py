@@ -1,5 +1,6 @@
 """From the contract's arguments to a `pallas_call`, and back."""
 
+import dataclasses
 import functools
 
 import jax
@@ -42,7 +43,8 @@ def paged_attention_tpu(
     *,
     block_sizes: BlockSizes | None,
     interpret: Interpret,
-) -> tuple[Float[Array, "tokens q_heads v_head_dim"], Float[Array, "tokens q_heads"]]:
+    return_lse: bool = True,
+) -> tuple[Float[Array, "tokens q_heads v_head_dim"], Float[Array, "tokens q_heads"] | None]:
     """The output in `q.dtype` and the log-sum-exp of each row's logits (natural log, float32, -inf for no token).
 
     Args:
@@ -53,6 +55,7 @@ def paged_attention_tpu(
         heads: sinks and ALiBi slopes.
         block_sizes: `None` picks by chip.
         interpret: `True` for Pallas's TPU interpreter at its strictest, or the interpreter's own parameters.
+        return_lse: whether to compute the log-sum-exp, which is `None` otherwise.
 
     Raises:
         NotImplementedError: the shapes or types are none that the kernel has, or do not fit the chip's memories.
@@ -61,6 +64,7 @@ def paged_attention_tpu(
     pages, batch = group_pages(pages, batch)
     chip = chip_in_scope()
     config = make_config(q, pages, batch, spec, heads, block_sizes=block_sizes, chip=chip)
+    config = dataclasses.replace(config, has_lse=return_lse)
     check_fits(config, chip, max_tiles(config.tokens, batch.seqs, config.q_rows) + 1)
     with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
         inputs = Inputs.arranged(q, pages, batch, heads, config)
@@ -76,17 +80,17 @@ def _call_kernel(inputs: Inputs, batch: RaggedBatch, config: Config, *, chip: Ch
     out, lse = pl.pallas_call(
         functools.partial(kernel, config=c),
         in_specs=(*jax.tree.map(lambda _: pl.BlockSpec(memory_space=pltpu.SMEM), work), inputs.specs()),
-        out_specs=(pl.BlockSpec(memory_space=pl.ANY),) * 2,
+        out_specs=(pl.BlockSpec(memory_space=pl.ANY), pl.BlockSpec(memory_space=pl.ANY) if c.has_lse else None),
         out_shape=(
-            jax.ShapeDtypeStruct((c.q_blocks * c.operands, c.kv_heads, c.rows, c.out_lanes), c.q_dtype),
-            jax.ShapeDtypeStruct((c.q_blocks, c.lse_rows // LANES, LANES), jnp.float32),
+            jax.ShapeDtypeStruct((c.q_blocks * c.operands, c.parts, c.rows, c.out_lanes), c.q_dtype),
+            jax.ShapeDtypeStruct((c.q_blocks, c.lse_rows // LANES, LANES), jnp.float32) if c.has_lse else None,
         ),
         scratch_shapes=(Scratch.shapes(c),),  # pyright: ignore[reportArgumentType] -- any pytree will do
         compiler_params=pltpu.CompilerParams(disable_bounds_checks=True, vmem_limit_bytes=chip.vmem_bytes),
         interpret=interpret,
         name="paged_attention",
     )(*work, inputs)
-    return arrange.restore_output(out, c), arrange.restore_lse(lse, c)
+    return arrange.restore_output(out, c), arrange.restore_lse(lse, c) if c.has_lse else None
 
 
 def make_config(
@@ -139,7 +143,7 @@ def default_block_sizes(q: Array, pages: KVPages, batch: RaggedBatch, chip: Chip
         kv_dtype=pages.dtype.name,
     )
     return lookup(chip.name, shape) or preferred_block_sizes(
-        group=group, page_size=pages.page_size, itemsize=itemsize, decode=decode
+        kv_heads=pages.num_kv_heads, group=group, page_size=pages.page_size, itemsize=itemsize, decode=decode
     )
 
 

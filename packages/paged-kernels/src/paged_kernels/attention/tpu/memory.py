@@ -23,12 +23,12 @@ class Inputs:
     """The kernel's arrays besides its tiles; `None` for what is not asked."""
 
     table: Memory  # HBM [seqs, 1, table_ids]
-    q: Memory  # HBM [operands, kv_heads, rows, q_lanes]
+    q: Memory  # HBM [operands, parts, rows, q_lanes]
     data: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
     scales: Memory  # HBM [pages, kv_heads, 1, scale_lanes], or None
     tree: Memory  # HBM [operands, operand_rows, tree_lanes], or None
-    sinks: Memory  # VMEM [kv_heads, group_rows, 128], to base 2, or None
-    slopes: Memory  # VMEM [kv_heads, group_rows, 128], to base 2, or None
+    sinks: Memory  # VMEM [parts, part_rows, 128], to base 2, or None
+    slopes: Memory  # VMEM [parts, part_rows, 128], to base 2, or None
 
     @classmethod
     def arranged(cls, q: jax.Array, pages: KVPages, batch: RaggedBatch, heads: HeadParams, c: Config) -> "Inputs":
@@ -59,10 +59,10 @@ class Scratch:
 
     pages: PageBuffers
     rows: RowBuffers
-    m: Memory  # [kv_heads, rows, 128]
-    l: Memory  # [kv_heads, rows, 128]  # noqa: E741
-    acc: Memory  # [kv_heads, rows, out_lanes]
-    lse: Memory  # [lse_rows, 128], in decode with an operand more for chunks of no sequence
+    m: Memory  # [parts, rows, 128]
+    l: Memory  # [parts, rows, 128]  # noqa: E741
+    acc: Memory  # [parts, rows, out_lanes]
+    lse: Memory  # [lse_rows, 128], in decode with an operand more for chunks of no sequence; or None
     scales: Memory  # [kinds, kv_heads, block_tokens, and more to whole registers], or None
     notes: Memory  # SMEM, of decode's chunks, or None
 
@@ -73,10 +73,10 @@ class Scratch:
         return cls(
             pages=PageBuffers.shapes(c),
             rows=RowBuffers.shapes(c),
-            m=pltpu.VMEM((c.kv_heads, c.rows, LANES), jnp.float32),
-            l=pltpu.VMEM((c.kv_heads, c.rows, LANES), jnp.float32),
-            acc=pltpu.VMEM((c.kv_heads, c.rows, c.out_lanes), jnp.float32),
-            lse=pltpu.VMEM((c.lse_rows + c.decode * c.kv_heads * c.rows, LANES), jnp.float32),
+            m=pltpu.VMEM((c.parts, c.rows, LANES), jnp.float32),
+            l=pltpu.VMEM((c.parts, c.rows, LANES), jnp.float32),
+            acc=pltpu.VMEM((c.parts, c.rows, c.out_lanes), jnp.float32),
+            lse=pltpu.VMEM((c.lse_rows + c.decode * c.parts * c.rows, LANES), jnp.float32) if c.has_lse else None,
             scales=pltpu.VMEM(scales, jnp.float32) if c.row.is_quantised else None,
             notes=notes_shape(c) if c.decode else None,
         )

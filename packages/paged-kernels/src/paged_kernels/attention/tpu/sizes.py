@@ -14,10 +14,19 @@ DECODE_ROWS = 16
 """Rows in a block of queries for decode: one copy brings them all."""
 DECODE_CHUNKS = (1, 2, 4, 8)
 """How many chunks a block has for decode: a divisor of `DECODE_ROWS`, to leave no place empty."""
-PREFILL_KEYS = {2: 1024, 4: 512}
-"""Keys in a block for prefill, by bytes an element: enough to keep the matrix unit busy."""
-PREFILL_OPERAND_ROWS = 256
-"""Rows of a head's left operand in prefill: its query heads times the block's rows."""
+PREFILL_KEYS = (512, 1024)
+"""Least and most keys in a block for prefill."""
+PREFILL_CHUNK_KEYS = 256
+"""Most keys in a chunk of a block for prefill, unless a page has more: what is attended in vain on the diagonal."""
+PREFILL_LOGITS = {2: 2**21, 4: 2**20}
+"""Rows of all heads times keys in a block for prefill, by bytes an element: enough that the matrix unit seldom waits
+for the first product and the last, and not so much that the code is long."""
+PREFILL_ROWS = 2048
+"""Rows of all heads in a block for prefill."""
+PREFILL_HEAD_ROWS = 512
+"""Least rows of a KV head in a block for prefill, for which its keys are fetched once."""
+PREFILL_Q_ROWS = 256
+"""Most rows of q in a block for prefill: the keys on the diagonal are attended by all of them."""
 BUFFERS = 4
 """Blocks of keys in VMEM: one in use, one whose copies are being started, two on their way."""
 MIN_Q_ROWS = 16
@@ -38,7 +47,8 @@ def with_kv_pages(c: Config, kv_pages: int) -> Config:
     A chunk holds pages of one sequence. So does a block, but in decode, where it may hold those of several.
     """
     kv_pages = max(1, min(kv_pages, c.pages_per_seq * (c.tokens if c.decode else 1)))
-    chunk_pages = max(1, min(CHUNK_KEYS // c.page_size, c.pages_per_seq, kv_pages))
+    chunk_keys = CHUNK_KEYS if c.decode else PREFILL_CHUNK_KEYS
+    chunk_pages = max(1, min(chunk_keys // c.page_size, c.pages_per_seq, kv_pages))
     if c.decode:
         whole = _filling(LANES, chunk_pages, c.page_size)
         chunks = max(n for n in DECODE_CHUNKS if n == 1 or n * whole <= kv_pages)
@@ -56,10 +66,15 @@ def _filling(keys: int, pages: int, page_size: int) -> int:
     return round_up(pages, 1 if keys % page_size else keys // page_size)
 
 
-def preferred_block_sizes(*, group: int, page_size: int, itemsize: int, decode: bool) -> BlockSizes:
+def preferred_block_sizes(*, kv_heads: int, group: int, page_size: int, itemsize: int, decode: bool) -> BlockSizes:
     """Block sizes for speed, were there memory enough."""
-    keys = DECODE_KEYS[itemsize] if decode else PREFILL_KEYS[itemsize]
-    return BlockSizes(q_rows=max(1, PREFILL_OPERAND_ROWS // group), kv_pages=max(1, keys // page_size))
+    if decode:
+        return BlockSizes(q_rows=DECODE_ROWS, kv_pages=max(1, DECODE_KEYS[itemsize] // page_size))
+    q_rows = max(PREFILL_HEAD_ROWS // group, PREFILL_ROWS // (kv_heads * group))
+    q_rows = max(MIN_Q_ROWS, min(q_rows, PREFILL_Q_ROWS))
+    least, most = PREFILL_KEYS
+    keys = min(max(least, PREFILL_LOGITS[itemsize] // (kv_heads * group * q_rows)), most)
+    return BlockSizes(q_rows=q_rows, kv_pages=max(1, keys // page_size))
 
 
 def shrink_to_fit(c: Config, chip: Chip) -> Config:
@@ -95,9 +110,9 @@ def _row_bytes(c: Config) -> int:
     copies = operands * (c.q_lanes * c.compute_dtype.itemsize + c.out_lanes * c.q_dtype.itemsize)
     state = (c.out_lanes + 2 * LANES) * 4
     tree = operands * round_up(c.operand_rows, SUBLANES) * c.tree_lanes * 4
-    heads = (c.has_sinks + c.has_alibi) * c.kv_heads * c.group_rows * LANES * 4
-    lse = (c.lse_rows * (LANES + 2) + c.decode * c.kv_heads * c.rows * LANES) * 4
-    return c.kv_heads * c.rows * (copies + state) + lse + tree + heads
+    heads = (c.has_sinks + c.has_alibi) * c.parts * c.part_rows * LANES * 4
+    lse = (c.lse_rows * (LANES + 2) + c.decode * c.parts * c.rows * LANES) * 4
+    return c.parts * c.rows * (copies + state) + lse + tree + heads
 
 
 def smem_bytes(c: Config, tiles: int) -> int:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from paged_kernels.attention.mask import fully_visible, in_tree, key_range, visible
 from paged_kernels.attention.tpu import softmax
-from paged_kernels.attention.tpu.config import Config, Memory
+from paged_kernels.attention.tpu.config import PARTS_AT_ONCE, Config, Memory
 from paged_kernels.attention.tpu.copies import Cursor, RowStream
 from paged_kernels.attention.tpu.memory import Inputs, Scratch
 from paged_kernels.attention.tpu.scales import spread_scales
@@ -21,10 +21,8 @@ from paged_kernels.attention.tpu.schedule import Tiles
 from paged_kernels.attention.tpu.unpack import load_lanes, unit
 from paged_kernels.mosaic import LANES, SUBLANES, cdiv
 
-HEADS_AT_ONCE = 8
-"""How many heads are attended side by side, each one's products beside the softmax of the one before."""
 FEW_ROWS = 64
-"""Heads with more rows go one by one in float32, whose products are six times the code."""
+"""Parts with more rows go one by one in float32, whose products are six times the code."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,15 +48,14 @@ class Step:
     inputs: Inputs
     scratch: Scratch
 
-    def for_row_blocks(self, rows: RowStream, attend: Callable[..., Any], carry: Any) -> None:
-        """Run `carry = attend(block, slot, carry)` for each block of rows, copied into the slot and out of it."""
+    def for_row_blocks(self, rows: RowStream, attend: Callable[..., Any], begin: Callable[[], Any]) -> None:
+        """Run `carry = attend(block, slot, carry)`, at first `begin()`, for each block of rows, copied in and out."""
 
         def attend_rows(block, carry):
             slot = block % 2
             rows.start_q(block + 1)
             rows.wait_out(block - 2)
             rows.wait_q(block)
-            self.clear_output(slot)
             carry = attend(block, slot, carry)
             self.pack_lse(slot)
             rows.start_out(block)
@@ -66,21 +63,21 @@ class Step:
 
         blocks = self.config.q_blocks
         rows.start_q(0)
-        jax.lax.fori_loop(0, blocks, attend_rows, carry)
+        jax.lax.fori_loop(0, blocks, attend_rows, begin())
         rows.wait_out(blocks - 2)
         rows.wait_out(blocks - 1)
 
     def reset(self) -> None:
-        """The state before any key, of all heads."""
-        jax.lax.fori_loop(0, self.config.kv_heads, lambda head, _: self.store(head, self.initial(head)), None)
+        """The state before any key, of all parts."""
+        jax.lax.fori_loop(0, self.config.parts, lambda part, _: self.store(part, self.initial(part)), None)
 
-    def initial(self, head) -> softmax.State:
-        """The state of a head before any key: a sink counts as a key that has been seen, with no value."""
+    def initial(self, part) -> softmax.State:
+        """The state of a part before any key: a sink counts as a key that has been seen, with no value."""
         c = self.config
         column, acc = jnp.zeros((c.rows, LANES), jnp.float32), jnp.zeros((c.rows, c.out_lanes), jnp.float32)
         if not c.has_sinks:
             return softmax.State(column + softmax.MASKED, column, acc)
-        return softmax.State(self._by_row(self.inputs.sinks[head]), column + 1 / LANES, acc)  # l is 1 in all
+        return softmax.State(self._by_row(self.inputs.sinks[part]), column + 1 / LANES, acc)  # l is 1 in all
 
     def sees_all(self, at: Cursor) -> jax.Array:
         """Whether every row of the tile sees every key of block `at`."""
@@ -92,7 +89,7 @@ class Step:
 
     def attend_whole(self, at: Cursor, q_slot, kv_slot) -> None:
         """Take a block of which every row sees every key."""
-        self._attend_heads(q_slot, self.whole_keys(at, kv_slot))
+        self._attend_parts(q_slot, self.whole_keys(at, kv_slot))
 
     def whole_keys(self, at: Cursor, kv_slot) -> Keys:
         """A slot, which holds a block of which every row sees every key."""
@@ -111,7 +108,7 @@ class Step:
 
         def attend_chunk(chunk, _):
             first_page = at.page + chunk * c.chunk_pages
-            self._attend_heads(q_slot, self.masked_keys(at.tile, first_page, chunk, q_slot, kv_slot))
+            self._attend_parts(q_slot, self.masked_keys(at.tile, first_page, chunk, q_slot, kv_slot))
 
         jax.lax.fori_loop(0, pl.cdiv(pages, c.chunk_pages), attend_chunk, None)
 
@@ -136,66 +133,78 @@ class Step:
             real=None if c.clears_unseen else (at_rows >= first) & (at_rows < end),
         )
 
+    def fills_block(self, tile) -> jax.Array:
+        """Whether the tile has all rows of its block."""
+        return (self.tiles.row_lo[tile] == 0) & (self.tiles.row_hi[tile] == self.config.q_rows)
+
     def finish(self, tile, slot) -> None:
-        """Put the tile's rows into the output of its block; those that saw no key stay as they are."""
-        c, s = self.config, self.scratch
+        """Put the tile's rows into the output of its block, and leave the state as it is before any key."""
         token_row = self._token_row(LANES)
         of_tile = (token_row >= self.tiles.row_lo[tile]) & (token_row < self.tiles.row_hi[tile])
+        fills = self.fills_block(tile)
+        pl.when(fills)(lambda: self._finish_parts(slot, None))
+        pl.when(jnp.logical_not(fills))(lambda: self._finish_parts(slot, of_tile))
 
-        def finish_head(head):
-            state = self.load(head)
-            mine = of_tile & (s.m[head] > softmax.MASKED)
-            out = s.rows.out.at[slot, head]
-            kept = out[...].astype(jnp.float32)
-            keep = mine if c.out_lanes == LANES else jnp.broadcast_to(mine[:, :1], kept.shape)
-            out[...] = jnp.where(keep, softmax.output(state), kept).astype(out.dtype)
-            lse = s.lse.at[self._lse_rows(head)]
-            lse[...] = jnp.where(mine, softmax.log_sum_exp(state), lse[...])
+    def _finish_parts(self, slot, of_tile: Bool[Array, "rows 128"] | None) -> None:
+        def finish_parts(parts):
+            for part in parts:
+                self._finish_part(part, slot, of_tile)
 
-        def finish_heads(heads):
-            for head in heads:
-                finish_head(head)
+        self.for_parts(finish_parts)
 
-        self.for_heads(finish_heads)
+    def _finish_part(self, part, slot, of_tile: Bool[Array, "rows 128"] | None) -> None:
+        """Finish a part: all its rows, or those of the tile; of them, rows that saw no key are as those of no tile."""
+        c, s, state = self.config, self.scratch, self.load(part)
+        self.store(part, self.initial(part))
+        out, mine, kept = s.rows.out.at[slot, part], state.m > softmax.MASKED, 0
+        if of_tile is not None:
+            mine, kept = mine & of_tile, out[...].astype(jnp.float32)
+        wide = jnp.concatenate([mine] * (c.out_lanes // LANES), axis=1)
+        out[...] = jnp.where(wide, softmax.output(state), kept).astype(out.dtype)
+        if c.has_lse:
+            lse = s.lse.at[self._lse_rows(part)]
+            lse[...] = jnp.where(mine, softmax.log_sum_exp(state), -jnp.inf if of_tile is None else lse[...])
 
     def clear_output(self, slot) -> None:
         """Rows of no tile: zeros, and no log-sum-exp."""
         c, s = self.config, self.scratch
         out = s.rows.out.at[pl.ds(slot * c.operands, c.operands)]
         out[...] = jnp.zeros_like(out)
-        s.lse[...] = jnp.full_like(s.lse, -jnp.inf)
+        if c.has_lse:
+            s.lse[...] = jnp.full_like(s.lse, -jnp.inf)
 
     def pack_lse(self, slot) -> None:
         """The block's log-sum-exp as a dense array, ready to leave."""
-        self.scratch.rows.lse[slot] = softmax.pack_lanes(self.scratch.lse[: self.config.lse_rows])
+        if self.config.has_lse:
+            self.scratch.rows.lse[slot] = softmax.pack_lanes(self.scratch.lse[: self.config.lse_rows])
 
-    def _attend_heads(self, q_slot, keys: Keys) -> None:
-        """Take the keys into the state of all heads."""
+    def _attend_parts(self, q_slot, keys: Keys) -> None:
+        """Take the keys into the state of all parts."""
 
-        def attend_heads(heads):
-            x = self.score(heads[0], q_slot, keys)
-            for head, after in itertools.pairwise(heads):
-                x_after = self.score(after, q_slot, keys)  # its products hide the latencies of this head's softmax
-                self.store(head, self.absorb(self.load(head), head, x, keys))
+        def attend_parts(parts):
+            x = self.score(parts[0], q_slot, keys)
+            for part, after in itertools.pairwise(parts):
+                x_after = self.score(after, q_slot, keys)  # its products hide the latencies of this part's softmax
+                self.store(part, self.absorb(self.load(part), part, x, keys))
                 x = x_after
-            self.store(heads[-1], self.absorb(self.load(heads[-1]), heads[-1], x, keys))
+            self.store(parts[-1], self.absorb(self.load(parts[-1]), parts[-1], x, keys))
 
-        self.for_heads(attend_heads)
+        self.for_parts(attend_parts)
 
-    def score(self, head, q_slot, keys: Keys) -> Float[Array, "rows keys"]:
-        """The logits of a head, to base 2."""
-        c = self.config
-        x = softmax.score(self.scratch.rows.q[q_slot, head], load_lanes(keys.kv.at[head], c.row.k_lanes, c))
+    def score(self, part, q_slot, keys: Keys) -> Float[Array, "rows keys"]:
+        """The logits of a part, to base 2."""
+        c, head = self.config, part // self.config.splits
+        x = softmax.score(self.scratch.rows.q[q_slot, part], load_lanes(keys.kv.at[head], c.row.k_lanes, c))
         if keys.scales is not None:
             x *= keys.scales[0, pl.ds(head, 1)]
         x = softmax.Logits(scale=c.spec.resolved_scale(c.row.k_dim), soft_cap=c.spec.soft_cap)(x)
         if keys.distance is not None:
-            x -= self._by_row(self.inputs.slopes[head])[:, :1] * keys.distance
+            x -= self._by_row(self.inputs.slopes[part])[:, :1] * keys.distance
         return x if keys.mask is None else jnp.where(keys.mask, x, softmax.MASKED)
 
-    def absorb(self, state: softmax.State, head, x: Float[Array, "rows keys"], keys: Keys) -> softmax.State:
-        """The state after a head's logits and values."""
-        c = self.config
+    def absorb(self, state: softmax.State, part, x: Float[Array, "rows keys"], keys: Keys) -> softmax.State:
+        """The state after a part's logits and values."""
+        c, head = self.config, part // self.config.splits
         v = load_lanes(keys.kv.at[head], c.row.v_lanes, c)
         v = v if keys.real is None else jnp.where(keys.real, v, jnp.zeros_like(v))
         scales = None if keys.scales is None else keys.scales[c.row.scales_per_row - 1, pl.ds(head, 1)]
@@ -214,26 +223,26 @@ class Step:
         kinds = c.row.scales_per_row
         spread_scales(lambda i: pages[i], store, pages=c.kv_pages, page_size=c.page_size, kinds=kinds)
 
-    def for_heads(self, body) -> None:
-        """Run `body` on lists of heads, several at once, to hide one's latencies behind another's."""
-        c, heads = self.config, self.config.kv_heads
+    def for_parts(self, body) -> None:
+        """Run `body` on lists of parts, several at once, to hide one's latencies behind another's."""
+        c, parts = self.config, self.config.parts
         one_by_one = c.compute_dtype == jnp.float32 and c.rows >= FEW_ROWS
-        at_once = 1 if one_by_one else min(heads, HEADS_AT_ONCE)
-        looped = heads // at_once * at_once if heads >= 2 * at_once else 0  # a single group needs no loop
+        at_once = 1 if one_by_one else min(parts, PARTS_AT_ONCE)
+        looped = parts // at_once * at_once if parts >= 2 * at_once else 0  # a single group needs no loop
         if looped:
             jax.lax.fori_loop(0, looped // at_once, lambda i, _: body([i * at_once + j for j in range(at_once)]), None)
-        for first in range(looped, heads, at_once):
-            body(list(range(first, min(first + at_once, heads))))
+        for first in range(looped, parts, at_once):
+            body(list(range(first, min(first + at_once, parts))))
 
-    def load(self, head) -> softmax.State:
-        """The state of a head."""
+    def load(self, part) -> softmax.State:
+        """The state of a part."""
         s = self.scratch
-        return softmax.State(s.m[head], s.l[head], s.acc[head])
+        return softmax.State(s.m[part], s.l[part], s.acc[part])
 
-    def store(self, head, state: softmax.State) -> None:
-        """Keep the state of a head."""
+    def store(self, part, state: softmax.State) -> None:
+        """Keep the state of a part."""
         s = self.scratch
-        s.m[head], s.l[head], s.acc[head] = state
+        s.m[part], s.l[part], s.acc[part] = state
 
     def seen(self, tile):
         """The positions of the keys that some row of the tile may see, as (first, one past the last)."""
@@ -275,22 +284,22 @@ class Step:
         c = self.config
         if c.operand_rows == 1:
             return jnp.broadcast_to(x, (c.rows, x.shape[1]))
-        return jnp.broadcast_to(x[None], (c.group, *x.shape)).reshape(c.rows, -1)
+        return jnp.broadcast_to(x[None], (c.part, *x.shape)).reshape(c.rows, -1)
 
-    def _by_row(self, x: Float[Array, "group_rows lanes"]) -> Float[Array, "rows lanes"]:
-        """What each query head of a group brings, for the rows of the operand."""
+    def _by_row(self, x: Float[Array, "part_rows lanes"]) -> Float[Array, "rows lanes"]:
+        """What each query head of a part brings, for the rows of the operand."""
         c = self.config
         if c.operand_rows == 1:
             return x
-        return jnp.broadcast_to(x[: c.group, None], (c.group, c.operand_rows, x.shape[1])).reshape(c.rows, -1)
+        return jnp.broadcast_to(x[: c.part, None], (c.part, c.operand_rows, x.shape[1])).reshape(c.rows, -1)
 
-    def _lse_rows(self, head):
-        return pl.ds(pl.multiple_of(head * self.config.rows, SUBLANES), self.config.rows)
+    def _lse_rows(self, part):
+        return pl.ds(pl.multiple_of(part * self.config.rows, SUBLANES), self.config.rows)
 
     def _token_row(self, columns: int) -> Int32[Array, "rows columns"]:
         """The row of the block that each row of the operand stands for."""
         c = self.config
         if c.operand_rows == 1:
             return jnp.zeros((c.rows, columns), jnp.int32)
-        token_row = jax.lax.broadcasted_iota(jnp.int32, (c.group, c.operand_rows, columns), 1)
+        token_row = jax.lax.broadcasted_iota(jnp.int32, (c.part, c.operand_rows, columns), 1)
         return token_row.reshape(c.rows, columns)
