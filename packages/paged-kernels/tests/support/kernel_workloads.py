@@ -72,7 +72,7 @@ WORKLOADS = {
     "head_128": Workload(kv_lens=(29, 34), q_lens=(11, 1), head_dim=128),
     "small_pages": Workload(kv_lens=(29, 34, 8), q_lens=(11, 1, 8), page_size=8),
     "large_pages": Workload(kv_lens=(29, 70), q_lens=(11, 1), page_size=64, pages_per_seq=2, num_pages=8),
-    "wide_group": Workload(kv_lens=(44, 25), q_lens=(9, 1), q_heads=8, kv_heads=1),
+    "wide_group": Workload(kv_lens=(44, 25), q_lens=(9, 1), q_heads=40, kv_heads=2),
 }
 
 RAGGED = {"kv_lens": (29, 34, 8), "q_lens": (11, 1, 8), "tokens": 24, "seqs": 4, "num_pages": 16}

@@ -26,19 +26,18 @@ CONFIG = Config(
 )
 
 
-@pytest.mark.parametrize(("q_rows", "decode"), [(1, False), (16, False), (4, True)])
+@pytest.mark.parametrize(("q_rows", "decode"), [(1, False), (16, False), (96, False), (4, True)])
 @pytest.mark.parametrize(("head_dim", "lanes"), [(64, 128), (80, 128), (128, 128), (192, 256)])
 def test_rows_come_back_in_their_order(q_rows, decode, head_dim, lanes):
     config = dataclasses.replace(CONFIG, q_rows=q_rows, decode=decode, row=RowLayout.create(head_dim, "bfloat16"))
     q = jnp.arange(21 * 6 * head_dim, dtype=jnp.float32).reshape(21, 6, head_dim)
     blocks = arrange.arrange_q(q, config)
-    assert blocks.shape == (config.q_blocks * config.operands, 2, config.rows, lanes)
+    assert blocks.shape == (config.q_blocks * config.operands, config.parts, config.rows, lanes)
     assert blocks.dtype == jnp.float32
     assert not blocks[..., head_dim:].any()  # where V may lie
     np.testing.assert_array_equal(arrange.restore_rows(blocks, config)[..., :head_dim], q)
-    np.testing.assert_array_equal(
-        blocks[0, 1, 2 * config.operand_rows, :head_dim], q[0, 5]
-    )  # KV head 1, its query head 2, row 0
+    part, head = divmod(5, config.part)
+    np.testing.assert_array_equal(blocks[0, part, head * config.operand_rows, :head_dim], q[0, 5])
 
 
 @pytest.mark.parametrize(

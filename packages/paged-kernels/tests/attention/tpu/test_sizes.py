@@ -92,7 +92,7 @@ def test_defaults_for_latent_rows_of_128_heads_fit_every_chip(decode):
         (16, "bfloat16", 50, 64),  # two chunks of whole registers of logits
         (16, "int8", 1, 8),  # a register of scales
         (24, "float32", 0, 1),
-        (128, "int8", 9, 9),
+        (128, "int8", 9, 10),  # chunks of two
     ],
 )
 def test_kv_pages_are_what_the_kernel_can_have(page_size, dtype, kv_pages, expected):
@@ -109,6 +109,16 @@ def test_in_decode_a_block_has_chunks_of_several_sequences(pages_per_seq, kv_pag
     config = dataclasses.replace(preferred(1, 8, 128, 16, "bfloat16", True), pages_per_seq=pages_per_seq)
     config = with_kv_pages(config, kv_pages)
     assert (config.kv_pages, config.chunk_pages) == expected
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "q_rows", "expected"),
+    [(8, 4, 128, 1), (8, 4, 256, 2), (1, 8, 256, 8), (1, 8, 32, 1), (1, 9, 64, 3), (1, 7, 64, 7), (2, 1, 1024, 1)],
+)
+def test_heads_are_split_into_operands_of_at_least_256_rows_if_they_can(kv_heads, group, q_rows, expected):
+    config = dataclasses.replace(preferred(kv_heads, group, 128, 16, "bfloat16", False), q_rows=q_rows)
+    assert (config.splits, config.parts) == (expected, kv_heads * expected)
+    assert config.splits * config.part == group
 
 
 def test_what_features_need_is_counted():

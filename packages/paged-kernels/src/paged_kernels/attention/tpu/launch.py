@@ -15,9 +15,11 @@ from paged_kernels.attention.tpu.decode import decode_kernel
 from paged_kernels.attention.tpu.grouping import group_pages
 from paged_kernels.attention.tpu.kernel import attention_kernel
 from paged_kernels.attention.tpu.memory import Inputs, Scratch
+from paged_kernels.attention.tpu.ones import take_ones
 from paged_kernels.attention.tpu.schedule import make_tiles, max_tiles, page_block_starts
 from paged_kernels.attention.tpu.sizes import (
     BUFFERS,
+    MIN_Q_ROWS,
     check_fits,
     preferred_block_sizes,
     q_rows_for,
@@ -63,12 +65,21 @@ def paged_attention_tpu(
     _check_supported(q, pages)
     pages, batch = group_pages(pages, batch)
     chip = chip_in_scope()
-    config = make_config(q, pages, batch, spec, heads, block_sizes=block_sizes, chip=chip)
-    config = dataclasses.replace(config, has_lse=return_lse)
-    check_fits(config, chip, max_tiles(config.tokens, batch.seqs, config.q_rows) + 1)
-    with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
-        inputs = Inputs.arranged(q, pages, batch, heads, config)
-        return _call_kernel(inputs, batch, config, chip=chip, interpret=interpreter(interpret))
+
+    def attend(q, batch, block_sizes):
+        config = make_config(q, pages, batch, spec, heads, block_sizes=block_sizes, chip=chip)
+        config = dataclasses.replace(config, has_lse=return_lse)
+        check_fits(config, chip, max_tiles(config.tokens, batch.seqs, config.q_rows) + 1)
+        with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
+            inputs = Inputs.arranged(q, pages, batch, heads, config)
+            return _call_kernel(inputs, batch, config, chip=chip, interpret=interpreter(interpret))
+
+    q_rows = make_config(q, pages, batch, spec, heads, block_sizes=block_sizes, chip=chip).q_rows
+    if q_rows <= MIN_Q_ROWS or batch.max_q_len == 1 or batch.seqs == 1:
+        return attend(q, batch, block_sizes)
+    rows, ones, rest = take_ones(batch, len(q))
+    of_ones = attend(q.at[rows].get(mode="clip"), ones, None)
+    return jax.tree.map(lambda x, of_ones: x.at[rows].set(of_ones, mode="drop"), attend(q, rest, block_sizes), of_ones)
 
 
 def _call_kernel(inputs: Inputs, batch: RaggedBatch, config: Config, *, chip: Chip, interpret: Interpret):
