@@ -87,9 +87,8 @@ def paged_attention(
     return (out, lse) if return_lse else out
 
 
-@functools.partial(
-    jax.jit, static_argnames=("backend", "block_sizes", "return_lse")
-)  # so that eager calls compile once
+# Compiled as one, so that eager calls compile once.
+@functools.partial(jax.jit, static_argnames=("backend", "block_sizes", "return_lse"))
 def _attend(
     q: Queries,
     pages: KVPages,

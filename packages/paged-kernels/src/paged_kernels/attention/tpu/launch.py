@@ -15,8 +15,8 @@ from paged_kernels.attention.tpu.decode import decode_kernel
 from paged_kernels.attention.tpu.grouping import group_pages
 from paged_kernels.attention.tpu.kernel import attention_kernel
 from paged_kernels.attention.tpu.memory import Inputs, Scratch
-from paged_kernels.attention.tpu.ones import take_ones
 from paged_kernels.attention.tpu.schedule import make_tiles, max_tiles, page_block_starts
+from paged_kernels.attention.tpu.singles import take_singles
 from paged_kernels.attention.tpu.sizes import (
     BUFFERS,
     MIN_Q_ROWS,
@@ -77,9 +77,10 @@ def paged_attention_tpu(
     q_rows = make_config(q, pages, batch, spec, heads, block_sizes=block_sizes, chip=chip).q_rows
     if q_rows <= MIN_Q_ROWS or batch.max_q_len == 1 or batch.seqs == 1:
         return attend(q, batch, block_sizes)
-    rows, ones, rest = take_ones(batch, len(q))
-    of_ones = attend(q.at[rows].get(mode="clip"), ones, None)
-    return jax.tree.map(lambda x, of_ones: x.at[rows].set(of_ones, mode="drop"), attend(q, rest, block_sizes), of_ones)
+    rows, singles, rest = take_singles(batch, len(q))
+    of_singles = attend(q.at[rows].get(mode="clip"), singles, None)
+    of_rest = attend(q, rest, block_sizes)
+    return jax.tree.map(lambda all_rows, x: all_rows.at[rows].set(x, mode="drop"), of_rest, of_singles)
 
 
 def _call_kernel(inputs: Inputs, batch: RaggedBatch, config: Config, *, chip: Chip, interpret: Interpret):

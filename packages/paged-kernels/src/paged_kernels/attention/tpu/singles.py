@@ -12,16 +12,16 @@ from jaxtyping import Array, Int32
 from paged_kernels.batch import RaggedBatch
 
 
-def take_ones(batch: RaggedBatch, tokens: int) -> tuple[Int32[Array, " seqs"], RaggedBatch, RaggedBatch]:
+def take_singles(batch: RaggedBatch, tokens: int) -> tuple[Int32[Array, " seqs"], RaggedBatch, RaggedBatch]:
     """The rows of the sequences of one row (`tokens` for any other), those as a batch for decode, and the others."""
     starts = batch.cu_q_lens[:-1]
-    is_one = batch.cu_q_lens[1:] - starts == 1
-    rows = jnp.where(is_one, starts, tokens)
-    ones = dataclasses.replace(
+    is_single = batch.cu_q_lens[1:] - starts == 1
+    rows = jnp.where(is_single, starts, tokens)
+    singles = dataclasses.replace(
         batch,
-        kv_lens=jnp.where(is_one, batch.kv_lens, 0),
+        kv_lens=jnp.where(is_single, batch.kv_lens, 0),
         cu_q_lens=jnp.arange(batch.seqs + 1, dtype=jnp.int32),
         max_q_len=1,
         tree_mask=None if batch.tree_mask is None else batch.tree_mask.at[rows].get(mode="clip"),
     )
-    return rows, ones, dataclasses.replace(batch, kv_lens=jnp.where(is_one, 0, batch.kv_lens))
+    return rows, singles, dataclasses.replace(batch, kv_lens=jnp.where(is_single, 0, batch.kv_lens))
