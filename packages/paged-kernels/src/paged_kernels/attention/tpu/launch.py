@@ -75,6 +75,7 @@ def paged_attention_tpu(
             return _call_kernel(inputs, batch, config, chip=chip, interpret=interpreter(interpret))
 
     q_rows = make_config(q, pages, batch, spec, heads, block_sizes=block_sizes, chip=chip).q_rows
+    # A row alone costs no more than a small block. A batch of one sequence is taken to be no decode.
     if q_rows <= MIN_Q_ROWS or batch.max_q_len == 1 or batch.seqs == 1:
         return attend(q, batch, block_sizes)
     rows, singles, rest = take_singles(batch, len(q))
