@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
@@ -42,12 +43,12 @@ class Step:
     reused_tokens: int = 0
     """Tokens that the requests admitted for this step found computed in pages."""
 
-    @property
+    @functools.cached_property
     def seqs(self) -> np.ndarray:
         """The page manager's sequence of each part."""
         return np.array([part.request.seq for part in self.work], np.int64)
 
-    @property
+    @functools.cached_property
     def rows(self) -> np.ndarray:
         """Rows of each part."""
         return np.array([part.rows for part in self.work], np.int32)

@@ -1,6 +1,6 @@
 """The pages of a device: who owns them, what they hold, and what is to be done to them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -60,10 +60,7 @@ class Pages:
 
     def keep(self, contents: Iterable[Content]) -> None:
         """Let pages be found by what they hold, those excepted for which another is found by the same."""
-        kept = self.index.keep(contents)
-        if self._subscribers:
-            for page, group, key, *_ in kept:
-                self._note("stored", page, group, key)
+        self._note("stored", self.index.keep(contents))
 
     def forget(self, pages: np.ndarray) -> None:
         """Owned pages that are written again can be found no longer."""
@@ -84,8 +81,7 @@ class Pages:
 
     def note_swap(self, kind: EventKind, pages: np.ndarray, group: int) -> None:
         """Tell subscribers of pages that were swapped."""
-        for page in pages.tolist():
-            self._note(kind, page, group)
+        self._note(kind, [(page, group, b"") for page in pages.tolist()])
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Tell `subscriber` of all that `publish` publishes."""
@@ -104,14 +100,12 @@ class Pages:
         return self.log.take()
 
     def _forget(self, pages: np.ndarray, kind: EventKind) -> None:
-        forgotten = self.index.forget(pages.tolist())
-        if self._subscribers:
-            for page, group, key, *_ in forgotten:
-                self._note(kind, page, group, key)
+        self._note(kind, self.index.forget(pages.tolist()))
 
-    def _note(self, kind: EventKind, page: int, group: int, key: bytes = b"") -> None:
+    def _note(self, kind: EventKind, contents: Sequence[tuple[int, int, bytes, *tuple[bytes, ...]]]) -> None:
+        """Pages, groups and keys, and what else a content has, to be published."""
         if self._subscribers:
-            self._events.append(PageEvent(kind, page, group, key))
+            self._events += [PageEvent(kind, page, group, key) for page, group, key, *_ in contents]
 
     def _zero(self, pages: np.ndarray) -> None:
         if self._scrub:
