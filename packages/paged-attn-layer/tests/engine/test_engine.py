@@ -264,8 +264,12 @@ def test_each_step_is_sent_in_one_transfer(engine, monkeypatch):
     sent, device_put = [], jax.device_put
     monkeypatch.setattr(jax, "device_put", lambda x, *to: sent.append(jax.tree.leaves(x)) or device_put(x, *to))
     steps = len(engine.stats.steps)
+    # A namespace of their own: nothing that other tests left in pages is found, so no page has to be copied.
+    requests = [
+        engine.request(prompt, max_new_tokens=3, stop_token_ids=(), namespace="sent") for prompt in prompts(11, 3)
+    ]
     with jax.transfer_guard_host_to_device("disallow"):  # refuses transfers but those of device_put
-        engine.generate(prompts(11, 3), max_new_tokens=3, stop_token_ids=())
+        engine.serve(requests)
     assert [len(leaves) for leaves in sent] == [1] * (len(engine.stats.steps) - steps)
 
 
