@@ -36,7 +36,6 @@ def decode(work: Workload) -> Turn:
     manager = manager_of(work)
     seqs = np.array([computed(manager, work.running(number)) for number in range(work.seqs)])
     shapes = BatchShapes(tokens=(work.seqs,), seqs=work.seqs, pages_per_seq=work.pages_per_seq)
-    ones = np.ones(work.seqs, np.int32)
     pack = functools.partial(shapes.pack, num_pages=work.num_pages, page_size=PAGE_SIZE)
 
     def turn() -> dict[str, float]:
@@ -45,7 +44,7 @@ def decode(work: Workload) -> Turn:
         for _ in range(work.times):
             manager.extend(seqs, 1, sampled)
             laps("extend")
-            packed = pack(manager.tables(seqs), manager.lengths(seqs), ones, sampled)
+            packed = pack(manager.tables(seqs), manager.lengths(seqs), None, sampled)
             manager.take_moves()
             laps("metadata")
             manager.commit(seqs)

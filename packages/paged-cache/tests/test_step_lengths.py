@@ -2,14 +2,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paged_cache.step_lengths import StepLengths, first_true, runs
+from paged_cache.step_lengths import StepLengths
 
 PAGE_SIZE = 4
 
 
 def lengths_of(pairs):
     q, kv = (np.array([pair[i] for pair in pairs], np.int32) for i in (0, 1))
-    return StepLengths.of(kv, q, PAGE_SIZE)
+    return StepLengths.of(kv, q)
 
 
 @settings(max_examples=60, deadline=None)
@@ -20,15 +20,13 @@ def test_rows_and_written_pages_agree_with_a_loop(pairs):
     assert lengths.positions().tolist() == [position for _, position in positions]
     written = list(dict.fromkeys(seq * 6 + position // PAGE_SIZE for seq, position in positions))
     assert lengths.written_entries(6, PAGE_SIZE).tolist() == written
-    assert lengths.used.tolist() == [-(-kv // PAGE_SIZE) for _, kv in pairs]
+    assert lengths.used(PAGE_SIZE).tolist() == [-(-kv // PAGE_SIZE) for _, kv in pairs]
     assert lengths.rows == len(positions)
     assert lengths.is_decode == all(q == 1 for q, _ in pairs)
 
 
-def test_runs_without_any():
-    assert runs(np.array([5]), np.array([0])).tolist() == []
-
-
-def test_first_true():
-    assert first_true(np.array([False, True, True])) == 1
-    assert first_true(np.array([], bool)) is None
+def test_without_q_lens_each_sequence_computes_one_token():
+    kv = np.array([1, 4, 9], np.int32)
+    got, want = StepLengths.of(kv, None), StepLengths.of(kv, np.ones(3, np.int32))
+    for name, value in want._asdict().items():
+        np.testing.assert_array_equal(getattr(got, name), value, err_msg=name)

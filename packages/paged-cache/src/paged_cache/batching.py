@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from paged_cache.manager.arrays import first_true
 from paged_cache.step_batch import StepBatch, StepLayout, StepShape
-from paged_cache.step_lengths import StepLengths, first_true
+from paged_cache.step_lengths import StepLengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,16 +94,15 @@ class BatchShapes:
         Raises:
             ValueError: there is no such shape.
         """
-        if shape not in self._layouts:
-            raise ValueError(f"shape={shape} must be one of all_shapes(): {self.all_shapes()}")
-        layout = self._layouts[shape]
-        return StepBatch(np.zeros(layout.size, np.int32), layout)
+        step = self._empty_step(shape)
+        step.array("page_tables")[...] = 0
+        return step
 
     def pack(
         self,
         page_tables: np.ndarray,
         kv_lens: np.ndarray,
-        q_lens: np.ndarray,
+        q_lens: np.ndarray | None,
         token_ids: np.ndarray | None = None,
         *,
         num_pages: int,
@@ -119,7 +119,7 @@ class BatchShapes:
                 Pages that are not written in this step may be the null page: those which no query of a group with
                 a window sees any more, and those past the sequence's end, which are ignored.
             kv_lens: tokens of each sequence, this step's included, `[n]`.
-            q_lens: tokens of each sequence that this step computes, `[n]`, at least 1.
+            q_lens: tokens of each sequence that this step computes, `[n]`, at least 1; `None` for one of each (decode).
             token_ids: those tokens, one sequence's after another's; `None` leaves zeros.
             num_pages: pages of the pool, the null page included.
             page_size: tokens a page holds.
@@ -131,25 +131,23 @@ class BatchShapes:
                 length or page id that makes no sense; or a page that would be written twice.
         """
         n = np.size(kv_lens)
-        _check_arrays(
-            {
-                "kv_lens": (kv_lens, (n,)),
-                "q_lens": (q_lens, (n,)),
-                "page_tables": (page_tables, (self.groups, n, self.pages_per_seq)),
-            }
-        )
-        lengths = StepLengths.of(kv_lens, q_lens, page_size)
+        _check_array("kv_lens", kv_lens, (n,))
+        if q_lens is not None:
+            _check_array("q_lens", q_lens, (n,))
+        _check_array("page_tables", page_tables, (self.groups, n, self.pages_per_seq))
+        lengths = StepLengths.of(kv_lens, q_lens)
         lengths.check(self.pages_per_seq, page_size)
         smallest = self._smallest(n, lengths.rows, lengths.is_decode)
-        step = self.warm_up_batch(shape or smallest)
-        _check_room(step.layout.shape, lengths)
+        step = self._empty_step(shape or smallest)
+        if shape:
+            _check_room(shape, lengths)
         _write_rows(step, lengths)
         self._write_cross_tokens(step, cross_tokens, n, page_size)
         if token_ids is not None:
-            _check_arrays({"token_ids": (token_ids, (lengths.rows,))})
+            _check_array("token_ids", token_ids, (lengths.rows,))
             step.array("token_ids")[: len(token_ids)] = token_ids
         tables = step.array("page_tables")
-        tables[:, :n] = page_tables
+        tables[:, :n], tables[:, n:] = page_tables, 0
         _check_ids(tables, num_pages)
         _check_writes(step, lengths, num_pages, page_size)
         return step
@@ -179,14 +177,28 @@ class BatchShapes:
         n = len(sequences)
         kv_lens = np.fromiter((s.kv_len for s in sequences), np.int32, n)
         q_lens = np.fromiter((s.q_len for s in sequences), np.int32, n)
-        lengths = StepLengths.of(kv_lens, q_lens, page_size)
+        lengths = StepLengths.of(kv_lens, q_lens)
         lengths.check(self.pages_per_seq, page_size)
-        _check_held(sequences, lengths, page_size)
-        tables = _page_tables(sequences, lengths.used, self.pages_per_seq)
+        used = lengths.used(page_size)
+        _check_held(sequences, kv_lens, used, page_size)
+        tables = _page_tables(sequences, used, self.pages_per_seq)
         ids = None if token_ids is None else np.asarray(token_ids, np.int32)
         step = self.pack(tables, kv_lens, q_lens, ids, num_pages=num_pages, page_size=page_size)
-        _check_no_null_page(tables, lengths.used, num_pages)
+        _check_no_null_page(tables, used, num_pages)
         return step
+
+    def _empty_step(self, shape: StepShape) -> StepBatch:
+        """A step of zeros, whose page tables are not set yet: they are nearly all of the buffer.
+
+        Raises:
+            ValueError: there is no such shape.
+        """
+        layout = self._layouts.get(shape)
+        if layout is None:
+            raise ValueError(f"shape={shape} must be one of all_shapes(): {self.all_shapes()}")
+        buffer = np.empty(layout.size, np.int32)
+        buffer[: layout.slices["page_tables"].start] = 0
+        return StepBatch(buffer, layout)
 
     def _smallest(self, seqs: int, rows: int, is_decode: bool) -> StepShape:
         if seqs > self.seqs:
@@ -207,7 +219,7 @@ class BatchShapes:
             raise ValueError(f"cross_tokens must be {needs}, as cross_groups={self.cross_groups}")
         if cross_tokens is None:
             return
-        _check_arrays({"cross_tokens": (cross_tokens, (n,))})
+        _check_array("cross_tokens", cross_tokens, (n,))
         most = self.pages_per_seq * page_size
         if (at := first_true((cross_tokens < 0) | (cross_tokens > most))) is not None:
             raise ValueError(
@@ -216,12 +228,11 @@ class BatchShapes:
         step.array("cross_tokens")[:n] = cross_tokens
 
 
-def _check_arrays(wanted: dict[str, tuple[np.ndarray, tuple[int, ...]]]) -> None:
+def _check_array(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
     """Refuse what is no numpy array of int32 and of this shape."""
-    for name, (array, shape) in wanted.items():
-        if not isinstance(array, np.ndarray) or array.dtype != np.int32 or array.shape != shape:
-            got = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
-            raise ValueError(f"{name} is {got}; it must be a numpy array, int32{list(shape)}")
+    if not isinstance(array, np.ndarray) or array.dtype != np.int32 or array.shape != shape:
+        got = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+        raise ValueError(f"{name} is {got}; it must be a numpy array, int32{list(shape)}")
 
 
 def _check_room(shape: StepShape, lengths: StepLengths) -> None:
@@ -253,11 +264,11 @@ def _page_tables(sequences: Sequence[ScheduledSequence], used: np.ndarray, width
     return tables
 
 
-def _check_held(sequences: Sequence[ScheduledSequence], lengths: StepLengths, page_size: int) -> None:
+def _check_held(sequences: Sequence[ScheduledSequence], kv_lens: np.ndarray, used: np.ndarray, page_size: int) -> None:
     held = np.fromiter((len(s.page_ids) for s in sequences), np.int32, len(sequences))
-    if (at := first_true(lengths.used > held)) is not None:
+    if (at := first_true(used > held)) is not None:
         raise ValueError(
-            f"sequence {at} with kv_len={lengths.kv[at]} needs {lengths.used[at]} pages of {page_size}, but has "
+            f"sequence {at} with kv_len={kv_lens[at]} needs {used[at]} pages of {page_size}, but has "
             f"{held[at]}; allocate more before it is scheduled"
         )
 

@@ -134,8 +134,8 @@ class StepBatch:
 
     def array(self, name: str) -> Any:  # numpy's or jax's array, as the buffer
         """The array of this name in `layout`; of a buffer on the host, a view that writes through."""
-        lead = self.buffer.shape[:-1]
-        return self.buffer[..., self.layout.slices[name]].reshape(lead + self.layout.array_shapes[name])
+        part, shape = self.buffer[..., self.layout.slices[name]], self.layout.array_shapes[name]
+        return part if len(shape) == 1 else part.reshape(self.buffer.shape[:-1] + shape)
 
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:

@@ -45,23 +45,36 @@ def fault_in(*owners: Any, of: str) -> Callable[[Callable], Callable]:
 
 
 @fault_in(Holdings, of="_shared_tails")
-def never_copies_on_write(original, held, tails):
+def never_copies_on_write(original, held, rows):
     """A shared last page is written in place."""
-    return np.empty(0, np.int64), np.empty(0, np.int64)
+    return []
 
 
 @fault_in(Holdings, of="_shared_tails")
-def copies_for_one_writer_only(original, held, tails):
+def copies_for_one_writer_only(original, held, rows):
     """Of the rows that write a shared page now, only the first gets a copy."""
-    groups, columns = original(held, tails)
-    return groups[:1], columns[:1]
+    return original(held, rows)[:1]
 
 
 @fault_in(Holdings, of="_shared_tails")
-def copies_in_the_first_group_only(original, held, tails):
+def copies_in_the_first_group_only(original, held, rows):
     """The other groups of layers are forgotten."""
-    groups, columns = original(held, tails)
-    return groups[groups == 0], columns[groups == 0]
+    return [(group, row) for group, row in original(held, rows) if group == 0]
+
+
+@fault_in(Sequences, of="add_like")
+def forks_trust_their_tail(original, seqs, row):
+    """A sequence and its twin both take their last page for their own."""
+    seq = original(seqs, row)
+    seqs.owns_tail[[row, seq % seqs.max_seqs]] = True
+    return seq
+
+
+@fault_in(Sequences, of="cut")
+def truncated_sequences_trust_their_tail(original, seqs, row, length):
+    """A page that was full and shared, or that can be found, is taken for the sequence's own."""
+    original(seqs, row, length)
+    seqs.owns_tail[row] = True
 
 
 @fault_in(Pages, of="copy")
@@ -75,7 +88,7 @@ def copies_nothing(original, pages, sources, targets):
     """The sequence gets an empty page."""
 
 
-@fault_in(Holdings, of="_own_tails")
+@fault_in(Holdings, of="_copy_tails")
 def keeps_owning_what_it_copied(original, held, groups, rows, copies):
     """The shared page is not released."""
     with mock.patch.object(held.pages, "release"):
@@ -199,8 +212,8 @@ def reuses_half_a_window(original, search, group, most):
     return most
 
 
-@fault_in(Holdings, of="_forget_tails")
-def key_kept_after_a_rewrite(original, held, tails):
+@fault_in(Pages, of="forget")
+def key_kept_after_a_rewrite(original, pages, rewritten):
     """A page that is written again can be found by what it held."""
 
 

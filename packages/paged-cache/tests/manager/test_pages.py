@@ -1,21 +1,20 @@
 import numpy as np
 import pytest
 
-from paged_cache.manager import KeptPage
 from paged_cache.manager.pages import Pages
 
 OLD = b"old"
 
 
-def content(page, key=OLD):
-    return KeptPage(page=page, group=0, key=key, parent=b"", token_ids=b"1234")
+def content(key):
+    return key, b"", b"1234", b""
 
 
 def full(scrub):
     """Two pages: 1 is kept, 2 is empty."""
     pages = Pages(3, 1, scrub=scrub)
     both = pages.allocate(2)
-    pages.keep([content(1)])
+    pages.keep(0, both[:1], [content(OLD)])
     pages.release(both)
     pages.take_moves()
     return pages
@@ -33,9 +32,9 @@ def test_a_manager_of_no_pages_is_refused():
 def test_a_kept_page_is_evicted_when_the_empty_ones_do_not_suffice():
     pages = full(scrub=False)
     assert pages.allocate(1).tolist() == [2]
-    assert pages.index.has(content(9))
+    assert pages.index.has(0, content(OLD))
     assert pages.allocate(1).tolist() == [1]
-    assert not pages.index.has(content(9))
+    assert not pages.index.has(0, content(OLD))
     assert pages.counts.evictions == 1
 
 
@@ -61,7 +60,7 @@ def test_scrubbed_pages_are_zeroed_when_their_content_is_lost_and_not_while_it_i
 def test_forgetting_all_empties_what_is_free_and_scrubs_it():
     pages = full(scrub=True)
     owned = pages.allocate(1)
-    pages.keep([content(2, key=b"new")])
+    pages.keep(0, owned, [content(b"new")])
     pages.forget_all()
     assert zeroed(pages) == [1]
     assert (pages.pool.num_empty, pages.pool.num_used) == (1, 1)

@@ -3,6 +3,7 @@ import struct
 
 import numpy as np
 import pytest
+from managing import keep
 
 from paged_cache.manager.prefix import (
     PARTIAL_CANDIDATES,
@@ -28,7 +29,7 @@ def content(page, *ids, parent=ROOT, group=0, media=b"", full=True):
 
 def index_of(*contents):
     index = PrefixIndex(num_groups=2, num_pages=20)
-    assert index.keep(contents) == list(contents)
+    assert all(keep(index, each) for each in contents)
     return index
 
 
@@ -82,8 +83,8 @@ def test_a_page_is_found_by_its_key_in_its_own_group():
     page = content(5, 1, 2)
     index = index_of(page)
     assert find(index, page) == 5
-    assert index.has(content(6, 1, 2))
-    assert not index.has(content(6, 1, 2, group=1))
+    assert index.has(0, page.content)
+    assert not index.has(1, page.content)
     assert find(index, content(5, 1, 2, group=1)) == 0
     assert find(index, content(5, 1, 3)) == 0
     assert np.flatnonzero(index.holds).tolist() == [5]
@@ -98,27 +99,39 @@ def test_a_page_whose_key_collides_is_not_believed(changes):
 def test_the_first_page_with_a_key_stays_the_one_that_is_found():
     first = content(3, 1, 2)
     index = index_of(first)
-    assert not index.keep([content(4, 1, 2)])
-    assert not index.keep([content(3, 8, 9)]), "a page is kept for one content"
+    assert not keep(index, content(4, 1, 2))
+    assert not keep(index, content(3, 8, 9)), "a page is kept for one content"
     assert find(index, first) == 3
     assert index.kept_pages() == [first]
 
 
+def test_full_pages_come_with_others_that_are_passed_over():
+    index = PrefixIndex(num_groups=2, num_pages=20)
+    contents = [content(0, each, each).content for each in range(4)]
+    contents[2] = (b"", *contents[2][1:])  # a token is not known
+    assert index.keep(1, [7, 0, 8, 9], contents) == [7, 9]
+    assert [(page.page, page.group, page.content) for page in index.kept_pages()] == [
+        (7, 1, contents[0]),
+        (9, 1, contents[3]),
+    ]
+
+
 def test_a_start_that_is_found_already_is_not_kept_again():
     index = index_of(content(3, 1, 2, full=False))
-    assert not index.keep([content(4, 1, 2, full=False)])
-    assert not index.keep([content(4, 1, full=False)]), "page 3 begins with it"
-    assert index.keep([content(4, 1, 2, 3, full=False)])
+    assert not keep(index, content(4, 1, 2, full=False))
+    assert not keep(index, content(4, 1, full=False)), "page 3 begins with it"
+    assert keep(index, content(4, 1, 2, 3, full=False))
 
 
 def test_a_forgotten_page_leaves_nothing_behind():
     page, partial = content(3, 1, 2), content(4, 5, full=False)
     index = index_of(page, partial)
-    assert index.forget([4, 9, 3, 3]) == [partial, page], "pages that were not kept are passed over"
+    assert [index.name(3), index.name(4)] == [(0, page.key), (0, b"")]
+    index.forget([4, 3])
     assert find(index, page) == 0
     assert index.find_start(0, ROOT, tokens(1)) == index.find_start(0, ROOT, tokens(5)) == (0, 0)
     assert not index.holds.any()
-    assert index.keep([content(4, 1, 2)]), "another may hold it now"
+    assert keep(index, content(4, 1, 2)), "another may hold it now"
 
 
 def test_the_start_that_has_most_in_common_is_found():
@@ -147,5 +160,5 @@ def test_kept_pages_come_in_order_of_age():
     index = index_of(*pages)
     assert index.kept_pages() == pages
     index.forget([2])
-    index.keep([pages[1]])
+    keep(index, pages[1])
     assert index.kept_pages() == [pages[0], pages[2], pages[1]]

@@ -2,7 +2,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from managing import computed, ended, new_manager, refused, table, unchanged, write
+from managing import computed, ended, keep, new_manager, refused, table, unchanged, write
 
 from paged_cache.manager import KeptPage, LayerGroup, Media, OutOfPages, Prompt
 from paged_cache.manager.prefix import PrefixIndex
@@ -279,7 +279,7 @@ def test_the_most_pages_are_reused_after_which_every_group_has_what_it_needs(gro
         ids = 1 + np.arange(there.size).reshape(there.shape)
         index = PrefixIndex(len(groups), 1 + there.size)
         for group, page in np.argwhere(there).tolist():
-            index.keep([page_of(prompt, page, 2, group, page_id=int(ids[group, page]))])
+            keep(index, page_of(prompt, page, 2, group, page_id=int(ids[group, page])))
         pages = [[ids[at, needed(group, n, 2)] for at, group in enumerate(groups)] for n in range(9)]
         most = max(n for n in range(9) if all(there.ravel()[each - 1].all() for each in pages[n]))
         reuse = ReuseSearch(index, groups, 2, prompt).longest(limit=16)
@@ -290,11 +290,11 @@ def test_the_most_pages_are_reused_after_which_every_group_has_what_it_needs(gro
 def test_a_partial_page_counts_only_when_every_group_has_one():
     index, prompt = PrefixIndex(2, 9), Prompt(range(7))
     for group in (0, 1):
-        index.keep([page_of(prompt, 0, 4, group=group, page_id=1 + group)])
+        keep(index, page_of(prompt, 0, 4, group=group, page_id=1 + group))
         reuse = ReuseSearch(index, (FULL, WINDOW), 4, prompt).longest(limit=7)
         assert (reuse.num_tokens, reuse.tails.tolist()) == (4 * group, [])
     for group, tails in ((0, []), (1, [3, 4])):
-        index.keep([page_of(prompt, 1, 4, group=group, page_id=3 + group)])
+        keep(index, page_of(prompt, 1, 4, group=group, page_id=3 + group))
         reuse = ReuseSearch(index, (FULL, WINDOW), 4, prompt).longest(limit=7)
         assert (reuse.num_tokens, reuse.tails.tolist()) == (7 if tails else 4, tails)
 

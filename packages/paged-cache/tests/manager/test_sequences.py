@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from managing import computed, new_manager, refused
 
-from paged_cache.manager.sequences import Sequences, check_counts, ragged
+from paged_cache.manager.sequences import Sequences
 
 
 @pytest.mark.parametrize("wrong", ["max_seqs", "max_sequence_length", "page_size"])
@@ -123,9 +123,11 @@ def test_counts_that_are_no_counts_are_refused(counts, message):
 
 
 def test_a_count_is_for_each_sequence_or_one_for_all():
-    assert check_counts(3, 2).tolist() == [3, 3]
-    assert check_counts(np.array([3, 4], np.uint8), 2).tolist() == [3, 4]
-    assert check_counts([], 0).tolist() == []
+    seqs = Sequences(max_seqs=2, max_sequence_length=8, page_size=4, num_groups=1)
+    assert seqs.check_counts(1, 2).tolist() == [1, 1]
+    assert seqs.check_counts(3, 2).tolist() == [3, 3]
+    assert seqs.check_counts(np.array([3, 4], np.uint8), 2).tolist() == [3, 4]
+    assert seqs.check_counts([], 0).tolist() == []
 
 
 def test_a_count_that_reaches_beyond_the_longest_sequence_is_refused_however_large():
@@ -179,7 +181,10 @@ def test_a_step_without_sequences_does_nothing():
     assert manager.take_moves() == []
 
 
-def test_ragged_counts_nothing_for_nobody():
-    nobody = np.array([], np.int64)
-    rows, columns = ragged(nobody, nobody, nobody)
-    assert (rows.tolist(), columns.tolist()) == ([], [])
+def test_ids_of_other_types_that_are_the_same_bytes_are_other_ids():
+    manager = new_manager()
+    for n in (1, 2, 3):
+        manager.admit(range(n))
+    assert manager.lengths(np.array([1, 2], np.int32)).tolist() == [2, 3]
+    with refused(manager, ValueError, f"sequence {2**33 + 1} does not exist"):
+        manager.lengths(np.array([1, 2], np.int32).view(np.int64))

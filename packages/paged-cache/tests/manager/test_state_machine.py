@@ -50,7 +50,7 @@ WRONG = [  # some sequences are right, and something is not
     ("times; name each once", lambda manager, seqs: manager.release([*seqs, seqs[0]])),
     ("longer than", lambda manager, seqs: manager.extend(seqs, [1] * (len(seqs) - 1) + [99])),
     ("tokens left", lambda manager, seqs: manager.commit(seqs, [1] * (len(seqs) - 1) + [99])),
-    ("must hold", lambda manager, seqs: manager.extend(seqs, 1, [0] * (len(seqs) + 1))),
+    ("must hold|longer than", lambda manager, seqs: manager.extend(seqs, 1, [0] * (len(seqs) + 1))),
     ("must lie in 0", lambda manager, seqs: manager.truncate(seqs[0], 99)),
     ("not swapped out", lambda manager, seqs: manager.swap_in(seqs[0])),
 ]

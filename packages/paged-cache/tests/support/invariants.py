@@ -26,6 +26,7 @@ def check_all(checked: "CheckedManager") -> None:
     shared = owners > 1
     shared[[content.page for content in kept]] = True
     for at, seq in enumerate(checked.running):
+        _check_tail(checked, seq, tables[:, at], shared)
         for group, table in enumerate(tables[:, at]):
             _check_table(checked, checked[seq], group, table)
             _check_content(checked, checked[seq], group, table, device)
@@ -108,6 +109,14 @@ def _check_writable(
     if checked.config.groups[index].grows and sequence.computed < sequence.length:
         pages = table[sequence.computed // size : -(-sequence.length // size)]
         assert not shared[pages].any(), f"pages {pages} are to be written, but others own or can find them"
+
+
+def _check_tail(checked: "CheckedManager", seq: int, tables: np.ndarray, shared: np.ndarray) -> None:
+    """A last page that is taken for the sequence's own, so that it is written without a look, is."""
+    page, inside = divmod(checked[seq].length, checked.config.page_size)
+    if inside and checked.manager._seqs.owns_tail[seq % checked.manager.max_seqs]:
+        tails = tables[[group.grows for group in checked.config.groups], page]
+        assert not shared[tails].any(), f"{tails} are not the sequence's alone"
 
 
 def _check_kept_page(checked: "CheckedManager", content: KeptPage, device: SimulatedDevice) -> None:

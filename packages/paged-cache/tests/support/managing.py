@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from numpy.typing import ArrayLike
 
-from paged_cache.manager import PageManager, Prompt
+from paged_cache.manager import KeptPage, PageManager, Prompt
+from paged_cache.manager.prefix import PrefixIndex
 
 
 def new_manager(num_pages: int = 33, page_size: int = 4, **options: Any) -> PageManager:
@@ -37,6 +38,13 @@ def write(manager: PageManager, seqs: ArrayLike, counts: ArrayLike, token_ids: A
     """Some sequences go on with these tokens."""
     manager.extend(seqs, counts, token_ids)
     manager.commit(seqs, counts)
+
+
+def keep(index: PrefixIndex, page: KeptPage) -> bool:
+    """Let a page be found; whether it could not before."""
+    if page.key:
+        return index.keep(page.group, [page.page], [page.content]) == [page.page]
+    return index.keep_partial(page.group, page.page, page.content) == [page.page]
 
 
 def table(manager: PageManager, seq: int, group: int = 0) -> list[int]:

@@ -57,7 +57,7 @@ def assert_same(shared, alone, join):
     for array, want in zip(jax.tree.leaves(shared), jax.tree.leaves(whole), strict=True):
         assert len(array.addressable_shards) == jax.local_device_count()
         for shard in array.addressable_shards:
-            np.testing.assert_allclose(shard.data, want[shard.index], rtol=1e-6)
+            np.testing.assert_allclose(shard.data, want[shard.index], rtol=1e-6, atol=1e-6)
 
 
 def main(process, address):

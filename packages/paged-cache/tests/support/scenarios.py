@@ -30,6 +30,22 @@ def forks_write_their_last_page(start):
     checked.step()
 
 
+def forks_fill_pages_of_their_own(start):
+    """One after the other, with different tokens; what each of them leaves behind is found."""
+    checked = start(num_pages=20)
+    first = checked.admit(TEXT[:2])
+    checked.step()
+    second = checked.fork(first)[0]
+    for seq, token in ((first, 7), (second, 8)):
+        checked.extend({seq: [token] * 3})
+        checked.step()
+    checked.release(first, second)
+    for token in (7, 8):
+        seq = checked.admit([*TEXT[:2], token, token, token, 9])
+        assert checked[seq].computed == 5
+        checked.step()
+
+
 def a_prefix_is_reused(start):
     """Full pages are shared, the start of another is copied, also while its owner writes on."""
     checked = start(num_pages=20)
@@ -330,6 +346,7 @@ SCENARIOS = {
     each.__name__: each
     for each in (
         forks_write_their_last_page,
+        forks_fill_pages_of_their_own,
         a_prefix_is_reused,
         pages_are_evicted,
         tenants_are_apart,

@@ -6,23 +6,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from paged_cache.manager.arrays import ragged
 from paged_cache.manager.groups import Count, LayerGroup
 from paged_cache.manager.pages import Pages
 from paged_cache.manager.prefix import Content, media_bytes
-from paged_cache.manager.prompt import Prompt
+from paged_cache.manager.prompt import Prompt, check_tokens
 from paged_cache.manager.reuse import Admission
-from paged_cache.manager.sequences import UNKNOWN, Sequences, check_whole, ragged
+from paged_cache.manager.sequences import UNKNOWN, Sequences, check_whole
 
 
 class FullPages(NamedTuple):
-    """Pages that have become full."""
+    """Pages that have become full, in order."""
 
     places: tuple[np.ndarray, np.ndarray]
-    """Their rows and table entries, in order."""
-    tokens: list[bytes]
-    """What they hold; nothing where a token is not known."""
-    keys: list[bytes]
-    """What they are found by; nothing from the first page of a row on whose tokens are not known."""
+    """Their rows and table entries."""
+    contents: list[Content]
+    """What they hold, and what they are found by."""
 
 
 class Holdings:
@@ -85,25 +84,25 @@ class Holdings:
             self.pages.release(reuse.tails)
         return seq
 
-    def grow(self, rows: np.ndarray, counts: np.ndarray, tokens: np.ndarray | int) -> None:
+    def grow(self, rows: np.ndarray, counts: np.ndarray, token_ids: ArrayLike | None) -> None:
         """Slots for these tokens, one row's after another's, in pages that the row alone owns and nobody can find.
 
         Raises:
             OutOfPages: not enough pages are free; nothing changes.
+            ValueError: a row would be too long, or `token_ids` are not so many tokens; nothing changes.
         """
         lengths = self.seqs.lengths[rows]
-        ends, held = lengths + counts, self.num_pages(lengths)
-        new = self.num_pages(ends) - held
-        tails = self._tails(rows, lengths)
-        groups, shared = self._shared_tails(tails)
-        pages = self.pages.allocate(len(shared) + int(new.sum()) * len(self.growing))
-        if len(shared):
-            self._own_tails(groups, rows[shared], pages[: len(shared)])
-            tails = self._tails(rows, lengths)
-        self._forget_tails(tails)
-        (more,) = new.nonzero()
-        self.put_pages(ragged(rows[more], held[more], new[more]), pages[len(shared) :])
-        self.seqs.token_ids[ragged(rows, lengths, counts)] = tokens
+        ends = lengths + counts
+        self.seqs.check_lengths(ends)
+        places = ragged(rows, lengths, counts)
+        tokens = UNKNOWN if token_ids is None else check_tokens(token_ids, len(places[0]))
+        doubtful = rows[~self.seqs.owns_tail[rows]]
+        shared = self._shared_tails(doubtful)
+        entries = self._new_entries(rows, lengths, ends)
+        pages = self.pages.allocate(len(shared) + len(entries[0]) * len(self.growing))
+        self._own_tails(doubtful, shared, pages[: len(shared)])
+        self.put_pages(entries, pages[len(shared) :])
+        self.seqs.token_ids[places] = tokens
         self.seqs.lengths[rows] = ends
 
     def put_pages(self, places: tuple[np.ndarray, np.ndarray], pages: np.ndarray) -> None:
@@ -111,28 +110,31 @@ class Holdings:
         for group, of_group in zip(self.growing, pages.reshape(len(self.growing), -1), strict=True):
             self.seqs.tables[group][places] = of_group
 
-    def next_full_pages(self, rows: np.ndarray, counts: np.ndarray, token_ids: ArrayLike | None) -> FullPages | None:
-        """The pages that are full when `counts` more tokens of these rows are computed, which are known from now on.
+    def next_full_pages(self, rows: np.ndarray, computed: np.ndarray, token_ids: ArrayLike | None) -> FullPages | None:
+        """The pages that become full when so many tokens of these rows are computed; the new ones are known afterwards.
 
         Raises:
-            ValueError: `token_ids` are not these tokens; nothing changes.
+            ValueError: `token_ids` are not the new tokens; nothing changes.
         """
         if token_ids is None:
-            return self._name_full_pages(rows, counts)
-        places = ragged(rows, self.seqs.computed[rows], counts)
-        before = self.seqs.learn(places, token_ids)
+            return self._name_full_pages(rows, computed)
+        before = self.seqs.computed[rows]
+        places = ragged(rows, before, computed - before)
+        known = self.seqs.learn(places, token_ids)
         try:
-            return self._name_full_pages(rows, counts)
+            return self._name_full_pages(rows, computed)
         except MemoryError:
-            self.seqs.token_ids[places] = before
+            self.seqs.token_ids[places] = known
             raise
 
     def keep_full_pages(self, full: FullPages) -> None:
         """Let pages that have become full be found, as far as their tokens are known."""
-        for row, key in zip(full.places[0].tolist(), full.keys, strict=True):
-            self.seqs.keys[row] += [key] if key else []
-        np.maximum.at(self.seqs.num_full, full.places[0], full.places[1] + 1)
-        self.pages.keep(self._contents(full.places, full.tokens))
+        rows, pages = full.places
+        self.seqs.num_full[rows] = pages + 1  # a row's last page comes last
+        for row, (key, *_) in zip(rows.tolist(), full.contents, strict=True):
+            if key:
+                self.seqs.keys[row].append(key)
+        self._keep(full)
 
     def keep_full_pages_again(self, row: int) -> None:
         """Let pages of a row be found that have keys and are not: they are new, or another's was when they filled."""
@@ -140,7 +142,7 @@ class Holdings:
         pages = np.flatnonzero(((tables > 0) & ~self.pages.index.holds[tables]).any(axis=0))
         if len(pages):
             places = np.full(len(pages), row), pages
-            self.pages.keep(self._contents(places, self.seqs.page_tokens(places)))
+            self._keep(FullPages(places, self._named_before(places)))
 
     def keep_partial_page(self, row: int) -> None:
         """Let the last page of a row be found by what it begins with, if the row is its last owner."""
@@ -152,11 +154,12 @@ class Holdings:
             for group in self.growing:
                 page_id = int(self.seqs.tables[group, row, page])
                 if page_id and self.pages.pool.owners(page_id) == 1:
-                    self.pages.keep([(page_id, group, b"", keys[page], ids.tobytes(), b"")])
+                    self.pages.keep_partial(group, page_id, (b"", keys[page], ids.tobytes(), b""))
 
     def return_unseen(self, rows: np.ndarray) -> None:
         """Give back the pages that no query after the computed tokens sees."""
-        self.return_unseen_after(rows, self.seqs.computed[rows])
+        if self.forgetting:
+            self.return_unseen_after(rows, self.seqs.computed[rows])
 
     def return_unseen_after(self, rows: np.ndarray, num_tokens: np.ndarray) -> None:
         """Give back the pages that no query after so many tokens of each row sees."""
@@ -261,64 +264,75 @@ class Holdings:
         ends = [grown if group.grows else crossed for group in self.groups]
         return [(group, int(self.seqs.first[group, row]), end) for group, end in enumerate(ends)]
 
-    def _name_full_pages(self, rows: np.ndarray, counts: np.ndarray) -> FullPages | None:
-        """The pages that are full when `counts` more tokens of these rows are computed; changes nothing."""
-        before, now = self.seqs.num_full[rows], (self.seqs.computed[rows] + counts) // self.page_size
-        filled = np.flatnonzero(now - before)
+    def _name_full_pages(self, rows: np.ndarray, computed: np.ndarray) -> FullPages | None:
+        """The pages that become full when so many tokens of these rows are computed; changes nothing."""
+        before, now = self.seqs.num_full[rows], computed // self.page_size
+        (filled,) = (now > before).nonzero()
         if not (self.prefix_reuse and len(filled)):
             return None
-        places = ragged(rows[filled], before[filled], (now - before)[filled])
-        tokens = self.seqs.page_tokens(places)
-        return FullPages(places, tokens, self.seqs.next_keys(places, tokens))
+        places = ragged(rows[filled], before[filled], now[filled] - before[filled])
+        return FullPages(places, self.seqs.name(places))
 
-    def _tails(self, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    def _named_before(self, places: tuple[np.ndarray, np.ndarray]) -> list[Content]:
+        """What full pages that have keys hold, and what they are found by."""
+        rows, pages = (place.tolist() for place in places)
+        return [
+            (keys[page + 1], keys[page], token_ids, self.seqs.page_media(row, page))
+            for row, page, token_ids in zip(rows, pages, self.seqs.page_tokens(places), strict=True)
+            for keys in [self.seqs.keys[row]]
+        ]
+
+    def _keep(self, full: FullPages) -> None:
+        """Let full pages be found, in all groups that have them."""
+        for group in self.growing:
+            self.pages.keep(group, self.seqs.tables[group][full.places], full.contents)
+
+    def _new_entries(self, rows: np.ndarray, lengths: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and table entries of the pages that rows need when they go on from `lengths` to `ends` tokens."""
+        held = self.num_pages(lengths)
+        new = self.num_pages(ends) - held
+        (more,) = new.nonzero()
+        return ragged(rows[more], held[more], new[more])
+
+    def _tails(self, rows: np.ndarray) -> np.ndarray:
         """The page that the next token of each row goes into, `[growing groups, n]`; 0 where it begins a page."""
-        return np.array([self.seqs.tables[group][rows, lengths // self.page_size] for group in self.growing])
+        entries = self.seqs.lengths[rows] // self.page_size
+        return np.array([self.seqs.tables[group][rows, entries] for group in self.growing])
 
-    def _shared_tails(self, tails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Groups, and columns of `tails`, where others have the page too, which is about to be written.
+    def _shared_tails(self, rows: np.ndarray) -> list[tuple[int, int]]:
+        """Groups and rows whose last page others have too, which is about to be written.
 
         Of the rows that share a page and all write it now, the last may have it, if nobody else does.
         """
+        if not len(rows):
+            return []
+        tails = self._tails(rows)
         owners = self.pages.pool.owners(tails)
-        groups, columns, left = [], [], dict[int, int]()
-        for group, at in np.argwhere(owners > 1).tolist() if owners.max(initial=0) > 1 else ():
+        shared, left = [], dict[int, int]()
+        for group, at in np.argwhere(owners > 1).tolist():
             page = int(tails[group, at])
             left[page] = left.get(page, int(owners[group, at])) - 1
             if left[page]:
-                groups.append(self.growing[group])
-                columns.append(at)
-        return np.array(groups, np.int64), np.array(columns, np.int64)
+                shared.append((self.growing[group], int(rows[at])))
+        return shared
 
-    def _own_tails(self, groups: np.ndarray, rows: np.ndarray, copies: np.ndarray) -> None:
+    def _own_tails(self, rows: np.ndarray, shared: list[tuple[int, int]], copies: np.ndarray) -> None:
+        """The last pages of these rows become theirs alone, those that are shared by copying; nobody finds them."""
+        if not len(rows):
+            return
+        if shared:
+            self._copy_tails(*np.array(shared).T, copies)
+        tails = self._tails(rows)
+        self.pages.forget(tails[self.pages.index.holds[tails]])
+        self.seqs.owns_tail[rows] = True
+
+    def _copy_tails(self, groups: np.ndarray, rows: np.ndarray, copies: np.ndarray) -> None:
         """These groups' and rows' last pages are copied, and the copies are theirs."""
         places = (groups, rows, self.seqs.lengths[rows] // self.page_size)
         shared = self.seqs.tables[places]
         self.pages.copy(shared, copies)
         self.seqs.tables[places] = copies
         self.pages.release(shared)
-
-    def _forget_tails(self, tails: np.ndarray) -> None:
-        """Pages that are about to be written can be found no longer."""
-        found = self.pages.index.holds[tails]
-        if found.any():
-            self.pages.forget(tails[found])
-
-    def _contents(self, places: tuple[np.ndarray, np.ndarray], tokens: list[bytes]) -> list[Content]:
-        """What full pages hold, at these rows and table entries, those that have keys, in all groups that have them."""
-        rows, pages = (place.tolist() for place in places)
-        keys = [self.seqs.keys[row][page : page + 2] for row, page in zip(rows, pages, strict=True)]
-        media = [self.seqs.page_media(row, page) for row, page in zip(rows, pages, strict=True)]
-        by_group = [
-            [
-                (page_id, group, of_page[1], of_page[0], *what) if page_id and len(of_page) == 2 else None
-                for page_id, of_page, *what in zip(
-                    self.seqs.tables[group][places].tolist(), keys, tokens, media, strict=True
-                )
-            ]
-            for group in self.growing
-        ]
-        return [content for of_page in zip(*by_group, strict=True) for content in of_page if content]
 
 
 def ends_first(pages: Sequence[np.ndarray]) -> np.ndarray:

@@ -14,10 +14,10 @@ from paged_cache.manager.moves import PageMoves
 from paged_cache.manager.pages import Pages
 from paged_cache.manager.pool import PagePool
 from paged_cache.manager.prefix import KeptPage
-from paged_cache.manager.prompt import Prompt, check_tokens
+from paged_cache.manager.prompt import Prompt
 from paged_cache.manager.restore import restore
 from paged_cache.manager.reuse import Pin, Reuse, ReuseSearch
-from paged_cache.manager.sequences import UNKNOWN, Sequences, check_counts, check_whole
+from paged_cache.manager.sequences import Sequences, check_whole
 from paged_cache.manager.stats import PageStats
 
 
@@ -226,10 +226,8 @@ class PageManager:
             ValueError: an argument is wrong, or a sequence would be longer than `max_sequence_length`.
         """
         rows = self._seqs.rows(seqs)
-        counts = check_counts(counts, len(rows))
-        tokens = UNKNOWN if token_ids is None else check_tokens(token_ids, int(counts.sum()))
-        self._seqs.check_lengths(self._seqs.lengths[rows] + counts)
-        self._held.grow(rows, counts, tokens)
+        counts = self._seqs.check_counts(counts, len(rows))
+        self._held.grow(rows, counts, token_ids)
         self._pages.publish()
 
     def commit(self, seqs: ArrayLike, counts: ArrayLike = 1, token_ids: ArrayLike | None = None) -> None:
@@ -247,10 +245,10 @@ class PageManager:
             ValueError: an argument is wrong, or a sequence has not so many tokens left to compute.
         """
         rows = self._seqs.rows(seqs)
-        counts = check_counts(counts, len(rows))
-        self._seqs.check_left(rows, counts)
-        full = self._held.next_full_pages(rows, counts, token_ids)
-        self._seqs.computed[rows] += counts
+        counts = self._seqs.check_counts(counts, len(rows))
+        computed = self._seqs.check_left(rows, counts)
+        full = self._held.next_full_pages(rows, computed, token_ids)
+        self._seqs.computed[rows] = computed
         if full is not None:
             self._held.keep_full_pages(full)
         self._held.return_unseen(rows)

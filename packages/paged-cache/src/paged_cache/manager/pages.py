@@ -1,6 +1,6 @@
 """The pages of a device: who owns them, what they hold, and what is to be done to them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -58,9 +58,13 @@ class Pages:
         """One owner less for each page; what can be found is kept when its last owner has left."""
         self._zero(self.pool.release(pages, keep=self.index.holds))
 
-    def keep(self, contents: Iterable[Content]) -> None:
-        """Let pages be found by what they hold, those excepted for which another is found by the same."""
-        self._note("stored", self.index.keep(contents))
+    def keep(self, group: int, pages: np.ndarray, contents: Sequence[Content]) -> None:
+        """Let full pages be found by what they hold, those excepted for which another is found by the same."""
+        self._note("stored", self.index.keep(group, pages.tolist(), contents))
+
+    def keep_partial(self, group: int, page: int, content: Content) -> None:
+        """Let a page be found by what it begins with, unless another begins alike."""
+        self._note("stored", self.index.keep_partial(group, page, content))
 
     def forget(self, pages: np.ndarray) -> None:
         """Owned pages that are written again can be found no longer."""
@@ -81,7 +85,8 @@ class Pages:
 
     def note_swap(self, kind: EventKind, pages: np.ndarray, group: int) -> None:
         """Tell subscribers of pages that were swapped."""
-        self._note(kind, [(page, group, b"") for page in pages.tolist()])
+        if self._subscribers:
+            self._events += [PageEvent(kind, page, group, b"") for page in pages.tolist()]
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Tell `subscriber` of all that `publish` publishes."""
@@ -100,12 +105,15 @@ class Pages:
         return self.log.take()
 
     def _forget(self, pages: np.ndarray, kind: EventKind) -> None:
-        self._note(kind, self.index.forget(pages.tolist()))
+        """Pages can be found no longer; those that could not are passed over."""
+        found = list(dict.fromkeys(pages[self.index.holds[pages]].tolist()))
+        self._note(kind, found)
+        self.index.forget(found)
 
-    def _note(self, kind: EventKind, contents: Sequence[tuple[int, int, bytes, *tuple[bytes, ...]]]) -> None:
-        """Pages, groups and keys, and what else a content has, to be published."""
+    def _note(self, kind: EventKind, found: list[int]) -> None:
+        """Something happened to pages that can be found, and is to be published."""
         if self._subscribers:
-            self._events += [PageEvent(kind, page, group, key) for page, group, key, *_ in contents]
+            self._events += [PageEvent(kind, page, *self.index.name(page)) for page in found]
 
     def _zero(self, pages: np.ndarray) -> None:
         if self._scrub:

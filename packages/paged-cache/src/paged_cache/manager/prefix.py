@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,9 +47,14 @@ class KeptPage(NamedTuple):
     media: bytes = b""
     """What `media_bytes` said of the page."""
 
+    @property
+    def content(self) -> "Content":
+        """What it holds, and what that is found by."""
+        return self[2:]
 
-Content = tuple[int, int, bytes, bytes, bytes, bytes]
-"""A `KeptPage` as the plain tuple of its fields, of which many can be made in little time."""
+
+Content = tuple[bytes, bytes, bytes, bytes]
+"""The last four fields of a `KeptPage` as a plain tuple, of which many are made in little time."""
 
 
 def root_key(namespace: str, adapter: str) -> bytes:
@@ -90,6 +95,7 @@ class PrefixIndex:
         """For every page whether it can be found; what the pool keeps."""
         # What each page holds: plain tuples in an array, which cost the garbage collector nothing at a million pages.
         self._contents = np.full(num_pages, None)
+        self._groups = np.zeros(num_pages, np.int32)
         self._ages = np.zeros(num_pages, np.int64)
         self._num_kept = 0  # so far
         self._pages: list[dict[bytes, int]] = [{} for _ in range(num_groups)]
@@ -99,14 +105,19 @@ class PrefixIndex:
     def find(self, group: int, key: bytes, *, parent: bytes, token_ids: bytes, media: bytes) -> int:
         """The page of this key, if it holds these tokens and media after `parent`; 0 if there is none."""
         page = self._pages[group].get(key, 0)
-        return page if page and self._contents[page][3:] == (parent, token_ids, media) else 0
+        return page if page and self._contents[page][1:] == (parent, token_ids, media) else 0
 
-    def has(self, content: KeptPage) -> bool:
-        """Whether another page has this key, or begins with the same tokens as this partial page."""
-        if content.key:
-            return content.key in self._pages[content.group]
-        _, alike = self.find_start(content.group, content.parent, content.token_ids)
-        return 4 * alike == len(content.token_ids)
+    def has(self, group: int, content: Content) -> bool:
+        """Whether a page has this key, or begins with the same tokens as this partial page."""
+        key, parent, token_ids, _ = content
+        if key:
+            return key in self._pages[group]
+        _, alike = self.find_start(group, parent, token_ids)
+        return 4 * alike == len(token_ids)
+
+    def name(self, page: int) -> tuple[int, bytes]:
+        """The group and the key of a page that can be found; a partial page's key is empty."""
+        return int(self._groups[page]), self._contents[page][0]
 
     def find_start(self, group: int, parent: bytes, token_ids: bytes) -> tuple[int, int]:
         """A page that comes after `parent` and begins with the most of these tokens, and how many; 0, 0 without one.
@@ -115,44 +126,59 @@ class PrefixIndex:
         """
         best = (0, 0)
         for page in self._next[group].newest(parent + token_ids[:4], PARTIAL_CANDIDATES):
-            _, _, _, _, held, media = self._contents[page]
+            _, _, held, media = self._contents[page]
             best = max(best, (_common_tokens(held, token_ids), page)) if not media else best
         return best[1], best[0]
 
-    def keep(self, contents: Iterable[Content]) -> list[Content]:
-        """Let pages be found by what they hold, those excepted that are kept already or for which another is found.
+    def keep(self, group: int, pages: Sequence[int], contents: Sequence[Content]) -> list[int]:
+        """Let pages of a group be found by what they hold, but for those that are kept, or for which another is found.
 
-        Returns those that can be found now and could not before.
+        The null page, and full pages without a key, come with a group's others and are passed over. Returns the pages
+        that can be found now and could not before.
         """
-        holds, stored, kept = self.holds, self._contents, []
-        for content in contents:
-            page, group, key, parent, token_ids, _ = content
-            if not (holds[page] or (key in self._pages[group] if key else self.has(KeptPage._make(content)))):
-                holds[page], stored[page] = True, content
-                self._ages[page] = self._num_kept = self._num_kept + 1
-                if key:
-                    self._pages[group][key] = page
+        holds, stored, by_key, kept = self.holds.data, self._contents, self._pages[group], []
+        for page, content in zip(pages, contents, strict=True):
+            key, parent, token_ids, _ = content
+            if page and key and not holds[page] and by_key.setdefault(key, page) == page:
+                stored[page] = content
                 self._next[group].add(parent + token_ids[:4], page)
-                kept.append(content)
+                kept.append(page)
+        self._note(group, kept)
         return kept
 
-    def forget(self, pages: Sequence[int]) -> list[Content]:
-        """What these pages hold cannot be found any more; returns it. Pages that were not kept are passed over."""
-        return [self._forget(page) for page in pages if self.holds[page]]
+    def keep_partial(self, group: int, page: int, content: Content) -> list[int]:
+        """Let a page be found by what it begins with, unless it is kept, or another begins alike; as `keep`."""
+        if self.holds[page] or self.has(group, content):
+            return []
+        _, parent, token_ids, _ = content
+        self._contents[page] = content
+        self._next[group].add(parent + token_ids[:4], page)
+        self._note(group, [page])
+        return [page]
+
+    def forget(self, pages: Sequence[int]) -> None:
+        """What these pages hold, which can be found, can be found no more."""
+        for page in pages:
+            key, parent, token_ids, _ = self._contents[page]
+            group = self._groups[page]
+            if key:
+                del self._pages[group][key]
+            self._next[group].remove(parent + token_ids[:4], page)
+            self.holds[page], self._contents[page] = False, None
 
     def kept_pages(self) -> list[KeptPage]:
         """All that can be found, the oldest first."""
         pages = np.flatnonzero(self.holds)
-        return [KeptPage(*content) for content in self._contents[pages[np.argsort(self._ages[pages])]]]
+        return [
+            KeptPage(page, int(self._groups[page]), *self._contents[page])
+            for page in pages[np.argsort(self._ages[pages])].tolist()
+        ]
 
-    def _forget(self, page: int) -> Content:
-        content = self._contents[page]
-        _, group, key, parent, token_ids, _ = content
-        self.holds[page], self._contents[page] = False, None
-        if key:
-            del self._pages[group][key]
-        self._next[group].remove(parent + token_ids[:4], page)
-        return content
+    def _note(self, group: int, pages: list[int]) -> None:
+        """These pages can be found from now on."""
+        at, self._num_kept = self._num_kept, self._num_kept + len(pages)
+        each = np.array(pages, np.intp)
+        self.holds[each], self._groups[each], self._ages[each] = True, group, np.arange(at, self._num_kept)
 
 
 class PageLists:
@@ -172,9 +198,9 @@ class PageLists:
 
     def add(self, name: bytes, page: int) -> None:
         """Put a page in front of a list."""
-        older = self._newest.get(name, 0)
-        self._newest[name] = page
-        if older:
+        older = self._newest.setdefault(name, page)
+        if older != page:
+            self._newest[name] = page
             self._older[page], self._newer[older] = older, page
 
     def remove(self, name: bytes, page: int) -> None:

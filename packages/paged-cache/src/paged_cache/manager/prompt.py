@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from paged_cache.manager.arrays import least, most
 from paged_cache.manager.prefix import Media, media_bytes, page_key, root_key
 
 TOKEN_DTYPE = np.dtype("<i4")
@@ -88,8 +89,9 @@ def check_tokens(token_ids: ArrayLike, n: int) -> np.ndarray:
         raise ValueError(f"token_ids has shape {array.shape}; it must hold {n} ids, all sequences' one after another")
     if n and array.dtype.kind not in "iu":
         raise ValueError(f"token_ids are {array.dtype}; they must be whole numbers in 0 .. 2**31 - 1")
-    if n and (array.min() < 0 or array.max() >= 2**31):
-        wrong = array.min() if array.min() < 0 else array.max()
+    lowest, highest = least(array, if_none=0), most(array, if_none=0)
+    if lowest < 0 or highest >= 2**31:
+        wrong = lowest if lowest < 0 else highest
         raise ValueError(
             f"token_ids hold {wrong}; each must lie in 0 .. 2**31 - 1; leave out token_ids that are not known yet"
         )

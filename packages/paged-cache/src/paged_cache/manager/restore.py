@@ -19,9 +19,12 @@ def restore(held: Holdings, kept: Sequence[KeptPage]) -> np.ndarray:
         _check(held, content)
     pages = np.zeros(len(kept), np.int32)
     for at, content in enumerate(kept):
-        if held.pages.pool.num_empty and not held.pages.index.has(content):
-            pages[at] = held.pages.allocate(1)[0]
-            held.pages.keep([content._replace(page=int(pages[at]))])
+        if held.pages.pool.num_empty and not held.pages.index.has(content.group, content.content):
+            pages[at : at + 1] = page = held.pages.allocate(1)
+            if content.key:
+                held.pages.keep(content.group, page, [content.content])
+            else:
+                held.pages.keep_partial(content.group, int(page[0]), content.content)
     held.pages.release(pages[pages > 0][::-1])
     return pages
 

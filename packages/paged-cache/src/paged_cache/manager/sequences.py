@@ -3,12 +3,14 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from paged_cache.manager.prefix import Media, media_bytes, page_key
+from paged_cache.manager.arrays import first_true, most
+from paged_cache.manager.prefix import Content, Media, media_bytes, page_key
 from paged_cache.manager.prompt import TOKEN_DTYPE, check_tokens
 from paged_cache.manager.reuse import Admission
 
 UNKNOWN = -1
 """In place of a token id that is not known yet."""
+_UNKNOWN_BYTES = np.array(UNKNOWN, TOKEN_DTYPE).tobytes()
 
 
 class Sequences:
@@ -39,13 +41,17 @@ class Sequences:
         self.token_ids = np.zeros((max_seqs, pages_per_seq * self.page_size), TOKEN_DTYPE)
         self.num_full = np.zeros(max_seqs, np.int32)
         """How many pages of a row were full, so that they could have a key, when it last was looked at."""
+        self.owns_tail = np.zeros(max_seqs, bool)
+        """Whether the page that the next token goes into, if it begins none, is the row's alone and nobody can find it;
+        where this is false, it is not known."""
         self.keys: list[list[bytes]] = [[] for _ in range(max_seqs)]
         """The root, then the key of each full page up to the first with a token that is not known."""
         self.media: list[tuple[Media, ...]] = [() for _ in range(max_seqs)]
         self.host_pages: dict[int, np.ndarray] = {}
         """Of the rows that are swapped out: their host pages, one group's after another's."""
         self._ids = np.full(max_seqs, -1, np.int64)
-        self._asked: tuple[bytes, np.ndarray] | None = None
+        self._ones = np.ones(max_seqs, np.int64)
+        self._asked: tuple[tuple[np.dtype, tuple[int, ...], bytes], np.ndarray] | None = None
         self._next_ids = np.arange(max_seqs, dtype=np.int64)
         self._free_rows = list(range(max_seqs - 1, -1, -1))
 
@@ -100,12 +106,11 @@ class Sequences:
             ValueError: one does not exist, or is named twice.
         """
         ids = np.asarray(seqs)
-        if ids.ndim > 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise ValueError(f"seqs={seqs!r} must be one sequence id or a list of them")
-        ids = ids.astype(np.int64, copy=False).reshape(-1)
-        asked = ids.tobytes()
+        asked = ids.dtype, ids.shape, ids.tobytes()
         if self._asked is None or self._asked[0] != asked:
-            self._asked = asked, self._rows_of(ids)
+            if ids.ndim > 1 or (ids.size and ids.dtype.kind not in "iu"):
+                raise ValueError(f"seqs={seqs!r} must be one sequence id or a list of them")
+            self._asked = asked, self._rows_of(ids.astype(np.int64).reshape(-1))
         return self._asked[1]
 
     def _rows_of(self, ids: np.ndarray) -> np.ndarray:
@@ -136,23 +141,40 @@ class Sequences:
         Raises:
             ValueError: there would be more than `max_sequence_length` tokens.
         """
-        longest = np.asarray(lengths).max(initial=0)
+        longest = most(np.asarray(lengths).reshape(-1), if_none=0)
         if longest > self.max_sequence_length:
             raise ValueError(
                 f"a sequence of {longest} tokens is longer than max_sequence_length="
                 f"{self.max_sequence_length}; end it, or raise max_sequence_length"
             )
 
-    def check_left(self, rows: np.ndarray, counts: np.ndarray) -> None:
-        """Refuse to compute more tokens of a row than have a slot.
+    def check_counts(self, counts: ArrayLike, n: int) -> np.ndarray:
+        """One whole number of at least 1 for each of `n` sequences.
 
         Raises:
-            ValueError: one has fewer left.
+            ValueError: there is another number of counts, or one is below 1 or beyond int32.
         """
-        left = self.lengths[rows] - self.computed[rows]
-        if (counts > left).any():
-            at = int((counts > left).argmax())
-            raise ValueError(f"counts[{at}]={counts[at]} is more than the {left[at]} tokens left; extend before it")
+        if type(counts) is int and counts == 1:  # a decode step
+            return self._ones[:n]
+        array = np.asarray(counts)
+        if array.shape not in ((), (n,)) or (array.size and array.dtype.kind not in "iu"):
+            raise ValueError(f"counts={counts!r} must be a whole number, or one for each of {n} sequences")
+        if array.size and not 1 <= array.min() <= array.max() < 2**31:
+            wrong = array.min() if array.min() < 1 else array.max()
+            raise ValueError(f"counts holds {wrong}; each must lie in 1 .. 2**31 - 1; leave out sequences without any")
+        return np.full(n, array, np.int64)
+
+    def check_left(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """How many tokens of each row are computed when `counts` more are.
+
+        Raises:
+            ValueError: a row has fewer that have a slot.
+        """
+        computed, lengths = self.computed[rows] + counts, self.lengths[rows]
+        if (at := first_true(computed > lengths)) is not None:
+            left = lengths[at] - self.computed[rows[at]]
+            raise ValueError(f"counts[{at}]={counts[at]} is more than the {left} tokens left; extend before it")
+        return computed
 
     def check_all_computed(self, row: int, doing: str) -> None:
         """Refuse what needs all tokens in pages.
@@ -174,9 +196,7 @@ class Sequences:
         """
         known = self.token_ids[places]
         tokens = check_tokens(token_ids, len(known))
-        wrong = (known != UNKNOWN) & (known != tokens)
-        if wrong.any():
-            at = int(wrong.argmax())
+        if (at := first_true((known != UNKNOWN) & (known != tokens))) is not None:
             raise ValueError(
                 f"token_ids[{at}]={tokens[at]}, but extend was told {known[at]}; truncate, and extend anew"
             )
@@ -191,6 +211,7 @@ class Sequences:
         self.cross_tokens[row] = new.cross_tokens
         self.token_ids[row, : new.length] = new.prompt.token_ids[: new.length]
         self.num_full[row] = new.reuse.num_pages
+        self.owns_tail[row] = True  # all pages after the full ones that were found are new
         self.keys[row] = new.prompt.keys(new.reuse.num_pages, self.page_size)
         self.media[row] = new.prompt.media
         return row, seq
@@ -204,6 +225,7 @@ class Sequences:
         self.first[:, twin] = self.first[:, row]
         for array in (self.lengths, self.computed, self.cross_tokens, self.num_full):
             array[twin] = array[row]
+        self.owns_tail[[row, twin]] = False
         self.token_ids[twin, :length] = self.token_ids[row, :length]
         self.keys[twin] = self.keys[row].copy()
         self.media[twin] = self.media[row]
@@ -215,6 +237,7 @@ class Sequences:
         self.lengths[row] = length
         self.computed[row] = min(self.computed[row], length)
         self.num_full[row] = min(self.num_full[row], num_full)
+        self.owns_tail[row] = False
         del self.keys[row][num_full + 1 :]
 
     def remove(self, row: int) -> None:
@@ -231,21 +254,26 @@ class Sequences:
     def page_tokens(self, places: tuple[np.ndarray, np.ndarray]) -> list[bytes]:
         """The tokens of full pages, at these rows and table entries, as they are hashed; none where one is unknown."""
         tokens = self.token_ids.reshape(self.max_seqs, -1, self.page_size)[places]
-        known = (tokens.min(axis=1) > UNKNOWN).tolist()
         data, size = tokens.tobytes(), tokens.itemsize * self.page_size
-        return [data[at * size : (at + 1) * size] if known[at] else b"" for at in range(len(known))]
+        pages = [data[start : start + size] for start in range(0, len(data), size)]
+        if _UNKNOWN_BYTES in data:  # nowhere else, since the last byte of an id that is known is below 128
+            pages = [b"" if _UNKNOWN_BYTES in page else page for page in pages]
+        return pages
 
-    def next_keys(self, places: tuple[np.ndarray, np.ndarray], tokens: list[bytes]) -> list[bytes]:
-        """Keys of full pages, at these rows and table entries; a page without tokens has none, nor have those after."""
-        rows, pages = (place.tolist() for place in places)
-        keys, key, last = [], b"", -1
-        for row, page, token_ids in zip(rows, pages, tokens, strict=True):
+    def name(self, places: tuple[np.ndarray, np.ndarray]) -> list[Content]:
+        """What the pages at these rows and table entries hold, which have become full, and what they are found by.
+
+        A page with a token that is not known has no key, nor have those after it in its row.
+        """
+        contents, last, key = [], -1, b""
+        for row, page, token_ids in zip(places[0].tolist(), places[1].tolist(), self.page_tokens(places), strict=True):
             if row != last:
-                before = self.keys[row]
-                key, last = (before[-1] if len(before) == page + 1 else b""), row
-            key = page_key(key, token_ids, self.page_media(row, page)) if key and token_ids else b""
-            keys.append(key)
-        return keys
+                keys = self.keys[row]
+                last, key = row, keys[-1] if len(keys) == page + 1 else b""
+            parent, media = key, self.page_media(row, page) if self.media[row] else b""
+            key = page_key(parent, token_ids, media) if parent and token_ids else b""
+            contents.append((key, parent, token_ids, media))
+        return contents
 
     def forget_keys(self) -> None:
         """No sequence of now has a key, so nobody can find what it has and will compute."""
@@ -272,19 +300,6 @@ def _only(rows: np.ndarray, seq: int) -> int:
     return int(rows[0])
 
 
-def ragged(rows: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each row as often as it counts, beside the numbers `start .. start + count - 1`.
-
-    >>> ragged(np.array([7, 9]), np.array([4, 0]), np.array([2, 3]))
-    (array([7, 7, 9, 9, 9]), array([4, 5, 0, 1, 2]))
-    """
-    if (counts == 1).all():
-        return rows, starts
-    ends = np.cumsum(counts)
-    within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-    return np.repeat(rows, counts), within + np.repeat(starts, counts)
-
-
 def check_whole(name: str, value: int, least: int) -> int:
     """A whole number of at least `least`, as Python's: numpy's unsigned ones cannot be negated.
 
@@ -294,20 +309,3 @@ def check_whole(name: str, value: int, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
     return int(value)
-
-
-def check_counts(counts: ArrayLike, n: int) -> np.ndarray:
-    """One whole number of at least 1 for each of `n` sequences.
-
-    Raises:
-        ValueError: there is another number of counts, or one is below 1 or beyond int32.
-    """
-    if type(counts) is int and counts == 1:  # a decode step
-        return np.ones(n, np.int64)
-    array = np.asarray(counts)
-    if array.shape not in ((), (n,)) or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(f"counts={counts!r} must be a whole number, or one for each of {n} sequences")
-    if array.size and not 1 <= array.min() <= array.max() < 2**31:
-        wrong = array.min() if array.min() < 1 else array.max()
-        raise ValueError(f"counts holds {wrong}; each must lie in 1 .. 2**31 - 1; leave out sequences without any")
-    return np.full(n, array, np.int64)
