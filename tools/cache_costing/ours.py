@@ -1,6 +1,5 @@
 """`PageManager` at work on the workloads, and the packing and transfer of its tables."""
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -36,7 +35,6 @@ def decode(work: Workload) -> Turn:
     manager = manager_of(work)
     seqs = np.array([computed(manager, work.running(number)) for number in range(work.seqs)])
     shapes = BatchShapes(tokens=(work.seqs,), seqs=work.seqs, pages_per_seq=work.pages_per_seq)
-    pack = functools.partial(shapes.pack, num_pages=work.num_pages, page_size=PAGE_SIZE)
 
     def turn() -> dict[str, float]:
         sampled = np.array(tokens_of(int(manager.lengths(seqs)[0]), work.seqs), np.int32)
@@ -44,7 +42,7 @@ def decode(work: Workload) -> Turn:
         for _ in range(work.times):
             manager.extend(seqs, 1, sampled)
             laps("extend")
-            packed = pack(manager.tables(seqs), manager.lengths(seqs), None, sampled)
+            packed = shapes.pack_seqs(manager, seqs, sampled)
             manager.take_moves()
             laps("metadata")
             manager.commit(seqs)

@@ -313,3 +313,88 @@ def test_no_shape_but_those_listed_comes_out(q_lens):
         assert shape in SHAPES.all_shapes()
         assert shape.tokens >= sum(q_lens)
         assert shape.max_q_len >= max(q_lens, default=1)
+
+
+# pack_seqs: from a page manager
+
+
+def managed(*groups):
+    """A manager with two sequences, of 5 tokens and of 2, the first of which has computed 4."""
+    groups = groups or (LayerGroup.full(),)
+    manager = PageManager(33, PAGE_SIZE, max_seqs=5, max_sequence_length=12, groups=groups)
+    cross_tokens = 3 * (not all(group.grows for group in groups))
+    seqs = [manager.admit(prompt, cross_tokens=cross_tokens) for prompt in ([3, 1, 4, 1, 5], [9, 2])]
+    manager.commit(seqs[0], 4)
+    return manager, seqs
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        (LayerGroup.full(),),
+        (LayerGroup.window(2), LayerGroup.full()),
+        (LayerGroup.full(), LayerGroup.cross(), LayerGroup.chunked(4)),
+    ],
+    ids=lambda groups: " ".join(group.kind for group in groups),
+)
+def test_a_step_of_a_manager_is_that_of_its_arrays(groups):
+    manager, seqs = managed(*groups)
+    cross = manager.cross_groups
+    shapes = BatchShapes(tokens=(8, 16), seqs=4, pages_per_seq=3, groups=len(groups), cross_groups=cross)
+    sizes = {"num_pages": 33, "page_size": PAGE_SIZE, "cross_tokens": manager.cross_tokens(seqs) if cross else None}
+    for q_lens, kv_lens, ids in (([1, 2], [5, 2], [5, 9, 2]), ([1, 1], [5, 1], [5, 9])):
+        step = shapes.pack_seqs(manager, seqs, i32(*ids), q_lens=i32(*q_lens))
+        want = shapes.pack(manager.tables(seqs), i32(*kv_lens), i32(*q_lens), i32(*ids), **sizes)
+        assert (step.layout, step.buffer.tolist()) == (want.layout, want.buffer.tolist())
+    step = shapes.pack_seqs(manager, seqs)
+    want = shapes.pack(manager.tables(seqs), i32(5, 2), i32(1, 2), **sizes)
+    assert step.buffer.tolist() == want.buffer.tolist(), "all that is left, without token ids"
+    assert shapes.pack_seqs(manager, seqs, shape=StepShape(16, 16)).layout.shape.tokens == 16
+    assert shapes.pack_seqs(manager, []).buffer.tolist() == shapes.warm_up_batch(StepShape(4, 1)).buffer.tolist()
+
+
+def test_a_step_of_a_manager_has_tables_of_its_own():
+    manager, seqs = managed()
+    step = BatchShapes(tokens=(8,), seqs=2, pages_per_seq=3).pack_seqs(manager, seqs)
+    step.array("page_tables")[...] = 7
+    assert manager.tables(seqs).max() < 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"q_lens": i32(1, 3)}, r"sequence 1 computes q_lens=3 tokens; it must be 1\.\.2, those that have a slot"),
+        ({"q_lens": i32(0, 1)}, r"sequence 0 computes q_lens=0 tokens; it must be 1\.\.1"),
+        ({"q_lens": [1, 1]}, r"q_lens is a list; it must be a numpy array, int32\[2\]"),
+        ({"q_lens": i32(1)}, r"q_lens is int32\[1\]; it must be a numpy array, int32\[2\]"),
+        ({"token_ids": i32(1, 2)}, r"token_ids is int32\[2\]; it must be a numpy array, int32\[3\]"),
+        ({"shape": StepShape(4, 1)}, "is too small for 3 rows of 2 sequences"),
+    ],
+)
+def test_what_a_manager_has_not_left_is_refused(options, message):
+    manager, seqs = managed()
+    with pytest.raises(ValueError, match=message):
+        SHAPES.pack_seqs(manager, seqs, **options)
+
+
+def test_sequences_with_nothing_left_or_that_do_not_exist_are_refused():
+    manager, seqs = managed()
+    manager.commit(seqs[0])
+    with pytest.raises(ValueError, match=r"sequence 0 computes q_lens=0 tokens; .*; extend it first"):
+        SHAPES.pack_seqs(manager, seqs)
+    with pytest.raises(ValueError, match="sequence 99 does not exist"):
+        SHAPES.pack_seqs(manager, [99])
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        BatchShapes(tokens=(8,), seqs=4, pages_per_seq=4),
+        BatchShapes(tokens=(8,), seqs=4, pages_per_seq=3, groups=2),
+        BatchShapes(tokens=(8,), seqs=4, pages_per_seq=3, cross_groups=(0,)),
+    ],
+)
+def test_shapes_that_are_not_the_managers_are_refused(shapes):
+    manager, seqs = managed()
+    with pytest.raises(ValueError, match="manager has groups, pages_per_seq and cross_groups"):
+        shapes.pack_seqs(manager, seqs)

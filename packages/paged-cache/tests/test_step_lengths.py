@@ -23,10 +23,3 @@ def test_rows_and_written_pages_agree_with_a_loop(pairs):
     assert lengths.used(PAGE_SIZE).tolist() == [-(-kv // PAGE_SIZE) for _, kv in pairs]
     assert lengths.rows == len(positions)
     assert lengths.is_decode == all(q == 1 for q, _ in pairs)
-
-
-def test_without_q_lens_each_sequence_computes_one_token():
-    kv = np.array([1, 4, 9], np.int32)
-    got, want = StepLengths.of(kv, None), StepLengths.of(kv, np.ones(3, np.int32))
-    for name, value in want._asdict().items():
-        np.testing.assert_array_equal(getattr(got, name), value, err_msg=name)

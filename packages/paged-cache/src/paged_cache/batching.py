@@ -6,8 +6,10 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from paged_cache.manager.arrays import first_true
+from paged_cache.manager import PageManager
+from paged_cache.manager.arrays import first_true, least, most
 from paged_cache.step_batch import StepBatch, StepLayout, StepShape
 from paged_cache.step_lengths import StepLengths
 
@@ -102,7 +104,7 @@ class BatchShapes:
         self,
         page_tables: np.ndarray,
         kv_lens: np.ndarray,
-        q_lens: np.ndarray | None,
+        q_lens: np.ndarray,
         token_ids: np.ndarray | None = None,
         *,
         num_pages: int,
@@ -119,7 +121,7 @@ class BatchShapes:
                 Pages that are not written in this step may be the null page: those which no query of a group with
                 a window sees any more, and those past the sequence's end, which are ignored.
             kv_lens: tokens of each sequence, this step's included, `[n]`.
-            q_lens: tokens of each sequence that this step computes, `[n]`, at least 1; `None` for one of each (decode).
+            q_lens: tokens of each sequence that this step computes, `[n]`, at least 1.
             token_ids: those tokens, one sequence's after another's; `None` leaves zeros.
             num_pages: pages of the pool, the null page included.
             page_size: tokens a page holds.
@@ -132,24 +134,57 @@ class BatchShapes:
         """
         n = np.size(kv_lens)
         _check_array("kv_lens", kv_lens, (n,))
-        if q_lens is not None:
-            _check_array("q_lens", q_lens, (n,))
+        _check_array("q_lens", q_lens, (n,))
         _check_array("page_tables", page_tables, (self.groups, n, self.pages_per_seq))
         lengths = StepLengths.of(kv_lens, q_lens)
         lengths.check(self.pages_per_seq, page_size)
-        smallest = self._smallest(n, lengths.rows, lengths.is_decode)
-        step = self._empty_step(shape or smallest)
-        if shape:
-            _check_room(shape, lengths)
-        _write_rows(step, lengths)
+        step = self._step_of(lengths, token_ids, shape)
         self._write_cross_tokens(step, cross_tokens, n, page_size)
-        if token_ids is not None:
-            _check_array("token_ids", token_ids, (lengths.rows,))
-            step.array("token_ids")[: len(token_ids)] = token_ids
         tables = step.array("page_tables")
         tables[:, :n], tables[:, n:] = page_tables, 0
         _check_ids(tables, num_pages)
         _check_writes(step, lengths, num_pages, page_size)
+        return step
+
+    def pack_seqs(
+        self,
+        manager: PageManager,
+        seqs: ArrayLike,
+        token_ids: np.ndarray | None = None,
+        *,
+        q_lens: np.ndarray | None = None,
+        shape: StepShape | None = None,
+    ) -> StepBatch:
+        """The step that computes the next tokens of a page manager's sequences, on the host, as `pack`.
+
+        Their pages are copied once, and need no look: the manager gives tokens that are not computed slots in pages
+        that nobody else has. Afterwards `manager.commit(seqs, q_lens)`.
+
+        Args:
+            manager: its groups and the width of its page tables are those of these shapes.
+            seqs: the sequences.
+            token_ids: the tokens that are computed, int32, one sequence's after another's; `None` leaves zeros.
+            q_lens: how many of each sequence, int32 `[n]`, at least 1; `None`: all that have a slot and are not
+                computed.
+            shape: as in `pack`.
+
+        Raises:
+            ValueError: a sequence does not exist, is swapped out, or has not so many tokens left to compute; too many
+                sequences or tokens for the shapes; an array has the wrong shape or type, or the manager has.
+        """
+        self._check_manager(manager)
+        computed = manager.computed(seqs)
+        left = manager.lengths(seqs) - computed
+        if q_lens is None:
+            q_lens = left
+        _check_left(q_lens, left)
+        lengths = StepLengths.of(computed + q_lens, q_lens)
+        step = self._step_of(lengths, token_ids, shape)
+        if self.cross_groups:
+            step.array("cross_tokens")[: len(left)] = manager.cross_tokens(seqs)
+        tables = step.array("page_tables")
+        manager.tables(seqs, out=tables[:, : len(left)])
+        tables[:, len(left) :] = 0
         return step
 
     def build(
@@ -187,6 +222,18 @@ class BatchShapes:
         _check_no_null_page(tables, used, num_pages)
         return step
 
+    def _step_of(self, lengths: StepLengths, token_ids: np.ndarray | None, shape: StepShape | None) -> StepBatch:
+        """A step with these rows and tokens, whose page tables are not set yet."""
+        smallest = self._smallest(len(lengths.q), lengths.rows, lengths.is_decode)
+        step = self._empty_step(shape or smallest)
+        if shape:
+            _check_room(shape, lengths)
+        _write_rows(step, lengths)
+        if token_ids is not None:
+            _check_array("token_ids", token_ids, (lengths.rows,))
+            step.array("token_ids")[: len(token_ids)] = token_ids
+        return step
+
     def _empty_step(self, shape: StepShape) -> StepBatch:
         """A step of zeros, whose page tables are not set yet: they are nearly all of the buffer.
 
@@ -213,6 +260,16 @@ class BatchShapes:
         tokens = next(size for size in self.tokens if size >= rows)
         return StepShape(tokens, tokens)
 
+    def _check_manager(self, manager: PageManager) -> None:
+        """Refuse a manager whose page tables are not those of these shapes."""
+        ours = self.groups, self.pages_per_seq, self.cross_groups
+        its = len(manager.groups), manager.pages_per_seq, manager.cross_groups
+        if ours != its:
+            raise ValueError(
+                f"manager has groups, pages_per_seq and cross_groups {its}, and these shapes {ours}; make both of the "
+                "same sizes"
+            )
+
     def _write_cross_tokens(self, step: StepBatch, cross_tokens: np.ndarray | None, n: int, page_size: int) -> None:
         if (cross_tokens is None) == bool(self.cross_groups):
             needs = "None" if cross_tokens is not None else "given, int32 [n]"
@@ -233,6 +290,17 @@ def _check_array(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != np.int32 or array.shape != shape:
         got = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
         raise ValueError(f"{name} is {got}; it must be a numpy array, int32{list(shape)}")
+
+
+def _check_left(q_lens: np.ndarray, left: np.ndarray) -> None:
+    """Refuse to compute no token of a sequence, or more than have a slot and are not computed."""
+    _check_array("q_lens", q_lens, left.shape)
+    if least(q_lens, if_none=1) < 1 or most(q_lens - left, if_none=0) > 0:
+        at = first_true((q_lens < 1) | (q_lens > left))
+        raise ValueError(
+            f"sequence {at} computes q_lens={q_lens[at]} tokens; it must be 1..{left[at]}, those that have a slot and "
+            "are not computed; extend it first, or leave it out"
+        )
 
 
 def _check_room(shape: StepShape, lengths: StepLengths) -> None:

@@ -24,14 +24,11 @@ class StepLengths(NamedTuple):
     """Whether each sequence has one row, if no length is below 1, as `check` makes sure."""
 
     @classmethod
-    def of(cls, kv_lens: np.ndarray, q_lens: np.ndarray | None) -> "StepLengths":
-        """The lengths, not checked yet; without `q_lens`, each sequence computes one token."""
-        if q_lens is None:
-            n = len(kv_lens)
-            return cls(np.ones(n, np.int32), kv_lens, kv_lens - 1, np.arange(1, n + 1), rows=n, is_decode=True)
+    def of(cls, kv_lens: np.ndarray, q_lens: np.ndarray) -> "StepLengths":
+        """The lengths, not checked yet."""
         ends = np.add.accumulate(q_lens, dtype=np.int64)  # the sum of lengths that each are too large must not wrap
         rows = int(ends[-1]) if len(ends) else 0
-        return cls(q_lens, kv_lens, kv_lens - q_lens, ends, rows=rows, is_decode=rows == len(q_lens))
+        return cls(q_lens, kv_lens, kv_lens - q_lens, ends, rows, rows == len(q_lens))
 
     def used(self, page_size: int) -> np.ndarray:
         """Pages that the tokens take: `ceil(kv / page_size)`."""

@@ -64,10 +64,7 @@ class ServingLoop:
         self.cache = apply_moves_by_group(self.cache, [m.take_moves() for m in self.managers], self.host)
         groups = list(zip(self.managers, running, strict=True))
         left = [m.lengths(seqs) - m.computed(seqs) for m, seqs in groups]
-        steps = [
-            SHAPES.pack(m.tables(seqs), m.lengths(seqs), n, shape=SHAPE, **POOL)
-            for (m, seqs), n in zip(groups, left, strict=True)
-        ]
+        steps = [SHAPES.pack_seqs(manager, seqs, shape=SHAPE) for manager, seqs in groups]
         rows = [self._rows_left(m, seqs) for m, seqs in groups]
         if self.cache.views[0].data_axis is None:
             (rows,), (step,) = rows, steps

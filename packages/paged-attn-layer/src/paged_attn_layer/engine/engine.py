@@ -268,14 +268,8 @@ class Engine:
 
     def _pack(self, step: Step) -> StepBatch:
         """The step's arrays on the host, padded to one of the fixed shapes."""
-        return self._shapes.pack(
-            self._manager.tables(step.seqs),
-            self._manager.lengths(step.seqs),
-            step.rows,
-            np.array(step.token_ids, np.int32),
-            num_pages=self._manager.num_pages,
-            page_size=self._manager.page_size,
-        )
+        token_ids = np.array(step.token_ids, np.int32)
+        return self._shapes.pack_seqs(self._manager, step.seqs, token_ids, q_lens=step.rows)
 
     def _prompt_ids(self, prompt: Prompt, chat: bool | None) -> list[int]:
         if isinstance(prompt, str):

@@ -45,7 +45,7 @@ class Holdings:
         self.page_size = seqs.page_size
         self.prefix_reuse = prefix_reuse
         self.growing = [index for index, group in enumerate(groups) if group.grows]
-        self.cross = [index for index, group in enumerate(groups) if not group.grows]
+        self.cross = tuple(index for index, group in enumerate(groups) if not group.grows)
         self.forgetting = [index for index, group in enumerate(groups) if group.forgets]
 
     def num_pages(self, tokens: Count) -> Count:
@@ -131,7 +131,7 @@ class Holdings:
         """Let pages that have become full be found, as far as their tokens are known."""
         rows, pages = full.places
         self.seqs.num_full[rows] = pages + 1  # a row's last page comes last
-        for row, (key, *_) in zip(rows.tolist(), full.contents, strict=True):
+        for row, (key, _, _, _) in zip(rows.tolist(), full.contents, strict=True):
             if key:
                 self.seqs.keys[row].append(key)
         self._keep(full)

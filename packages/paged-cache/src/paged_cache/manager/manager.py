@@ -98,6 +98,16 @@ class PageManager:
         return self._seqs.max_sequence_length
 
     @property
+    def pages_per_seq(self) -> int:
+        """Entries of a page table: pages of the longest sequence."""
+        return self._seqs.tables.shape[2]
+
+    @property
+    def cross_groups(self) -> tuple[int, ...]:
+        """Which groups are of cross-attention, by index."""
+        return self._held.cross
+
+    @property
     def num_free(self) -> int:
         """Pages that sequences can still get: empty ones, and those kept for what they hold."""
         return self._pages.pool.num_free
@@ -116,9 +126,13 @@ class PageManager:
         """How many owners each page has: table entries that name it, and pins."""
         return self._pages.pool.owners(pages)
 
-    def tables(self, seqs: ArrayLike) -> np.ndarray:
-        """The page tables `[groups, n, pages_per_seq]` of some sequences; entries without a page are the null page."""
-        return self._seqs.tables.take(self._seqs.rows(seqs), axis=1)
+    def tables(self, seqs: ArrayLike, out: np.ndarray | None = None) -> np.ndarray:
+        """The page tables int32 `[groups, n, pages_per_seq]` of some sequences, in `out` if that is given.
+
+        Entries without a page are the null page.
+        """
+        # Rows are known to exist; with the mode "raise" numpy would copy to a buffer first.
+        return self._seqs.tables.take(self._seqs.rows(seqs), axis=1, out=out, mode="clip")
 
     def lengths(self, seqs: ArrayLike) -> np.ndarray:
         """Tokens of each sequence that have a slot, `[n]`."""

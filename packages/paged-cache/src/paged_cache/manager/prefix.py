@@ -136,14 +136,14 @@ class PrefixIndex:
         The null page, and full pages without a key, come with a group's others and are passed over. Returns the pages
         that can be found now and could not before.
         """
-        holds, stored, by_key, kept = self.holds.data, self._contents, self._pages[group], []
+        holds, stored, by_key, kept, starts = self.holds.data, self._contents, self._pages[group], [], []
         for page, content in zip(pages, contents, strict=True):
             key, parent, token_ids, _ = content
             if page and key and not holds[page] and by_key.setdefault(key, page) == page:
                 stored[page] = content
-                self._next[group].add(parent + token_ids[:4], page)
                 kept.append(page)
-        self._note(group, kept)
+                starts.append(parent + token_ids[:4])
+        self._note(group, kept, starts)
         return kept
 
     def keep_partial(self, group: int, page: int, content: Content) -> list[int]:
@@ -152,8 +152,7 @@ class PrefixIndex:
             return []
         _, parent, token_ids, _ = content
         self._contents[page] = content
-        self._next[group].add(parent + token_ids[:4], page)
-        self._note(group, [page])
+        self._note(group, [page], [parent + token_ids[:4]])
         return [page]
 
     def forget(self, pages: Sequence[int]) -> None:
@@ -174,8 +173,9 @@ class PrefixIndex:
             for page in pages[np.argsort(self._ages[pages])].tolist()
         ]
 
-    def _note(self, group: int, pages: list[int]) -> None:
-        """These pages can be found from now on."""
+    def _note(self, group: int, pages: list[int], starts: list[bytes]) -> None:
+        """These pages can be found from now on, and by these starts."""
+        self._next[group].add(starts, pages)
         at, self._num_kept = self._num_kept, self._num_kept + len(pages)
         each = np.array(pages, np.intp)
         self.holds[each], self._groups[each], self._ages[each] = True, group, np.arange(at, self._num_kept)
@@ -185,8 +185,8 @@ class PageLists:
     """Lists of pages by name, the newest first. A page is in one of them at most; each call costs O(1) a page.
 
     >>> lists = PageLists(num_pages=9)
-    >>> lists.add(b"a", 3), lists.add(b"a", 5), lists.add(b"a", 4), lists.remove(b"a", 5)
-    (None, None, None, None)
+    >>> lists.add([b"a", b"b", b"a", b"a"], [3, 7, 5, 4])
+    >>> lists.remove(b"a", 5)
     >>> list(lists.newest(b"a", 9))
     [4, 3]
     """
@@ -196,12 +196,14 @@ class PageLists:
         self._older = np.zeros(num_pages, np.int32)  # next in the list; 0 at its end
         self._newer = np.zeros(num_pages, np.int32)
 
-    def add(self, name: bytes, page: int) -> None:
-        """Put a page in front of a list."""
-        older = self._newest.setdefault(name, page)
-        if older != page:
-            self._newest[name] = page
-            self._older[page], self._newer[older] = older, page
+    def add(self, names: Sequence[bytes], pages: Sequence[int]) -> None:
+        """Put each page in front of a list."""
+        newest = self._newest
+        for name, page in zip(names, pages, strict=True):
+            older = newest.setdefault(name, page)
+            if older != page:
+                newest[name] = page
+                self._older[page], self._newer[older] = older, page
 
     def remove(self, name: bytes, page: int) -> None:
         """Take a page out of the list that it is in."""

@@ -1,5 +1,7 @@
 """All sequences as a struct of arrays, so that a step of many sequences is a few numpy calls."""
 
+import struct
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -253,12 +255,12 @@ class Sequences:
 
     def page_tokens(self, places: tuple[np.ndarray, np.ndarray]) -> list[bytes]:
         """The tokens of full pages, at these rows and table entries, as they are hashed; none where one is unknown."""
-        tokens = self.token_ids.reshape(self.max_seqs, -1, self.page_size)[places]
-        data, size = tokens.tobytes(), tokens.itemsize * self.page_size
-        pages = [data[start : start + size] for start in range(0, len(data), size)]
+        data = self.token_ids.reshape(self.max_seqs, -1, self.page_size)[places].tobytes()
+        size = TOKEN_DTYPE.itemsize * self.page_size
+        pages = struct.unpack(f"{size}s" * (len(data) // size), data)  # the fastest way to cut it up
         if _UNKNOWN_BYTES in data:  # nowhere else, since the last byte of an id that is known is below 128
-            pages = [b"" if _UNKNOWN_BYTES in page else page for page in pages]
-        return pages
+            return [b"" if _UNKNOWN_BYTES in page else page for page in pages]
+        return list(pages)
 
     def name(self, places: tuple[np.ndarray, np.ndarray]) -> list[Content]:
         """What the pages at these rows and table entries hold, which have become full, and what they are found by.
