@@ -81,7 +81,7 @@ class PagePool:
     @property
     def num_used(self) -> int:
         """Pages with at least one owner."""
-        return self.num_pages - 1 - self.num_free
+        return len(self._owners) - 1 - self._num_empty - len(self._kept)
 
     def owners(self, pages: ArrayLike) -> np.ndarray:
         """How many owners each page has, 0 when it is free."""
