@@ -188,9 +188,9 @@ def pictures_are_all_alike(original, media, start, stop):
 
 
 @fault_in(PrefixIndex, of="find")
-def believes_the_hash(original, index, group, key, **holds):
+def believes_the_hash(original, index, group, content):
     """A page is found by its key alone."""
-    return index._pages[group].get(key, 0)
+    return index._pages[group].get(content[0], 0)
 
 
 @fault_in(ReuseSearch, of="longest")

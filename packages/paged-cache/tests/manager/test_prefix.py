@@ -34,8 +34,7 @@ def index_of(*contents):
 
 
 def find(index, content, **changes):
-    wanted = {"parent": content.parent, "token_ids": content.token_ids, "media": content.media} | changes
-    return index.find(content.group, content.key, **wanted)
+    return index.find(content.group, content._replace(**changes).content)
 
 
 def test_a_key_is_the_sha256_of_all_before_it_and_so_of_nothing_else():

@@ -95,8 +95,7 @@ class Pages:
     def publish(self) -> None:
         """An operation is complete: note how many pages have owners, and tell subscribers what happened."""
         num_used = self.pool.num_used
-        if num_used > self.counts.most_used:
-            self.counts.most_used = num_used
+        self.counts.most_used = max(self.counts.most_used, num_used)
         if self._events:
             events, self._events = self._events, []
             for subscriber in self._subscribers:

@@ -102,10 +102,10 @@ class PrefixIndex:
         # By the key before them and their first token: pages that may continue a prefix.
         self._next = [PageLists(num_pages) for _ in range(num_groups)]
 
-    def find(self, group: int, key: bytes, *, parent: bytes, token_ids: bytes, media: bytes) -> int:
-        """The page of this key, if it holds these tokens and media after `parent`; 0 if there is none."""
-        page = self._pages[group].get(key, 0)
-        return page if page and self._contents[page][1:] == (parent, token_ids, media) else 0
+    def find(self, group: int, content: Content) -> int:
+        """The page of this key, if it holds these tokens and media after the same; 0 if there is none."""
+        page = self._pages[group].get(content[0], 0)
+        return page if page and self._contents[page] == content else 0
 
     def has(self, group: int, content: Content) -> bool:
         """Whether a page has this key, or begins with the same tokens as this partial page."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from paged_cache.manager.arrays import least, most
-from paged_cache.manager.prefix import Media, media_bytes, page_key, root_key
+from paged_cache.manager.prefix import Content, Media, media_bytes, page_key, root_key
 
 TOKEN_DTYPE = np.dtype("<i4")
 """Token ids are hashed as they are stored, so in the same order of bytes on every machine."""
@@ -39,7 +39,7 @@ class Prompt:
         self._bytes = self.token_ids.tobytes()
         self.media = tuple(sorted(media, key=lambda item: item.start))  # keys do not depend on how they are listed
         self._root = root_key(namespace, adapter)
-        self._keys: dict[int, list[bytes]] = {}
+        self._full_pages: dict[int, list[Content]] = {}  # by page size
 
     @classmethod
     def of(cls, prompt: "Prompt | ArrayLike") -> "Prompt":
@@ -52,30 +52,24 @@ class Prompt:
 
     def key(self, n: int, page_size: int) -> bytes:
         """The key of the first `n` pages of this size; the root for none."""
-        return self._hashed(n, page_size)[n]
+        return self._hashed(n, page_size)[n - 1][0] if n else self._root
 
     def keys(self, n: int, page_size: int) -> list[bytes]:
         """The root, and the keys of the first `n` pages of this size."""
-        return self._hashed(n, page_size)[: n + 1]
+        return [self._root, *[key for key, _, _, _ in self._hashed(n, page_size)[:n]]]
 
-    def page(self, index: int, page_size: int) -> dict[str, bytes]:
-        """What the page of this index, of this size, holds when it is full: its key, and what was hashed for it."""
-        keys = self._hashed(index + 1, page_size)
-        start, stop = index * page_size, (index + 1) * page_size
-        return {
-            "key": keys[index + 1],
-            "parent": keys[index],
-            "token_ids": self._bytes[start * TOKEN_DTYPE.itemsize : stop * TOKEN_DTYPE.itemsize],
-            "media": media_bytes(self.media, start, stop) if self.media else b"",
-        }
+    def page(self, index: int, page_size: int) -> Content:
+        """What the page of this index, of this size, holds when it is full."""
+        return self._hashed(index + 1, page_size)[index]
 
-    def _hashed(self, n: int, page_size: int) -> list[bytes]:
-        """All keys so far, those of the first `n` pages among them."""
-        keys, size = self._keys.setdefault(page_size, [self._root]), page_size * TOKEN_DTYPE.itemsize
-        for page in range(len(keys) - 1, n):
-            media = media_bytes(self.media, page * page_size, (page + 1) * page_size)
-            keys.append(page_key(keys[-1], self._bytes[page * size : (page + 1) * size], media))
-        return keys
+    def _hashed(self, n: int, page_size: int) -> list[Content]:
+        """All full pages so far, the first `n` among them."""
+        pages, size = self._full_pages.setdefault(page_size, []), page_size * TOKEN_DTYPE.itemsize
+        for page in range(len(pages), n):
+            parent, token_ids = pages[-1][0] if pages else self._root, self._bytes[page * size : (page + 1) * size]
+            media = media_bytes(self.media, page * page_size, (page + 1) * page_size) if self.media else b""
+            pages.append((page_key(parent, token_ids, media), parent, token_ids, media))
+        return pages
 
 
 def check_tokens(token_ids: ArrayLike, n: int) -> np.ndarray:

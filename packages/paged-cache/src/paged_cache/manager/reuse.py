@@ -68,7 +68,7 @@ class ReuseSearch:
         self._groups = groups
         self._page_size = page_size
         self._prompt = prompt
-        self._found: dict[tuple[int, int], int] = {}
+        self._found: list[dict[int, int]] = [{} for _ in groups]
 
     def longest(self, limit: int) -> Reuse:
         """The most of the first `limit` tokens that all groups have what they need of."""
@@ -127,8 +127,7 @@ class ReuseSearch:
         return self._groups[group].first_needed(num_pages * self._page_size) // self._page_size
 
     def _find(self, group: int, page: int) -> int:
-        found = self._found.get((group, page))
-        if found is None:
-            found = self._index.find(group, **self._prompt.page(page, self._page_size))
-            self._found[group, page] = found
-        return found
+        found = self._found[group]
+        if page not in found:
+            found[page] = self._index.find(group, self._prompt.page(page, self._page_size))
+        return found[page]
