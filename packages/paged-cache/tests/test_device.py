@@ -107,6 +107,15 @@ def test_nothing_is_compiled_after_the_warm_up(monkeypatch):
     assert [call._cache_size() for call in calls] == compiled
 
 
+@pytest.mark.parametrize("mesh", [dict, lambda: {"mesh": mesh_of(AxisType.Explicit, dp=2, tp=2), "data_axis": "dp"}])
+def test_all_that_is_sent_is_sent_explicitly(mesh):
+    cache = filled_cache(**mesh())
+    host, groups = HostPages.create(cache, 4), cache.views[0].groups
+    phases = [[PHASE, moves_of(out_from=[3], out_to=[1]), moves_of(in_from=[1], in_to=[4])]] * groups
+    with jax.transfer_guard_host_to_device("disallow"):  # as engines set it, to find what slows a step down
+        apply_moves_by_group(warm_up_moves(cache, 8, host), phases, host)
+
+
 def test_a_scrubbed_page_reads_as_zeros():
     cache = filled_cache()
     manager = PageManager(NUM_PAGES, 4, max_seqs=2, max_sequence_length=32, scrub=True, prefix_reuse=False)

@@ -30,21 +30,21 @@ STAGED_PAGES = 32
 
 def read_contents(cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "groups n"]) -> list[KVPages]:
     """The contents of these pages, at most `STAGED_PAGES`; zeros of a group where its id is the null page."""
-    return _read(cache, padded(page_ids))[: page_ids.shape[1]]
+    return _read(cache, sent(cache, padded(page_ids)))[: page_ids.shape[1]]
 
 
 def write_contents(
     cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "groups n"], contents: Sequence[KVPages]
 ) -> PagedAttentionCache:
     """The cache, donated, with these contents in these pages, at most `STAGED_PAGES` of them."""
-    ids = padded(page_ids)
+    ids = sent(cache, padded(page_ids))
     return _write(cache, ids, [*contents, *[contents[0]] * (ids.shape[1] - len(contents))])
 
 
 def compile_contents(cache: PagedAttentionCache) -> PagedAttentionCache:
     """The same pages, donated, once reading and writing contents is compiled for every size."""
     for size in padded_sizes(STAGED_PAGES):
-        nowhere = np.zeros((cache.views[0].groups, size), np.int32)
+        nowhere = sent(cache, np.zeros((cache.views[0].groups, size), np.int32))
         cache = _write(cache, nowhere, _read(cache, nowhere))
     return cache
 
@@ -114,6 +114,20 @@ def on_devices(function: Callable[..., Any], cache: PagedAttentionCache, page_id
         return part(views, page_ids, *contents)
     specs = (view.pages_spec, view.batch_spec, *[view.pages_spec] * len(contents))
     return sharded_call(part, view.mesh, specs, view.pages_spec, views, page_ids, *contents)
+
+
+def sent(cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "*lead n"]) -> Int32[Array, "*lead n"]:
+    """Page ids on the devices, of each data group on its own; nothing else of a call is transferred.
+
+    Every process has all ids and sends those of its devices, so that none waits for another.
+    """
+    view = cache.views[0]
+    if view.mesh is None:
+        return jax.device_put(page_ids)
+    where = NamedSharding(view.mesh, view.batch_spec)
+    parts = where.addressable_devices_indices_map(page_ids.shape)
+    sent = jax.device_put([page_ids[part] for part in parts.values()], list(parts))
+    return jax.make_array_from_single_device_arrays(page_ids.shape, where, sent)
 
 
 def with_pages(cache: PagedAttentionCache, views: Sequence[KVPages]) -> PagedAttentionCache:

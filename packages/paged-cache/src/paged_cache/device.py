@@ -17,6 +17,7 @@ from paged_cache.contents import (
     padded_sizes,
     put,
     read_contents,
+    sent,
     take,
     with_pages,
     write_contents,
@@ -85,7 +86,7 @@ def warm_up_moves(cache: PagedAttentionCache, most: int, host: HostPages | None 
     With `host`, also what swapping needs, of any number of pages. The cache is donated.
     """
     for size in padded_sizes(most):
-        cache = _copy(cache, np.zeros((cache.views[0].groups, 2, size), np.int32))
+        cache = _copy(cache, sent(cache, np.zeros((cache.views[0].groups, 2, size), np.int32)))
     return cache if host is None else compile_contents(cache)
 
 
@@ -120,7 +121,7 @@ def _apply(cache: PagedAttentionCache, phase: Phase, host: HostPages | None) -> 
     if host is not None:
         _swap_out(cache, _stack(phase, lambda moves: np.stack([moves.out_from, moves.out_to])), host)
     if copies.size:
-        cache = _copy(cache, padded(copies))
+        cache = _copy(cache, sent(cache, padded(copies)))
     return cache if host is None else _swap_in(cache, arriving[:, 1], host, held)
 
 
