@@ -12,6 +12,8 @@ TOOLS = Path(__file__).parent.parent
 _ERROR = re.compile(r"^(?:F\d+ .*\] )?((?:[\w.]*(?:Error|Exception)|Static LLO profiling)\b.*)", re.MULTILINE)
 _REASONS = (
     ("No DMA issue node", "copies lost: the model has no DMA that is issued in a branch's delay slots"),
+    ("LLO_CHECK failure", "the model fails a check of its own"),
+    ("Unsupported DMA direction", "the model has no such copy"),
     (r"^AssertionError", "fails an assertion"),
     ("XLA fully tiled", "heads not tiled"),
     (r"divisib|multiple|align|tiled|layout|shape cast|Slice", "head size unaligned"),

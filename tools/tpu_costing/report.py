@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tpu_costing.calls import CONTESTANTS
 from tpu_costing.chips import versions
 from tpu_costing.measure import Result
 
+_PLOT_TICKS = (0.2, 0.5, 1, 2, 5, 10, 20)
 _COLUMNS = "{:<40} {:<6} {:<10} {:>9} {:>10} {:>8} {:>9} {:>7} {:>9} {:>7} {:>7} {:>8} {:>6}"
 HEADER = _COLUMNS.format(
     "workload",
@@ -138,22 +140,39 @@ def write_json(path: Path, groups: list[list[Result]]) -> None:
 
 
 def plot(path: Path, groups: list[list[Result]]) -> None:
-    """Horizontal bars of `max(cycles, limit)` over the limit, which is marked; a group of bars a workload and chip."""
+    """A panel a chip, a line a workload, a dot a kernel: estimated cycles over the limit, which is marked."""
     import matplotlib as mpl  # noqa: PLC0415 -- only for the plot
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt  # noqa: PLC0415
 
-    colours = {"ours": "tab:blue", "jax paged": "tab:orange", "jax ragged": "tab:green"}
-    rows = [(index, result) for index, group in enumerate(groups) for result in best_by_kernel(group)]
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.22 * len(rows)))
-    places = [-(row + 0.8 * index) for row, (index, _) in enumerate(rows)]
-    for place, (_, result) in zip(places, rows, strict=True):
-        if result.failure is None:
-            axes.barh(place, result.figures.cycles / result.limit, color=colours[result.kernel])
-        else:
-            axes.text(0.05, place, result.failure, fontsize=6, va="center")
-    axes.axvline(1.0, color="black", linewidth=1)
-    axes.set_yticks(places, [f"{r.workload} {r.chip} · {r.kernel}" for _, r in rows], fontsize=6)
-    axes.set_xlabel("estimated cycles over the limit of HBM or of the matrix units (line)")
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    chips, workloads = (
+        list(dict.fromkeys(getattr(group[0], name) for group in groups)) for name in ("chip", "workload")
+    )
+    size = (3 + 4 * len(chips), 1.2 + 0.2 * len(workloads))
+    figure, panels = plt.subplots(1, len(chips), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for panel, chip in zip(panels[0], chips, strict=True):
+        results = [result for group in groups if group[0].chip == chip for result in best_by_kernel(group)]
+        _plot_chip(panel, chip, [result for result in results if result.failure is None], workloads)
+    panels[0, 0].set_yticks(range(len(workloads)), workloads, fontsize=7)
+    panels[0, 0].invert_yaxis()
+    panels[0, 0].legend(loc="upper right", fontsize=7)
+    figure.supxlabel(
+        "estimated cycles / limit of HBM (decode, write) or of the matrix units (prefill, mixed)", fontsize=8
+    )
+    figure.savefig(path, dpi=130)
+
+
+def _plot_chip(panel: Any, chip: str, results: list[Result], workloads: list[str]) -> None:  # Any: matplotlib's Axes
+    for kernel, style in {"ours": "o", "jax paged": "s", "jax ragged": "D"}.items():
+        of_kernel = [result for result in results if result.kernel == kernel]
+        ratios = [result.figures.cycles / result.limit for result in of_kernel]
+        lines = [workloads.index(result.workload) for result in of_kernel]
+        if of_kernel:
+            panel.plot(ratios, lines, style, markersize=4, label=kernel)
+    panel.axvline(1.0, color="black", linewidth=1)
+    panel.set_xscale("log")
+    panel.set_xticks(_PLOT_TICKS, [f"{tick:g}" for tick in _PLOT_TICKS], fontsize=7)
+    panel.minorticks_off()
+    panel.set_title(chip, fontsize=9)
+    panel.grid(axis="both", linewidth=0.3)
