@@ -159,7 +159,8 @@ def parse() -> argparse.Namespace:
         parser.error(str(error))
     for work in options.workloads:
         if work.most_turns is not None and work.most_turns < WARM_UP_TURNS + options.repeats:
-            parser.error(f"{work.name} has room for {work.most_turns - WARM_UP_TURNS} --repeats; give more tokens")
+            room = max(0, work.most_turns - WARM_UP_TURNS)
+            parser.error(f"{work.name} has room for {room} --repeats; give more tokens")
     return options
 
 

@@ -8,7 +8,10 @@ from collections.abc import Callable
 
 PAGE_SIZE = 16
 STEPS = PAGE_SIZE
-"""Decode steps of a turn: each sequence fills one page in it, so a sixteenth of them fill one in a step."""
+"""Timed decode steps of a turn: each sequence fills one page in them, so a sixteenth of them fill one in a step.
+
+As many come before them, untimed: a serving loop's steps follow each other, and the other contestant had the caches.
+"""
 PAGES_A_TURN = 1024
 """Pages that a turn of anything else touches, at least."""
 _NAME = re.compile(r"(?:(decode)-(\d+)x|(admit|hit|churn|fork|swap)-)(\d+)-p(\d+)")
@@ -20,7 +23,7 @@ Turn = Callable[[], dict[str, float]]
 class Workload:
     """One operation to measure.
 
-    decode   one step of `seqs` running sequences, each between half of `tokens` and `tokens` long
+    decode   one step of `seqs` running sequences, each between an eighth of `tokens` and `tokens` long
     admit    a prompt of `tokens` that nobody had before, its pages made findable, and released
     hit      a prompt of `tokens` whose pages are all found but for the last
     churn    as admit, but every free page of the pool holds findable content, which has to be evicted
@@ -65,7 +68,7 @@ class Workload:
 
     @property
     def times(self) -> int:
-        """How often a turn does the operation."""
+        """How often a turn does the operation while it is timed."""
         return STEPS if self.kind == "decode" else max(1, PAGES_A_TURN // self.pages_per_seq)
 
     @property
@@ -76,7 +79,7 @@ class Workload:
     @property
     def most_turns(self) -> int | None:
         """Turns until the first running sequence is full; None where turns leave nothing behind."""
-        return (self.tokens - self.tokens // 2) // STEPS - 1 if self.kind == "decode" else None
+        return (self.tokens - self.tokens // 8) // (2 * STEPS) - 1 if self.kind == "decode" else None
 
     def prompt(self, number: int) -> list[int]:
         """A prompt of the workload's length, unlike those of other numbers."""
@@ -84,7 +87,7 @@ class Workload:
 
     def running(self, number: int) -> list[int]:
         """What a running sequence holds when decode starts; the lengths are spread, so that pages fill evenly."""
-        return tokens_of(number, self.tokens // 2 + number % PAGE_SIZE)
+        return tokens_of(number, self.tokens // 8 + number % PAGE_SIZE)
 
 
 def tokens_of(number: int, count: int) -> list[int]:
