@@ -53,6 +53,12 @@ def test_defaults_fit_every_chip(chip, kv_heads, group, head_dim, dtype, decode)
     assert vmem_bytes(config) <= chip.vmem_bytes * 3 // 4
 
 
+@pytest.mark.parametrize(("kv_heads", "group", "keys"), [(1, 8, 4096), (1, 16, 4096), (1, 17, 2048), (2, 8, 2048)])
+def test_one_head_has_more_keys_a_block_for_decode(kv_heads, group, keys):
+    assert preferred(kv_heads, group, 128, 16, "bfloat16", decode=True).kv_pages * 16 == keys
+    assert preferred(kv_heads, group, 128, 16, "float32", decode=True).kv_pages * 16 == 512
+
+
 def test_defaults_shrink_only_where_they_must():
     config = preferred(8, 4, 128, 16, "bfloat16", True)
     assert shrink_to_fit(config, CHIPS[3]) == config

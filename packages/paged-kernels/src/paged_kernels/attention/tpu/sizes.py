@@ -10,6 +10,10 @@ from paged_kernels.mosaic import LANES, SUBLANES, cdiv, register_rows, round_up
 DECODE_KEYS = {2: 2048, 4: 512}
 """Keys in a block for decode, by bytes an element: large, so that the latency of a block's copies is a small part of
 their time. Products in float32 take six passes, which the compiler lays out one by one: more would only be code."""
+DECODE_KEYS_OF_ONE_HEAD = {2: 4096, 4: 512}
+"""The same for one KV head of at most `DECODE_GROUP_OF_ONE_HEAD` query heads: more of its chunks stand beside each
+other, as no other heads' do."""
+DECODE_GROUP_OF_ONE_HEAD = 16
 DECODE_ROWS = 16
 """Rows in a block of queries for decode: one copy brings them all."""
 DECODE_CHUNKS = (1, 2, 4, 8)
@@ -69,7 +73,9 @@ def _filling(keys: int, pages: int, page_size: int) -> int:
 def preferred_block_sizes(*, kv_heads: int, group: int, page_size: int, itemsize: int, decode: bool) -> BlockSizes:
     """Block sizes for speed, were there memory enough."""
     if decode:
-        return BlockSizes(q_rows=DECODE_ROWS, kv_pages=max(1, DECODE_KEYS[itemsize] // page_size))
+        alone = kv_heads == 1 and group <= DECODE_GROUP_OF_ONE_HEAD
+        keys = (DECODE_KEYS_OF_ONE_HEAD if alone else DECODE_KEYS)[itemsize]
+        return BlockSizes(q_rows=DECODE_ROWS, kv_pages=max(1, keys // page_size))
     q_rows = max(PREFILL_HEAD_ROWS // group, PREFILL_ROWS // (kv_heads * group))
     q_rows = max(MIN_Q_ROWS, min(q_rows, PREFILL_Q_ROWS))
     least, most = PREFILL_KEYS
