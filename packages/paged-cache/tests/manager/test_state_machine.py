@@ -221,6 +221,11 @@ class ManagerAgainstModel(RuleBasedStateMachine):
     def forget_prefixes(self):
         self.checked.forget_prefixes()
 
+    @precondition(lambda self: self.checked.operations % 10 == 4)
+    @rule()
+    def restore(self):
+        self.checked.restore()
+
 
 def run_machine(name, at=None, **options):
     """What was done in random examples with the manager of this configuration; the same ones for the same `at`."""

@@ -243,6 +243,20 @@ class CheckedManager:
         assert not self.manager.kept_pages()
         check_all(self)
 
+    def restore(self) -> None:
+        """What can be found is forgotten, and comes back from a copy as far as there are empty pages."""
+        self.device.apply(self.manager.take_moves())
+        kept = self.manager.kept_pages()
+        copies = self.device.pages[[content.page for content in kept]]
+        self._do(lambda manager: manager.forget_prefixes())  # of the plain manager's bound nothing changes
+        self.device.apply(self.manager.take_moves())
+        empty = self.manager.stats().num_empty
+        pages = self._do(lambda manager: manager.restore(kept))
+        assert (pages > 0).sum() == min(empty, len(kept)), "a page that is not here is left out though there is room"
+        self.device.apply(self.manager.take_moves())
+        self.device.pages[pages[pages > 0]] = copies[pages > 0]
+        check_all(self)
+
     def refuses(self, message: str, operation: Callable[[PageManager], Any]) -> None:
         """A call that is wrong raises ValueError, and changes nothing."""
         with refused(self.manager, ValueError, message):

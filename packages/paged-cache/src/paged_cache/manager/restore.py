@@ -17,16 +17,24 @@ def restore(held: Holdings, kept: Sequence[KeptPage]) -> np.ndarray:
     """
     for content in kept:
         _check(held, content)
-    pages = np.zeros(len(kept), np.int32)
+    has = held.pages.index.has
+    wanted = sum(not has(content.group, content.content) for content in kept)
+    taken = held.pages.allocate(min(wanted, held.pages.pool.num_empty))
+    pages, used = np.zeros(len(kept), np.int32), 0
     for at, content in enumerate(kept):
-        if held.pages.pool.num_empty and not held.pages.index.has(content.group, content.content):
-            pages[at : at + 1] = page = held.pages.allocate(1)
-            if content.key:
-                held.pages.keep(content.group, page, [content.content])
-            else:
-                held.pages.keep_partial(content.group, int(page[0]), content.content)
-    held.pages.release(pages[pages > 0][::-1])
+        if used < len(taken) and not has(content.group, content.content):  # not the same content twice
+            pages[at] = taken[used]
+            used += 1
+            _keep(held, content._replace(page=int(pages[at])))
+    held.pages.release(taken[::-1])
     return pages
+
+
+def _keep(held: Holdings, content: KeptPage) -> None:
+    if content.key:
+        held.pages.keep(content.group, np.array([content.page]), [content.content])
+    else:
+        held.pages.keep_partial(content.group, content.page, content.content)
 
 
 def _check(held: Holdings, content: KeptPage) -> None:
