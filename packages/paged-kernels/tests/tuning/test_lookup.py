@@ -61,7 +61,7 @@ def test_every_entry_is_what_the_kernel_is_compiled_with(chip, entry):
     assert lookup(chip.name, entry.shape) == entry.block_sizes
     config = config_of(chip, entry.shape)
     max_q_len = 1 if entry.shape.mode == "decode" else None
-    assert config.q_rows == q_rows_for(4096, max_q_len, entry.block_sizes.q_rows)
+    assert config.q_rows == q_rows_for(config.tokens, max_q_len, entry.block_sizes.q_rows)
     assert config == with_kv_pages(config, entry.block_sizes.kv_pages)
 
 
