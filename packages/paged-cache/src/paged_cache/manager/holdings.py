@@ -321,7 +321,8 @@ class Holdings:
         if not len(rows):
             return
         if shared:
-            self._copy_tails(*np.array(shared).T, copies)
+            groups, shared_rows = np.array(shared).T
+            self._copy_tails(groups, shared_rows, copies)
         tails = self._tails(rows)
         self.pages.forget(tails[self.pages.index.holds[tails]])
         self.seqs.owns_tail[rows] = True
