@@ -277,10 +277,10 @@ class BatchShapes:
         if cross_tokens is None:
             return
         _check_array("cross_tokens", cross_tokens, (n,))
-        most = self.pages_per_seq * page_size
-        if (at := first_true((cross_tokens < 0) | (cross_tokens > most))) is not None:
+        room = self.pages_per_seq * page_size
+        if (at := first_true((cross_tokens < 0) | (cross_tokens > room))) is not None:
             raise ValueError(
-                f"cross_tokens[{at}]={cross_tokens[at]} must lie in 0..{most}, what {self.pages_per_seq} pages hold"
+                f"cross_tokens[{at}]={cross_tokens[at]} must lie in 0..{room}, what {self.pages_per_seq} pages hold"
             )
         step.array("cross_tokens")[:n] = cross_tokens
 
