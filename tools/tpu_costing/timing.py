@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from paged_kernels.chip import Chip
+from paged_kernels._src.tpu.chip import Chip
 from tpu_costing.calls import Call, Contestant, make_call
 from tpu_costing.child_process import answer, ask
 from tpu_costing.workloads import Workload

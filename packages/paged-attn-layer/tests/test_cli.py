@@ -6,8 +6,8 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from paged_attn_layer.cli import main, read_prompts
-from paged_attn_layer.engine.engine import Engine
+from paged_attn_layer._src.cli import main, read_prompts
+from paged_attn_layer._src.engine.engine import Engine
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "<end>"]
 SIZES = ["--max-sequence-length", "32", "--max-seqs", "2", "--page-size", "4", "--prefill-chunk", "8"]
@@ -140,7 +140,7 @@ def test_what_happens_while_it_runs_is_one_line_too(monkeypatch, prompts, capsys
     def load(*_, **__):
         raise error
 
-    monkeypatch.setattr("paged_attn_layer.cli.Engine.load", load)
+    monkeypatch.setattr("paged_attn_layer._src.cli.Engine.load", load)
     assert main(["--model", "m", "--prompts", prompts("red\n")]) == code
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"paged-generate: {says}")
 

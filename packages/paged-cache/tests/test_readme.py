@@ -3,7 +3,7 @@ import re
 import shlex
 from pathlib import Path
 
-from paged_cache.__main__ import main
+from paged_cache._src.planning.cli import main
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -3,15 +3,15 @@ import pytest
 from kernel_data import SPECS, WORKLOADS, make_case
 
 from paged_kernels import BACKENDS, paged_attention, resolve_backend, write_kv
-from paged_kernels.backends import current_platform
+from paged_kernels._src.backends import current_platform
 
 
 def test_default_follows_the_platform(monkeypatch):
     assert resolve_backend(None) == "xla"
-    monkeypatch.setattr("paged_kernels.backends.current_platform", lambda: "tpu")
+    monkeypatch.setattr("paged_kernels._src.backends.current_platform", lambda: "tpu")
     assert resolve_backend(None) == "tpu"
     assert resolve_backend("tpu") == "tpu"
-    monkeypatch.setattr("paged_kernels.backends.current_platform", lambda: "cuda")
+    monkeypatch.setattr("paged_kernels._src.backends.current_platform", lambda: "cuda")
     assert resolve_backend(None) == "xla"
 
 

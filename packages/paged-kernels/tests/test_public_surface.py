@@ -36,7 +36,7 @@ def plain_signature(what) -> str | None:
     signature = inspect.signature(what)
     bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
     text = str(inspect.Signature(bare))
-    return text.replace(str(paged_kernels.compat.DEFAULT_MASK_VALUE), "-2.3e+38")
+    return text.replace(str(paged_kernels._src.easydel.DEFAULT_MASK_VALUE), "-2.3e+38")
 
 
 def test_names_and_signatures():

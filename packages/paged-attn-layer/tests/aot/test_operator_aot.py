@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from paged_attn_layer import AttentionMetadata, LlamaForCausalLM, ModelConfig, PagedAttn
-from paged_attn_layer.models.sharding import partition_spec
+from paged_attn_layer._src.models.sharding import partition_spec
 from paged_cache import PagedAttentionCache, PagedAttentionCacheView
 from paged_kernels import KVPages, RaggedBatch
 

@@ -2,12 +2,12 @@ import sys
 
 import pytest
 
-from paged_attn_layer.convert import load_tokenizer
-from paged_attn_layer.convert.extras import needs_extra
+from paged_attn_layer._src.convert import load_tokenizer
+from paged_attn_layer._src.convert.extras import needs_extra
 
 
 def test_what_to_install_is_said(monkeypatch, tmp_path):
-    monkeypatch.delitem(sys.modules, "paged_attn_layer.convert.gguf_tokenizer", raising=False)
+    monkeypatch.delitem(sys.modules, "paged_attn_layer._src.convert.gguf_tokenizer", raising=False)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(
         ModuleNotFoundError, match=r"transformers is not installed; pip install 'paged-attn-layer\[hf\]'"

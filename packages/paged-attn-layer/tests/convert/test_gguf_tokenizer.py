@@ -1,7 +1,7 @@
 import pytest
 from tiny_checkpoints import finish, gguf_writer
 
-from paged_attn_layer.convert.gguf_tokenizer import gguf_tokenizer
+from paged_attn_layer._src.convert.gguf_tokenizer import gguf_tokenizer
 
 TOKENS = ["<unk>", "<s>", "</s>", *"abĠ12'sN", "ab", "Ġab", "12", "<tool>"]
 KINDS = [3, 3, 3, *[1] * 8, 1, 1, 1, 4]

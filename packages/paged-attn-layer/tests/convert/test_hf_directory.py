@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 from tiny_checkpoints import random_weights, write_directory
 
-from paged_attn_layer.convert.hf_directory import HFDirectory
+from paged_attn_layer._src.convert.hf_directory import HFDirectory
 
 
 @pytest.mark.parametrize("shards", [1, 4])

@@ -7,10 +7,10 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh
 from tiny_checkpoints import random_weights, write_directory, write_gguf
 
-from paged_attn_layer.convert import load as load_module
-from paged_attn_layer.convert import load_model, open_checkpoint
-from paged_attn_layer.convert.gguf_file import GGUFFile
-from paged_attn_layer.convert.hf_directory import HFDirectory
+from paged_attn_layer._src.convert import load as load_module
+from paged_attn_layer._src.convert import load_model, open_checkpoint
+from paged_attn_layer._src.convert.gguf_file import GGUFFile
+from paged_attn_layer._src.convert.hf_directory import HFDirectory
 
 
 def weights_of(model):

@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from paged_attn_layer.convert.rules import LLAMA_RULES, plan
-from paged_attn_layer.convert.source import ConversionError
+from paged_attn_layer._src.convert.rules import LLAMA_RULES, plan
+from paged_attn_layer._src.convert.source import ConversionError
 
 
 @dataclasses.dataclass

@@ -8,11 +8,11 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType
 
-from paged_attn_layer.engine.compilations import COMPILE_EVENT, count_compilations
-from paged_attn_layer.engine.config import EngineConfig
-from paged_attn_layer.engine.engine import Engine
-from paged_attn_layer.models.config import ModelConfig
-from paged_attn_layer.models.llama import LlamaForCausalLM
+from paged_attn_layer._src.engine.compilations import COMPILE_EVENT, count_compilations
+from paged_attn_layer._src.engine.config import EngineConfig
+from paged_attn_layer._src.engine.engine import Engine
+from paged_attn_layer._src.models.config import ModelConfig
+from paged_attn_layer._src.models.llama import LlamaForCausalLM
 from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, PageManager, ScheduledSequence
 
 VOCABULARY = 61

@@ -3,10 +3,10 @@ import sys
 
 import pytest
 
-from paged_attn_layer.engine.completion import Completion
-from paged_attn_layer.engine.progress import optional_module
-from paged_attn_layer.engine.report import plot, summary
-from paged_attn_layer.engine.stats import EngineStats, StepRecord
+from paged_attn_layer._src.engine.completion import Completion
+from paged_attn_layer._src.engine.progress import optional_module
+from paged_attn_layer._src.engine.report import plot, summary
+from paged_attn_layer._src.engine.stats import EngineStats, StepRecord
 
 
 def step(prefill, decode, seconds, pages=3):

@@ -1,7 +1,7 @@
 import pytest
 
-from paged_attn_layer.engine.request import Request
-from paged_attn_layer.engine.text import OutputText
+from paged_attn_layer._src.engine.request import Request
+from paged_attn_layer._src.engine.text import OutputText
 
 
 def test_an_empty_prompt_is_refused():

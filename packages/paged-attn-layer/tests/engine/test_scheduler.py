@@ -6,9 +6,9 @@ from fake_model import FakeModel, answer, drain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paged_attn_layer.engine.request import Request, RequestState
-from paged_attn_layer.engine.scheduler import Scheduler
-from paged_attn_layer.engine.text import OutputText
+from paged_attn_layer._src.engine.request import Request, RequestState
+from paged_attn_layer._src.engine.scheduler import Scheduler
+from paged_attn_layer._src.engine.text import OutputText
 from paged_cache import PageManager
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paged_attn_layer.engine.text import OutputText, encode_prompt, text_decoder
+from paged_attn_layer._src.engine.text import OutputText, encode_prompt, text_decoder
 
 
 def utf8(ids):

@@ -1,7 +1,7 @@
 import pytest
 from tiny_checkpoints import CONFIG
 
-from paged_attn_layer.models.config import ModelConfig
+from paged_attn_layer._src.models.config import ModelConfig
 
 
 def config(**settings):

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 from tiny_checkpoints import CONFIG
 
-from paged_attn_layer.models import LlamaForCausalLM, ModelConfig, llama
-from paged_attn_layer.rope import apply_rope
+from paged_attn_layer._src.blocks.rope import apply_rope
+from paged_attn_layer._src.models import LlamaForCausalLM, ModelConfig, llama
 from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, ScheduledSequence
 
 SHAPES = BatchShapes(tokens=(8,), seqs=2, pages_per_seq=4)

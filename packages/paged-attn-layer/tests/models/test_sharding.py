@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from tiny_checkpoints import CONFIG
 
-from paged_attn_layer.models import LlamaForCausalLM, ModelConfig, partition_spec
+from paged_attn_layer._src.models import LlamaForCausalLM, ModelConfig, partition_spec
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import zlib
 
-from paged_attn_layer.engine.scheduler import Scheduler, Step
+from paged_attn_layer._src.engine.scheduler import Scheduler, Step
 
 VOCABULARY = 50
 

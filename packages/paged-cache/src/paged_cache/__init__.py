@@ -1,13 +1,11 @@
 """A paged KV cache for JAX: pages, their pool, and the metadata of a batch."""
 
-from paged_cache._version import __version__
-from paged_cache.batching import BatchShapes, ScheduledSequence
-from paged_cache.cache import PagedAttentionCache
-from paged_cache.config import CacheConfig, PagedAttentionCacheMetaData
-from paged_cache.device import apply_moves, apply_moves_by_group, warm_up_moves
-from paged_cache.history import PageHistory
-from paged_cache.host import HostPages
-from paged_cache.manager import (
+from paged_cache._src.cache.cache import PagedAttentionCache
+from paged_cache._src.cache.config import CacheConfig, PagedAttentionCacheMetaData
+from paged_cache._src.cache.sharding import MeshAxis, PartitionManager, axis_size, kv_head_axis, sharded_call
+from paged_cache._src.cache.view import PagedAttentionCacheView
+from paged_cache._src.easydel import PagedAttentionMetadata
+from paged_cache._src.manager import (
     EventKind,
     KeptPage,
     LayerGroup,
@@ -22,14 +20,16 @@ from paged_cache.manager import (
     Prompt,
     Subscriber,
 )
-from paged_cache.metadata import PagedAttentionMetadata
-from paged_cache.model_shape import ModelShape
-from paged_cache.planning import Plan, plan
-from paged_cache.sharding import MeshAxis, PartitionManager, axis_size, kv_head_axis, sharded_call
-from paged_cache.snapshot import load_prefix_cache, save_prefix_cache
-from paged_cache.step_batch import StepBatch, StepLayout, StepShape, stack_batches
-from paged_cache.transfer import SequencePages, export_sequence, import_sequence
-from paged_cache.view import PagedAttentionCacheView
+from paged_cache._src.monitoring.history import PageHistory
+from paged_cache._src.planning.cache_spec import ModelShape
+from paged_cache._src.planning.plan import Plan, plan
+from paged_cache._src.step.batch_shapes import BatchShapes, ScheduledSequence
+from paged_cache._src.step.step_batch import StepBatch, StepLayout, StepShape, stack_batches
+from paged_cache._src.transfer.apply_moves import apply_moves, apply_moves_by_group, warm_up_moves
+from paged_cache._src.transfer.host_pages import HostPages
+from paged_cache._src.transfer.prefix_file import load_prefix_cache, save_prefix_cache
+from paged_cache._src.transfer.sequence_pages import SequencePages, export_sequence, import_sequence
+from paged_cache._version import __version__
 
 __all__ = [
     "BatchShapes",

@@ -6,7 +6,9 @@ import pytest
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from paged_cache import PagedAttentionCache, PagedAttentionCacheView, contents, device
+from paged_cache import PagedAttentionCache, PagedAttentionCacheView
+from paged_cache._src.transfer import apply_moves as device
+from paged_cache._src.transfer import contents
 from paged_kernels import KVPages
 
 pytestmark = pytest.mark.aot

@@ -1,7 +1,7 @@
 import pytest
 from managing import computed, ended, new_manager, refused, table
 
-from paged_cache.manager import LayerGroup, OutOfPages, Prompt
+from paged_cache._src.manager import LayerGroup, OutOfPages, Prompt
 
 BOTH = (LayerGroup.full(), LayerGroup.window(5))
 ALL = (*BOTH, LayerGroup.cross())

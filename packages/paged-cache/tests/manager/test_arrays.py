@@ -1,6 +1,6 @@
 import numpy as np
 
-from paged_cache.manager.arrays import first_true, least, most, ragged, runs
+from paged_cache._src.manager.arrays import first_true, least, most, ragged, runs
 
 NOBODY = np.array([], np.int64)
 

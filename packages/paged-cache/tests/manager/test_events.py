@@ -1,7 +1,7 @@
 import pytest
 from managing import computed, ended, new_manager, table, write
 
-from paged_cache.manager import LayerGroup, OutOfPages, PageEvent, Prompt
+from paged_cache._src.manager import LayerGroup, OutOfPages, PageEvent, Prompt
 
 
 def watched(**options):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from managing import computed, new_manager, refused, table, write
 
-from paged_cache.manager import LayerGroup, Media, Prompt
+from paged_cache._src.manager import LayerGroup, Media, Prompt
 
 FULL, WINDOW, CHUNKED, CROSS = LayerGroup.full(), LayerGroup.window(5), LayerGroup.chunked(6), LayerGroup.cross()
 

@@ -1,7 +1,7 @@
 import pytest
 from managing import computed, ended, new_manager, refused, table, write
 
-from paged_cache.manager import LayerGroup, OutOfPages
+from paged_cache._src.manager import LayerGroup, OutOfPages
 
 BOTH = (LayerGroup.full(), LayerGroup.window(6))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from managing import computed, cost, ended, new_manager, refused, table, write
 
-from paged_cache.manager import LayerGroup, OutOfPages, Prompt
+from paged_cache._src.manager import LayerGroup, OutOfPages, Prompt
 
 GROUPS = (LayerGroup.full(), LayerGroup.window(6))
 

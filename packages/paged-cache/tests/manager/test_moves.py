@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from managing import computed, new_manager, write
 
-from paged_cache.manager import PageMoves
-from paged_cache.manager.moves import MoveLog
+from paged_cache._src.manager import PageMoves
+from paged_cache._src.manager.moves import MoveLog
 
 DEVICE, HOST = [10, 11, 12, 13, 14], [20, 21, 22]
 

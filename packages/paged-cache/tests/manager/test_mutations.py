@@ -10,13 +10,13 @@ from checked_manager import CheckedManager, Config
 from failures import Failure
 from scenarios import SCENARIOS
 
-from paged_cache.manager import OutOfPages, PageManager, PagePool, holdings, prompt, reuse, sequences
-from paged_cache.manager.holdings import Holdings
-from paged_cache.manager.moves import MoveLog
-from paged_cache.manager.pages import Pages
-from paged_cache.manager.prefix import PrefixIndex
-from paged_cache.manager.reuse import ReuseSearch
-from paged_cache.manager.sequences import Sequences
+from paged_cache._src.manager import OutOfPages, PageManager, PagePool, holdings, prompt, reuse, sequences
+from paged_cache._src.manager.holdings import Holdings
+from paged_cache._src.manager.moves import MoveLog
+from paged_cache._src.manager.pages import Pages
+from paged_cache._src.manager.prefix import PrefixIndex
+from paged_cache._src.manager.reuse import ReuseSearch
+from paged_cache._src.manager.sequences import Sequences
 
 Fault = Callable[[pytest.MonkeyPatch], None]
 FAULTS: dict[str, Fault] = {}

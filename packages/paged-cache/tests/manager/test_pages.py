@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from paged_cache.manager.pages import Pages
+from paged_cache._src.manager.pages import Pages
 
 OLD = b"old"
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from managing import cost, refused
 
-from paged_cache.manager import OutOfPages, PagePool
+from paged_cache._src.manager import OutOfPages, PagePool
 
 
 def pages(*ids):

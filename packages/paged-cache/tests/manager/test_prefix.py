@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from managing import keep
 
-from paged_cache.manager.prefix import (
+from paged_cache._src.manager.prefix import (
     PARTIAL_CANDIDATES,
     KeptPage,
     Media,

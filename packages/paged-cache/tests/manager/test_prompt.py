@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from paged_cache.manager import Media, Prompt
+from paged_cache._src.manager import Media, Prompt
 
 
 def test_a_prompt_is_told_apart_by_namespace_adapter_media_and_tokens():

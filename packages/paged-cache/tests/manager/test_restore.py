@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from managing import computed, ended, new_manager, refused, table
 
-from paged_cache.manager import LayerGroup, Media, Prompt
+from paged_cache._src.manager import LayerGroup, Media, Prompt
 
 GROUPS = (LayerGroup.full(), LayerGroup.cross(), LayerGroup.window(5))
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from managing import computed, ended, keep, new_manager, refused, table, unchanged, write
 
-from paged_cache.manager import KeptPage, LayerGroup, Media, OutOfPages, Prompt
-from paged_cache.manager.prefix import PrefixIndex
-from paged_cache.manager.reuse import ReuseSearch
+from paged_cache._src.manager import KeptPage, LayerGroup, Media, OutOfPages, Prompt
+from paged_cache._src.manager.prefix import PrefixIndex
+from paged_cache._src.manager.reuse import ReuseSearch
 
 FULL, WINDOW, CHUNKED = LayerGroup.full(), LayerGroup.window(5), LayerGroup.chunked(8)
 CAT, DOG = (Media(start=1, stop=6, digest=digest) for digest in (b"cat", b"dog"))
@@ -20,7 +20,7 @@ def collisions(monkeypatch):
         return hashlib.sha256(token_ids[:4]).digest()
 
     for module in ("sequences", "prompt", "restore"):
-        monkeypatch.setattr(f"paged_cache.manager.{module}.page_key", page_key)
+        monkeypatch.setattr(f"paged_cache._src.manager.{module}.page_key", page_key)
 
 
 def needed(group, num_pages, page_size):

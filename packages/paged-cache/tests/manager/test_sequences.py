@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from managing import computed, new_manager, refused
 
-from paged_cache.manager.sequences import Sequences
+from paged_cache._src.manager.sequences import Sequences
 
 
 @pytest.mark.parametrize("wrong", ["max_seqs", "max_sequence_length", "page_size"])

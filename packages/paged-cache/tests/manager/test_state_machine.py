@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from paged_cache.manager import LayerGroup, Media
+from paged_cache._src.manager import LayerGroup, Media
 
 FULL, CROSS = LayerGroup.full(), LayerGroup.cross()
 CONFIGS = {

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from managing import computed, ended, new_manager, write
 
-from paged_cache.manager import LayerGroup
+from paged_cache._src.manager import LayerGroup
 
 
 def changes(manager, operation):

@@ -11,7 +11,7 @@ from managing import picture, refused
 from plain_manager import PlainManager, PlainSequence, first_seen
 from simulated_device import SimulatedDevice
 
-from paged_cache.manager import LayerGroup, OutOfPages, PageEvent, PageManager, Pin, Prompt
+from paged_cache._src.manager import LayerGroup, OutOfPages, PageEvent, PageManager, Pin, Prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

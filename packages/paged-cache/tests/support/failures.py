@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
-from paged_cache.manager import OutOfPages, PageManager, PagePool, Pin, prefix
+from paged_cache._src.manager import OutOfPages, PageManager, PagePool, Pin, prefix
 
 SEAMS = ("pages", "hash")
 

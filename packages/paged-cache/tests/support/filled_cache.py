@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType
 
 from paged_cache import CacheConfig, PagedAttentionCache
-from paged_cache.manager import PageMoves
+from paged_cache._src.manager import PageMoves
 
 NUM_PAGES, PAGE_SIZE = 12, 4
 

@@ -8,7 +8,7 @@ import numpy as np
 from plain_manager import PlainSequence, first_seen
 from simulated_device import EMPTY, SimulatedDevice
 
-from paged_cache.manager import KeptPage
+from paged_cache._src.manager import KeptPage
 
 if TYPE_CHECKING:
     from checked_manager import CheckedManager

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from numpy.typing import ArrayLike
 
-from paged_cache.manager import KeptPage, PageManager, Prompt
-from paged_cache.manager.prefix import PrefixIndex
+from paged_cache._src.manager import KeptPage, PageManager, Prompt
+from paged_cache._src.manager.prefix import PrefixIndex
 
 
 def new_manager(num_pages: int = 33, page_size: int = 4, **options: Any) -> PageManager:

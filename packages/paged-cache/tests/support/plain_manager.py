@@ -6,7 +6,7 @@ from typing import Any
 
 from simulated_device import Contents
 
-from paged_cache.manager import LayerGroup, Media
+from paged_cache._src.manager import LayerGroup, Media
 
 
 def first_seen(group: LayerGroup, computed: int) -> int:

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 from unittest import mock
 
-from paged_cache.manager import LayerGroup, Media, prompt, sequences
+from paged_cache._src.manager import LayerGroup, Media, prompt, sequences
 
 FULL, CROSS, WINDOW = LayerGroup.full(), LayerGroup.cross(), LayerGroup.window(3)
 TEXT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]

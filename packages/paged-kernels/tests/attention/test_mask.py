@@ -6,7 +6,7 @@ import pytest
 from kernel_data import SPECS
 
 from paged_kernels import AttentionSpec
-from paged_kernels.attention.mask import fully_visible, in_tree, key_range, visible
+from paged_kernels._src.attention.mask import fully_visible, in_tree, key_range, visible
 
 
 @pytest.mark.parametrize(

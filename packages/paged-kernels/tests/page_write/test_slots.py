@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from page_write_data import TOKENS, WRITES, make_batch, noise_pages, ragged_writes
 
-from paged_kernels.page_write.slots import row_slots
+from paged_kernels._src.page_write.slots import row_slots
 
 row_slots_jit = jax.jit(row_slots, static_argnums=2)
 

@@ -14,7 +14,7 @@ from page_write_data import (
     ragged_writes,
 )
 
-from paged_kernels.page_write.xla import write_kv_xla
+from paged_kernels._src.page_write.xla import write_kv_xla
 
 write_jit = jax.jit(write_kv_xla)
 

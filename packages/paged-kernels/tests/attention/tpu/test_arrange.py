@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from paged_kernels import AttentionSpec, RowLayout
-from paged_kernels.attention.tpu import arrange
-from paged_kernels.attention.tpu.config import Config
+from paged_kernels._src.attention.tpu import arrange
+from paged_kernels._src.attention.tpu.config import Config
 
 CONFIG = Config(
     spec=AttentionSpec(),

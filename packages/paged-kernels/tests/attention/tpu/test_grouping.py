@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from paged_kernels import KVPages, RaggedBatch
-from paged_kernels.attention.tpu.grouping import group_pages, native_page_size
+from paged_kernels._src.attention.tpu.grouping import group_pages, native_page_size
 
 
 @pytest.mark.parametrize(

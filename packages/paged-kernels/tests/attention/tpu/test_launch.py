@@ -22,8 +22,8 @@ from kernel_data import (
 )
 
 from paged_kernels import AttentionSpec, BlockSizes, HeadParams, KVPages, RaggedBatch, paged_attention
-from paged_kernels.attention.tpu.launch import paged_attention_tpu
-from paged_kernels.mosaic import INTERPRET
+from paged_kernels._src.attention.tpu.launch import paged_attention_tpu
+from paged_kernels._src.tpu.registers import INTERPRET
 
 SMALL = BlockSizes(q_rows=16, kv_pages=2)
 EAGER = dataclasses.replace(INTERPRET, dma_execution_mode="eager")

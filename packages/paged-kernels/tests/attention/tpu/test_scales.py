@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from paged_kernels.attention.tpu.scales import pages_per_register, spread_scales
-from paged_kernels.mosaic import LANES, cdiv, round_up
+from paged_kernels._src.attention.tpu.scales import pages_per_register, spread_scales
+from paged_kernels._src.tpu.registers import LANES, cdiv, round_up
 
 
 @pytest.mark.parametrize(

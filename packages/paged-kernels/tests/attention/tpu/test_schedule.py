@@ -8,8 +8,8 @@ import pytest
 from kernel_data import SPECS, WORKLOADS, make_case, token_places
 
 from paged_kernels import AttentionSpec, RaggedBatch
-from paged_kernels.attention.mask import visible
-from paged_kernels.attention.tpu.schedule import Tiles, make_tiles, max_tiles, page_block_starts
+from paged_kernels._src.attention.mask import visible
+from paged_kernels._src.attention.tpu.schedule import Tiles, make_tiles, max_tiles, page_block_starts
 
 
 def tiles_by_hand(workload, spec, q_rows):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from paged_kernels import RaggedBatch
-from paged_kernels.attention.tpu.singles import take_singles
+from paged_kernels._src.attention.tpu.singles import take_singles
 
 
 def test_every_sequence_is_in_one_of_the_two():

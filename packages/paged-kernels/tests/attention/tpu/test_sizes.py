@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from paged_kernels import AttentionSpec, RowLayout
-from paged_kernels.attention.tpu.config import Config
-from paged_kernels.attention.tpu.sizes import (
+from paged_kernels._src.attention.tpu.config import Config
+from paged_kernels._src.attention.tpu.sizes import (
     check_fits,
     preferred_block_sizes,
     q_rows_for,
@@ -16,7 +16,7 @@ from paged_kernels.attention.tpu.sizes import (
     vmem_bytes,
     with_kv_pages,
 )
-from paged_kernels.chip import CHIPS
+from paged_kernels._src.tpu.chip import CHIPS
 
 
 def preferred(kv_heads, group, head_dim, page_size, dtype, decode):

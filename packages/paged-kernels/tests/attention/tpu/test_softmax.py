@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paged_kernels.attention.tpu import softmax
+from paged_kernels._src.attention.tpu import softmax
 
 ROWS, KEYS, LANES = 8, 256, 32
 

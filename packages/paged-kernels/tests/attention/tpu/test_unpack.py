@@ -7,8 +7,8 @@ import pytest
 from jax.experimental import pallas as pl
 
 from paged_kernels import AttentionSpec, RowLayout
-from paged_kernels.attention.tpu.config import Config
-from paged_kernels.attention.tpu.unpack import load_lanes, unit
+from paged_kernels._src.attention.tpu.config import Config
+from paged_kernels._src.attention.tpu.unpack import load_lanes, unit
 
 BYTES = np.tile(np.arange(256, dtype=np.uint8).reshape(1, 2, 128), (3, 8, 1))  # [pages, page_size, storage_lanes]
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paged_kernels.attention.xla.softmax import SoftmaxState, logits
+from paged_kernels._src.attention.xla.softmax import SoftmaxState, logits
 
 NO_SINKS = jnp.full((2, 3), -jnp.inf)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from paged_kernels import AttentionSpec, RaggedBatch
-from paged_kernels.attention.xla.tiles import list_tiles
+from paged_kernels._src.attention.xla.tiles import list_tiles
 
 
 def tiles_of(kv_lens, q_lens, *, q_rows=4, page_size=4, lone_rows=False, num_seqs=None, **spec):

@@ -22,7 +22,7 @@ from kernel_data import (
 )
 
 from paged_kernels import AttentionSpec, BlockSizes, KVPages, RaggedBatch, paged_attention
-from paged_kernels.attention.xla.walk import default_block_sizes
+from paged_kernels._src.attention.xla.walk import default_block_sizes
 
 SMALL = BlockSizes(q_rows=5, kv_pages=2)
 

@@ -21,9 +21,9 @@ from page_write_data import (
 )
 
 from paged_kernels import KVPages
-from paged_kernels.mosaic import INTERPRET
-from paged_kernels.page_write.tpu import copies, launch
-from paged_kernels.page_write.tpu.launch import WriteSizes, copies_fit, write_kv_tpu
+from paged_kernels._src.page_write.tpu import copies, launch
+from paged_kernels._src.page_write.tpu.launch import WriteSizes, copies_fit, write_kv_tpu
+from paged_kernels._src.tpu.registers import INTERPRET
 
 write_jit = jax.jit(functools.partial(write_kv_tpu, interpret=True))
 DETECT_RACES = dataclasses.replace(INTERPRET, detect_races=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from page_write_data import bits
 
-from paged_kernels.page_write.tpu.merge import merge_lanes, merge_rows
+from paged_kernels._src.page_write.tpu.merge import merge_lanes, merge_rows
 
 
 @jax.jit

@@ -1,0 +1,146 @@
+"""Attention as a layer of a model: projections, rotary embedding, the cache, and the way back."""
+
+import dataclasses
+from typing import cast
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32
+
+from paged_attn_layer._src.blocks.rope import RopeConfig, apply_rope
+from paged_attn_layer._src.easydel.operator import PagedAttn
+from paged_attn_layer._src.easydel.registry import AttentionMetadata
+from paged_cache import PagedAttentionCacheView
+from paged_kernels import HeadParams, RaggedBatch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Sizes of one attention layer, and what is computed in it. Static and hashable.
+
+    Raises:
+        ValueError: a size is below 1, the KV heads do not divide the heads, or there is not one slope for each head.
+    """
+
+    hidden_size: int
+    """Size of a token's hidden state."""
+    num_heads: int
+    """Number of query heads."""
+    num_kv_heads: int
+    """Number of KV heads; each serves `num_heads / num_kv_heads` query heads."""
+    head_dim: int
+    """Size of one head."""
+    rope: RopeConfig | None = dataclasses.field(default_factory=RopeConfig)
+    """Rotary embedding of queries and keys; `None` leaves them as they are."""
+    qkv_bias: bool = False
+    """Whether the projections to queries, keys and values add a bias."""
+    out_bias: bool = False
+    """Whether the projection back to the hidden size adds a bias."""
+    softmax_scale: float | None = None
+    """Factor on `q . k`; `None` means `head_dim ** -0.5`."""
+    soft_cap: float | None = None
+    """Bound on the logits' magnitude; `None` means no bound."""
+    sliding_window: int | None = None
+    """How many keys a query sees, itself included; `None` means all."""
+    sinks: bool = False
+    """Whether each head has an attention sink, a weight of the layer (gpt-oss)."""
+    alibi_slopes: tuple[float, ...] | None = None
+    """What a logit of each head loses for every position between query and key (ALiBi); `None` means nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_heads", "num_kv_heads", "head_dim"):
+            size = getattr(self, name)
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
+        slopes = self.alibi_slopes
+        if slopes is not None and len(slopes) != self.num_heads:
+            raise ValueError(f"alibi_slopes has {len(slopes)} entries; it must have num_heads={self.num_heads}")
+
+
+class PagedAttention(nnx.Module):
+    """Self-attention of a step's tokens, with their keys and values kept in pages.
+
+        q, k, v = x Wq, x Wk, x Wv        q, k turned by their positions        out = attend(q, pages with k, v) Wo
+
+    `q_proj`, `k_proj`, `v_proj` and `o_proj` are `nnx.Linear`, each with a `kernel [in, out]`: a Hugging Face weight
+    transposed. Heads are contiguous in `out` (in `in` for `o_proj`), so kernels split over a mesh as the heads do.
+    `sinks [num_heads]` is there where the config asks for it.
+    """
+
+    def __init__(
+        self,
+        config: AttentionConfig,
+        *,
+        metadata: AttentionMetadata | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """A layer with random weights.
+
+        Args:
+            config: sizes, and what is computed. Its scale, cap and window stand in for the metadata's.
+            metadata: where and by what it is computed: mesh, platform, backend.
+            dtype: type that the projections compute in; `None` takes the wider of the input's and the weights'.
+            param_dtype: type of the weights.
+            rngs: source of the weights.
+        """
+        self.config = config
+        self.metadata = dataclasses.replace(
+            metadata or AttentionMetadata(),
+            softmax_scale=config.softmax_scale,
+            soft_cap=config.soft_cap,
+            sliding_window=config.sliding_window,
+        )
+
+        def linear(size_in: int, size_out: int, use_bias: bool) -> nnx.Linear:
+            return nnx.Linear(size_in, size_out, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+        q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = linear(config.hidden_size, q_size, config.qkv_bias)
+        self.k_proj = linear(config.hidden_size, kv_size, config.qkv_bias)
+        self.v_proj = linear(config.hidden_size, kv_size, config.qkv_bias)
+        self.o_proj = linear(q_size, config.hidden_size, config.out_bias)
+        if config.sinks:
+            self.sinks = nnx.Param(jnp.zeros(config.num_heads, param_dtype))
+
+    def __call__(
+        self,
+        hidden: Float[Array, "*groups tokens hidden"],
+        positions: Int32[Array, "*groups tokens"],
+        cache_view: PagedAttentionCacheView,
+        batch: RaggedBatch,
+    ) -> tuple[Float[Array, "*groups tokens hidden"], PagedAttentionCacheView]:
+        """The output of each token, and the view that holds its key and value; padding rows give no useful output.
+
+        Args:
+            hidden: this step's tokens; with a leading `groups` axis where the cache is split over a data axis.
+            positions: of each token in its sequence; what padding has does not matter.
+            cache_view: this layer's pages.
+            batch: which rows belong to which sequence.
+
+        Raises:
+            ValueError: an argument does not fit the others.
+        """
+        q = self._rotate(self._split_heads(self.q_proj(hidden)), positions)
+        k = self._rotate(self._split_heads(self.k_proj(hidden)), positions)
+        v = self._split_heads(self.v_proj(hidden))
+        output = PagedAttn(self.metadata)(q, k, v, cache_view, batch, heads=self._head_params())
+        heads = output.attention_outputs
+        return self.o_proj(heads.reshape(*heads.shape[:-2], -1)), cast(PagedAttentionCacheView, output.cache_view)
+
+    def _split_heads(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:-1], -1, self.config.head_dim)
+
+    def _head_params(self) -> HeadParams:
+        slopes = self.config.alibi_slopes
+        return HeadParams(
+            sinks=self.sinks[...] if self.config.sinks else None,
+            alibi_slopes=None if slopes is None else jnp.array(slopes, jnp.float32),
+        )
+
+    def _rotate(self, x: Array, positions: Array) -> Array:
+        return x if self.config.rope is None else apply_rope(x, positions, self.config.rope)

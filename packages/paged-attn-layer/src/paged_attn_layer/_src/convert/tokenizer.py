@@ -1,0 +1,37 @@
+"""The tokenizer that comes with a checkpoint, without torch and without the network."""
+
+import os
+import pathlib
+from typing import TYPE_CHECKING
+
+from paged_attn_layer._src.convert.extras import needs_extra
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a Hugging Face directory or a GGUF file, chat template included.
+
+    Raises:
+        ValueError: nothing is there, the file is broken, or there is no tokenizer in it.
+        NotImplementedError: the GGUF file's tokenizer is of a kind that is not supported; names it.
+        ModuleNotFoundError: transformers or gguf is not installed; says what to install.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        with needs_extra("hf"):
+            from paged_attn_layer._src.convert.gguf_tokenizer import gguf_tokenizer  # noqa: PLC0415
+        return gguf_tokenizer(path)
+    if not any((path / name).exists() for name in _FILES):
+        raise ValueError(f"{path} has no tokenizer: none of {', '.join(_FILES)}; download the model's own there")
+    with needs_extra("hf"):
+        # transformers takes seconds to import, and here imports torch too where that is installed.
+        from transformers import AutoTokenizer  # noqa: PLC0415
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{path} has a tokenizer that cannot be read ({reason}); download it again") from error

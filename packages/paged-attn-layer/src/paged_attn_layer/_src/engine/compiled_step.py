@@ -1,0 +1,83 @@
+"""The device's part of a step: the model, its weights and the cache behind one compiled function."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int32
+
+from paged_attn_layer._src.models import LlamaForCausalLM
+from paged_cache import (
+    BatchShapes,
+    CacheConfig,
+    PagedAttentionCache,
+    PageMoves,
+    StepBatch,
+    StepShape,
+    apply_moves,
+    warm_up_moves,
+)
+
+
+class CompiledStep:
+    """Runs steps. The cache is donated to each call and comes back updated in place; the weights stay where they are.
+
+    Only the rows that give a next token get logits, and one array leaves the device: each sequence's likeliest token.
+    """
+
+    def __init__(
+        self, model: LlamaForCausalLM, shapes: BatchShapes, cache_config: CacheConfig, mesh: Mesh | None
+    ) -> None:
+        """Allocate the cache; nothing compiles before the first call.
+
+        Args:
+            model: what to compute, its weights already placed.
+            shapes: the shapes that steps are padded to.
+            cache_config: the cache's sizes.
+            mesh: the devices that share the cache; `None` for the default one.
+        """
+        self._shapes = shapes
+        cache = PagedAttentionCache.init_cache(mesh, None, cache_config, None)
+        placed = jax.tree.map(lambda pages: pages.sharding, cache)
+        self._cache = jax.device_put(cache, placed)  # committed, as results are: else the second call compiles again
+        self._replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        graph, self._weights = nnx.split(model)
+        self._run = jax.jit(
+            functools.partial(_next_tokens, graph), donate_argnames="cache", out_shardings=(None, placed)
+        )
+
+    def warm_up(self, each: Callable[[list[StepShape]], Iterable[StepShape]] = iter) -> None:
+        """Compile every shape by a step without sequences, and the copies of pages; the cache stays as it is.
+
+        Args:
+            each: wraps the list of shapes, for instance in a progress bar.
+        """
+        for shape in each(self._shapes.all_shapes()):
+            self(self._shapes.warm_up_batch(shape))
+        self._cache = warm_up_moves(self._cache, self._shapes.seqs)
+
+    def apply(self, moves: Sequence[PageMoves]) -> None:
+        """Copy the pages that the page manager wants copied."""
+        self._cache = apply_moves(self._cache, moves)
+
+    def __call__(self, batch: StepBatch) -> np.ndarray:
+        """Send a step to the device and run it; the next token of each sequence slot, on the host."""
+        sent = jax.device_put(batch, self._replicated)  # the one transfer
+        next_tokens, self._cache = self._run(self._weights, self._cache, sent)
+        return np.asarray(next_tokens)
+
+
+def _next_tokens(
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    cache: PagedAttentionCache,
+    step: StepBatch,
+) -> tuple[Int32[Array, " seqs"], PagedAttentionCache]:
+    """The likeliest token after the last row of each sequence, and the cache with the rows' keys and values."""
+    model = nnx.merge(graph, weights)
+    logits, cache = model(step.token_ids, step.positions, cache, step.batch, step.last_rows)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache

@@ -1,0 +1,30 @@
+"""The answer to one prompt."""
+
+import dataclasses
+
+from paged_attn_layer._src.engine.request import FinishReason, Request
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Completion:
+    """The answer to one prompt."""
+
+    text: str
+    """The answer, without the stop string or stop token that ended it; empty where there is no tokenizer."""
+    token_ids: list[int]
+    """All tokens of the answer, the ones that ended it included."""
+    finish_reason: FinishReason
+    prompt_tokens: int
+    """Tokens of the prompt, chat template included."""
+
+    @classmethod
+    def of(cls, request: Request) -> "Completion":
+        """The answer that a finished request holds."""
+        if request.finish_reason is None:
+            raise ValueError("the request has not finished; call Engine.step until it has")
+        return cls(
+            text="" if request.text is None else request.text.value,
+            token_ids=request.output_ids,
+            finish_reason=request.finish_reason,
+            prompt_tokens=len(request.prompt_ids),
+        )

@@ -1,0 +1,310 @@
+"""The engine: requests in, answers out, one compiled step of the model at a time."""
+
+import collections
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from paged_attn_layer._src.convert import load_model, load_tokenizer
+from paged_attn_layer._src.engine.compilations import count_compilations
+from paged_attn_layer._src.engine.compiled_step import CompiledStep
+from paged_attn_layer._src.engine.completion import Completion
+from paged_attn_layer._src.engine.config import EngineConfig
+from paged_attn_layer._src.engine.progress import ServingBar, progress_bar
+from paged_attn_layer._src.engine.request import Request
+from paged_attn_layer._src.engine.scheduler import Scheduler, Step
+from paged_attn_layer._src.engine.stats import EngineStats, StepRecord
+from paged_attn_layer._src.engine.text import OutputText, Tokenizer, encode_prompt, text_decoder
+from paged_attn_layer._src.models import LlamaForCausalLM
+from paged_cache import BatchShapes, CacheConfig, PageManager, StepBatch
+
+Prompt = str | Sequence[int]
+OnStep = Callable[[StepRecord, list[Request]], None]
+"""Called after each step with its record and the requests that it finished."""
+
+
+class Engine:
+    """Serves many requests at once from one paged KV cache: greedy, continuous batching, chunked prefill.
+
+        engine = Engine.load("model.gguf")
+        for completion in engine.generate(["What is a page table?", "Name three rivers."]):
+            print(completion.text)
+
+    Every step is one call of one compiled function, whose arrays have one of a few fixed shapes, so after `warm_up`
+    nothing compiles. An engine is for one thread.
+    """
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        *,
+        tokenizer: Tokenizer | None = None,
+        config: EngineConfig | None = None,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """Take the model's weights as they are placed, and allocate the cache.
+
+        Raises:
+            ValueError: the sizes do not fit each other or the model.
+        """
+        self.config = config or EngineConfig()
+        self.tokenizer = tokenizer
+        self.stats = EngineStats()
+        self._vocab_size = model.config.vocab_size
+        cache_config = _cache_config(self.config, model, mesh)
+        self._manager = PageManager(
+            cache_config.num_pages,
+            self.config.page_size,
+            max_seqs=self.config.max_seqs,
+            max_sequence_length=self.config.max_sequence_length,
+            prefix_reuse=self.config.prefix_reuse,
+        )
+        self._scheduler = Scheduler(self._manager, token_budget=self.config.token_budget)
+        self._shapes = BatchShapes(self.config.token_buckets, self.config.max_seqs, cache_config.pages_per_seq)
+        self._compute = CompiledStep(model, self._shapes, cache_config, mesh)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        config: EngineConfig | None = None,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        mesh: Mesh | None = None,
+        warm_up: bool = True,
+    ) -> "Engine":
+        """An engine for the model and tokenizer of a Hugging Face directory or a GGUF file; warmed up, if so asked.
+
+        Raises:
+            ValueError: the model cannot be converted; the message says why.
+        """
+        model = load_model(path, dtype=dtype, mesh=mesh)
+        tokenizer = cast(Tokenizer, load_tokenizer(path))  # eos_token_id is made at run time, unseen by type checkers
+        engine = cls(model, tokenizer=tokenizer, config=config, mesh=mesh)
+        if warm_up:
+            engine.warm_up()
+        return engine
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that requests can have."""
+        return self._manager.num_pages - 1
+
+    @property
+    def pages_used(self) -> int:
+        """Pages that requests have."""
+        return self._manager.num_used
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request waits or runs."""
+        return self._scheduler.has_work
+
+    def warm_up(self, *, progress: bool = False) -> None:
+        """Compile the step for every shape that it can have; `progress` shows a bar on standard error (needs tqdm)."""
+        started = time.perf_counter()
+        with count_compilations() as compilations:
+            self._compute.warm_up(progress_bar("compiling") if progress else iter)
+        self.stats.warm_up_seconds = time.perf_counter() - started
+        self.stats.warm_up_compilations = compilations.total
+
+    def request(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 64,
+        stop: str | Sequence[str] = (),
+        stop_token_ids: Collection[int] | None = None,
+        chat: bool | None = None,
+        namespace: str = "",
+    ) -> Request:
+        """A request that this engine can serve, not queued yet.
+
+        Args:
+            prompt: text, or token ids, which are taken as they are.
+            max_new_tokens: the answer's longest length.
+            stop: the answer ends before the first of these strings (or this one).
+            stop_token_ids: tokens that end the answer; `None` means the model's end tokens.
+            chat: whether a text is put into the tokenizer's chat template; `None` means where it has one.
+            namespace: only requests of the same one share pages; give each tenant one of its own.
+
+        Raises:
+            ValueError: the prompt is empty, holds an id outside the vocabulary, or with its answer is longer than
+                the longest sequence or the cache; or text is asked for without a tokenizer.
+        """
+        text = None
+        if self.tokenizer is not None:
+            text = OutputText(text_decoder(self.tokenizer), stop)
+        elif stop:
+            raise ValueError(f"stop={stop!r} needs a tokenizer; build the engine with tokenizer=...")
+        request = Request(
+            prompt_ids=self._prompt_ids(prompt, chat),
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=self._end_tokens() if stop_token_ids is None else frozenset(stop_token_ids),
+            text=text,
+            namespace=namespace,
+        )
+        self._scheduler.check(request)
+        return request
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request that `request` made; `step` serves it."""
+        self._scheduler.add(request)
+
+    def abort(self, request: Request) -> None:
+        """End a request early and free its slot and pages; nothing happens to a finished one."""
+        self._scheduler.finish(request, "aborted")
+
+    def step(self) -> list[Request]:
+        """Compute the next step; returns the requests that it finished. Does nothing when there is nothing to do."""
+        with count_compilations() as compilations:
+            started = time.perf_counter()
+            step = self._scheduler.schedule()
+            if not step.work:
+                return []
+            batch = self._pack(step)
+            called = time.perf_counter()
+            pages_used = self._manager.num_used
+            self._compute.apply(self._manager.take_moves())
+            next_tokens = self._compute(batch)
+            device_seconds = time.perf_counter() - called
+            finished = self._scheduler.advance(step, next_tokens[: len(step.work)].tolist())
+            host_seconds = time.perf_counter() - started - device_seconds
+        self.stats.compilations += compilations.total
+        self.stats.preemptions += step.num_preempted
+        self.stats.steps.append(
+            StepRecord(
+                mode=step.mode,
+                prefill_tokens=step.prefill_tokens,
+                reused_tokens=step.reused_tokens,
+                decode_tokens=step.decode_tokens,
+                new_tokens=step.new_tokens,
+                running=len(step.work),
+                waiting=len(self._scheduler.waiting),
+                pages_used=pages_used,
+                host_seconds=host_seconds,
+                device_seconds=device_seconds,
+            )
+        )
+        return finished
+
+    def serve(
+        self, requests: Sequence[Request], *, arrivals: Sequence[int] | None = None, on_step: OnStep | None = None
+    ) -> list[Completion]:
+        """Serve requests made by `request` to their end; the answers, in the requests' order.
+
+        Args:
+            requests: what to serve.
+            arrivals: for each request the step (counted from 0) before which it is not known to the scheduler;
+                `None` means that all are there from the start. Steps in which nothing can be done are skipped.
+            on_step: called after each step.
+
+        Raises:
+            ValueError: there is not one arrival for each request.
+        """
+        arrivals = [0] * len(requests) if arrivals is None else arrivals
+        if len(arrivals) != len(requests):
+            raise ValueError(f"arrivals has {len(arrivals)} entries; it must have {len(requests)}, one a request")
+        by_arrival = sorted(zip(arrivals, requests, strict=True), key=lambda pair: pair[0])
+        try:
+            self._serve(collections.deque(by_arrival), on_step)
+        finally:  # an interrupted call leaves no request behind
+            for request in requests:
+                self.abort(request)
+        return [Completion.of(request) for request in requests]
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 64,
+        stop: str | Sequence[str] = (),
+        stop_token_ids: Collection[int] | None = None,
+        chat: bool | None = None,
+        arrivals: Sequence[int] | None = None,
+        progress: bool = False,
+    ) -> list[Completion]:
+        """The answers to some prompts, in their order; all prompts are checked before the first is served.
+
+        `progress` shows a bar on standard error (needs tqdm). The other arguments are those of `request` and `serve`.
+
+        Raises:
+            ValueError: as `request`; the message says which prompt.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts={prompts!r} is one text; it must be a list of prompts, such as [{prompts!r}]")
+        requests = []
+        for index, prompt in enumerate(prompts):
+            try:
+                made = self.request(
+                    prompt, max_new_tokens=max_new_tokens, stop=stop, stop_token_ids=stop_token_ids, chat=chat
+                )
+            except ValueError as error:
+                raise ValueError(f"prompts[{index}]: {error}") from None
+            requests.append(made)
+        if not progress:
+            return self.serve(requests, arrivals=arrivals)
+        with ServingBar(requests) as bar:
+            return self.serve(requests, arrivals=arrivals, on_step=bar.update)
+
+    def _serve(self, coming: collections.deque[tuple[int, Request]], on_step: OnStep | None) -> None:
+        now = 0
+        while coming or self.has_work:
+            if not self.has_work:
+                now = max(now, coming[0][0])
+            while coming and coming[0][0] <= now:
+                self.add_request(coming.popleft()[1])
+            finished = self.step()
+            now += 1
+            if on_step is not None:
+                on_step(self.stats.steps[-1], finished)
+
+    def _pack(self, step: Step) -> StepBatch:
+        """The step's arrays on the host, padded to one of the fixed shapes."""
+        token_ids = np.array(step.token_ids, np.int32)
+        return self._shapes.pack_seqs(self._manager, step.seqs, token_ids, q_lens=step.rows)
+
+    def _prompt_ids(self, prompt: Prompt, chat: bool | None) -> list[int]:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ValueError("a text prompt needs a tokenizer; build the engine with tokenizer=...")
+            return encode_prompt(self.tokenizer, prompt, chat)
+        for index, token_id in enumerate(prompt):
+            if not 0 <= token_id < self._vocab_size:
+                raise ValueError(f"token {index} of the prompt is {token_id}; it must lie in 0..{self._vocab_size - 1}")
+        return list(prompt)
+
+    def _end_tokens(self) -> frozenset[int]:
+        end = None if self.tokenizer is None else self.tokenizer.eos_token_id
+        return frozenset() if end is None else frozenset([end])
+
+
+def _cache_config(config: EngineConfig, model: LlamaForCausalLM, mesh: Mesh | None) -> CacheConfig:
+    """The cache for this model: as many pages as asked for, else as are of use and fit."""
+    longest = model.config.max_position_embeddings
+    if config.max_sequence_length > longest:
+        raise ValueError(
+            f"max_sequence_length={config.max_sequence_length} must be at most {longest}, the model's longest sequence"
+        )
+    fitting = CacheConfig.create(
+        mesh,
+        batch_size=config.max_seqs,
+        num_hidden_layers=model.config.num_hidden_layers,
+        max_sequences=config.max_sequence_length,
+        page_size=config.page_size,
+        num_kv_heads=model.config.num_key_value_heads,
+        kv_head_dim_size=model.config.head_dim,
+        num_pages=config.num_pages,
+        dtype=model.embed.embedding[...].dtype if config.kv_dtype is None else config.kv_dtype,
+    )
+    if config.num_pages is not None:
+        return fitting
+    of_use = 1 + config.max_seqs * fitting.pages_per_seq  # the null page, and the longest request in each slot
+    return dataclasses.replace(fitting, num_pages=min(fitting.num_pages, of_use))

@@ -1,0 +1,117 @@
+"""What an engine did: one record a step, and the figures made of them."""
+
+import dataclasses
+from collections import Counter
+
+from paged_attn_layer._src.engine.scheduler import Mode
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One step. Times are in seconds."""
+
+    mode: Mode
+    prefill_tokens: int
+    """Prompt tokens computed (and tokens computed again after a preemption)."""
+    reused_tokens: int
+    """Tokens found computed in pages by the requests that were admitted."""
+    decode_tokens: int
+    """Newest tokens of answers computed."""
+    new_tokens: int
+    """Tokens that the step added to answers."""
+    running: int
+    """Requests that had a slot."""
+    waiting: int
+    """Requests that waited for a slot or for pages."""
+    pages_used: int
+    """Pages in use while the step ran."""
+    host_seconds: float
+    """Scheduling, building the batch, and taking the results."""
+    device_seconds: float
+    """From the call of the compiled step to its tokens on the host."""
+
+    @property
+    def seconds(self) -> float:
+        """The whole step's time."""
+        return self.host_seconds + self.device_seconds
+
+
+@dataclasses.dataclass
+class EngineStats:
+    """The steps since warm-up, and the figures made of them.
+
+    A mixed step's time is shared out by tokens: prefill has `prefill_tokens / (prefill_tokens + decode_tokens)` of it.
+    """
+
+    steps: list[StepRecord] = dataclasses.field(default_factory=list)
+    warm_up_seconds: float = 0.0
+    warm_up_compilations: int = 0
+    """Programs compiled by `warm_up`."""
+    compilations: int = 0
+    """Programs compiled by steps; 0 after a warm-up."""
+    preemptions: int = 0
+    """Times that a request lost its pages to an older one, and was computed again."""
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Prompt tokens computed."""
+        return sum(step.prefill_tokens for step in self.steps)
+
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens that were not computed, since pages held them: of prompts, and of what was preempted."""
+        return sum(step.reused_tokens for step in self.steps)
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens of answers computed."""
+        return sum(step.decode_tokens for step in self.steps)
+
+    @property
+    def seconds(self) -> float:
+        """Time of all steps."""
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def prefill_seconds(self) -> float:
+        """Time of the prefill, mixed steps in proportion."""
+        return sum(step.seconds * step.prefill_tokens / _tokens(step) for step in self.steps)
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens a second of prefill."""
+        return _rate(self.prefill_tokens, self.prefill_seconds)
+
+    @property
+    def decode_rate(self) -> float:
+        """Answers' tokens a second of decode, all requests together."""
+        return _rate(self.decode_tokens, self.seconds - self.prefill_seconds)
+
+    @property
+    def steps_by_mode(self) -> dict[Mode, int]:
+        """Number of steps of each mode."""
+        count = Counter(step.mode for step in self.steps)
+        return {"prefill": count["prefill"], "mixed": count["mixed"], "decode": count["decode"]}
+
+    @property
+    def peak_pages(self) -> int:
+        """Most pages in use at once."""
+        return max((step.pages_used for step in self.steps), default=0)
+
+    @property
+    def host_microseconds(self) -> float:
+        """Mean host time of a step, in microseconds."""
+        return 1e6 * _rate(sum(step.host_seconds for step in self.steps), len(self.steps))
+
+    @property
+    def device_microseconds(self) -> float:
+        """Mean device time of a step, in microseconds."""
+        return 1e6 * _rate(sum(step.device_seconds for step in self.steps), len(self.steps))
+
+
+def _tokens(step: StepRecord) -> int:
+    return step.prefill_tokens + step.decode_tokens
+
+
+def _rate(amount: float, per: float) -> float:
+    return amount / per if per else 0.0

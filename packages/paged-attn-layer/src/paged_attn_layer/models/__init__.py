@@ -1,7 +1,0 @@
-"""Decoders built from `PagedAttention`."""
-
-from paged_attn_layer.models.config import SUPPORTED_ARCHITECTURES, ModelConfig
-from paged_attn_layer.models.llama import LlamaForCausalLM
-from paged_attn_layer.models.sharding import partition_spec
-
-__all__ = ["SUPPORTED_ARCHITECTURES", "LlamaForCausalLM", "ModelConfig", "partition_spec"]

@@ -1,0 +1,94 @@
+"""The pages of all layers."""
+
+import dataclasses
+from typing import Self
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
+
+from paged_cache._src.cache.config import CacheConfig
+from paged_cache._src.cache.sharding import PartitionManager, axis_size, kv_head_axis
+from paged_cache._src.cache.view import PagedAttentionCacheView
+from paged_kernels import KVPages
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PagedAttentionCache:
+    """One view a layer. A pytree: pass it through `jax.jit`, and donate it so that writes happen in place."""
+
+    views: tuple[PagedAttentionCacheView, ...]
+
+    @classmethod
+    def init_cache(
+        cls,
+        mesh: Mesh | None,
+        dtype: DTypeLike | None,
+        metadata: CacheConfig,
+        partition_manager: PartitionManager | None,
+        quantizer: None = None,
+        *,
+        data_axis: str | None = None,
+    ) -> Self:
+        """A cache of zeros, allocated where it will stay: each device makes its own part, the host none.
+
+        Args:
+            mesh: the devices that share the cache; `None` for the default one.
+            dtype: type of the stored keys and values; `None` for the config's, by which `create` sized it. With a type
+                that needs scales (int8, float8_e4m3fn, float8_e5m2, int4) a write quantises.
+            metadata: the sizes.
+            partition_manager: names the mesh axis that heads are split over; `None` means `"tp"` if the mesh has it.
+                Heads that it does not divide are replicated.
+            quantizer: must be `None`; the dtype says how the cache is quantised.
+            data_axis: mesh axis for data parallelism; each of its groups gets a pool of `metadata.num_pages` pages.
+
+        Raises:
+            ValueError: `data_axis` is not an axis of the mesh, or splits heads already.
+            NotImplementedError: a quantizer is given.
+        """
+        if quantizer is not None:
+            raise NotImplementedError(
+                f"quantizer={quantizer!r} is not supported: the pages' dtype quantises, with scales by token and head; "
+                'pass None, and dtype="int8" (or float8_e4m3fn, float8_e5m2, int4)'
+            )
+        config = metadata if dtype is None else dataclasses.replace(metadata, dtype=dtype)
+        head_axis = kv_head_axis(mesh, config.num_kv_heads, partition_manager)
+        _check_data_axis(mesh, head_axis, data_axis)
+        layers = _allocate(config, mesh, head_axis, data_axis)
+        return cls(tuple(PagedAttentionCacheView(pages, mesh, head_axis, data_axis) for pages in layers))
+
+
+def _allocate(
+    config: CacheConfig, mesh: Mesh | None, head_axis: str | tuple[str, ...] | None, data_axis: str | None
+) -> list[KVPages]:
+    groups = 1 if mesh is None else axis_size(mesh, data_axis)
+
+    def zeros() -> list[KVPages]:
+        return [_zeros(config, groups * config.num_pages) for _ in range(config.num_hidden_layers)]
+
+    if mesh is None:
+        return zeros()
+    return jax.jit(zeros, out_shardings=NamedSharding(mesh, KVPages.partition_spec(head_axis, data_axis)))()
+
+
+def _zeros(config: CacheConfig, num_pages: int) -> KVPages:
+    return KVPages.zeros(
+        num_pages,
+        config.page_size,
+        config.num_kv_heads,
+        config.head_dim,
+        config.dtype,
+        v_head_dim=config.v_head_dim,
+        latent=config.latent,
+    )
+
+
+def _check_data_axis(mesh: Mesh | None, head_axis: str | tuple[str, ...] | None, data_axis: str | None) -> None:
+    if data_axis is None:
+        return
+    names = () if mesh is None else mesh.axis_names
+    if data_axis not in names:
+        raise ValueError(f"data_axis={data_axis!r} must be one of the mesh's axes {names}, or None")
+    if data_axis in ((head_axis,) if isinstance(head_axis, str) else head_axis or ()):
+        raise ValueError(f"data_axis={data_axis!r} splits KV heads already; use another axis of {names}")

@@ -1,0 +1,128 @@
+"""All that a cache keeps of prefixes, in a file: found again after a restart."""
+
+import dataclasses
+import io
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paged_cache._src.cache.cache import PagedAttentionCache
+from paged_cache._src.manager import KeptPage, PageManager
+from paged_cache._src.transfer.apply_moves import apply_moves_by_group, moves_of_one
+from paged_cache._src.transfer.archive import Archive
+from paged_cache._src.transfer.host_pages import HostPages
+from paged_cache._src.transfer.page_arrays import (
+    Progress,
+    arrays_from_pages,
+    check_fits,
+    check_host,
+    check_pool,
+    layout_of,
+    pages_from_arrays,
+)
+
+KIND = "prefix cache"
+GROUP, TEXTS, LENGTHS = "kept.group", "kept.bytes", "kept.lengths"
+
+
+def save_prefix_cache(
+    path: str | Path,
+    cache: PagedAttentionCache,
+    manager: PageManager,
+    *,
+    model: str = "",
+    data_group: int = 0,
+    progress: Progress = iter,
+) -> None:
+    """Write every page that can be found, and what it is found by, to a safetensors file with checksums.
+
+    It is written under another name first, so that there is never half of it at `path`. The host needs memory for all
+    these pages. Call it when all of `manager.take_moves` has been applied to the cache.
+
+    Args:
+        path: the file; one that is there is replaced.
+        cache: the pages of all layers.
+        manager: knows which pages can be found.
+        model: what has computed the pages, such as a model's name and revision.
+        data_group: with a `data_axis`, the data group whose manager it is.
+        progress: a bar to put around the reading of the pages, such as `tqdm.tqdm`.
+
+    Raises:
+        NotImplementedError: the layers' pages are not all of one shape, or other processes have parts of them.
+    """
+    check_pool(cache, manager.num_pages, data_group)
+    kept = manager.kept_pages()
+    page_ids = np.array([content.page for content in kept], np.int32)
+    arrays = arrays_from_pages(cache, page_ids, data_group, progress)
+    facts = {"pages": len(kept), "layout": layout_of(cache), **_origin(manager, model)}
+    Archive(KIND, facts, arrays | _kept_arrays(kept)).save(path)
+
+
+def load_prefix_cache(
+    path: str | Path,
+    cache: PagedAttentionCache,
+    manager: PageManager,
+    *,
+    model: str = "",
+    data_group: int = 0,
+    host: HostPages | None = None,
+) -> PagedAttentionCache:
+    """The cache, donated, with the file's pages in empty ones, where the manager finds them from now on.
+
+    What is here already is not loaded again, and nothing is evicted: when no page is empty the rest stays out. Applies
+    `manager.take_moves` first.
+
+    Args:
+        path: what `save_prefix_cache` wrote.
+        cache: the pages of all layers.
+        manager: gets the pages.
+        model: what the caller computes with; the file must say the same.
+        data_group: with a `data_axis`, the data group whose manager it is.
+        host: as for `apply_moves`, for moves that are waiting; needed if the manager has host pages.
+
+    Raises:
+        ValueError: the file is something else, damaged, of an unknown version, or does not fit the cache or the
+            manager; says what differs. Nothing is loaded.
+        FileNotFoundError: there is no such file.
+        NotImplementedError: the layers' pages are not all of one shape.
+    """
+    check_pool(cache, manager.num_pages, data_group)
+    check_host(manager, host)
+    archive = Archive.load(path, KIND)
+    check_fits(cache, archive.facts["layout"], archive.arrays, archive.facts["pages"])
+    for name, here in _origin(manager, model).items():
+        if archive.facts[name] != here:
+            raise ValueError(
+                f"{path} has {name}={archive.facts[name]!r}, but here it is {here!r}; load it where both are "
+                "the same, or start with an empty cache"
+            )
+    page_ids = manager.restore(_kept_pages(archive.arrays))
+    cache = apply_moves_by_group(cache, moves_of_one(cache, manager.take_moves(), data_group), host)
+    return pages_from_arrays(cache, page_ids, archive.arrays, data_group)
+
+
+def _origin(manager: PageManager, model: str) -> dict[str, Any]:
+    """What else must be the same for pages to be of use, as it comes back from JSON."""
+    groups = [dataclasses.asdict(group) | {"layers": list(group.layers)} for group in manager.groups]
+    return {"model": model, "groups": groups}
+
+
+def _kept_arrays(kept: Sequence[KeptPage]) -> dict[str, np.ndarray]:
+    texts = [[content.key, content.parent, content.token_ids, content.media] for content in kept]
+    return {
+        GROUP: np.array([content.group for content in kept], np.int32),
+        LENGTHS: np.array([[len(text) for text in of_page] for of_page in texts], np.int32),
+        TEXTS: np.frombuffer(b"".join(itertools.chain(*texts)), np.uint8),
+    }
+
+
+def _kept_pages(arrays: dict[str, np.ndarray]) -> list[KeptPage]:
+    text = io.BytesIO(arrays[TEXTS].tobytes())
+    kept = []
+    for group, lengths in zip(arrays[GROUP].tolist(), arrays[LENGTHS].tolist(), strict=True):
+        key, parent, token_ids, media = (text.read(length) for length in lengths)
+        kept.append(KeptPage(page=0, group=group, key=key, parent=parent, token_ids=token_ids, media=media))
+    return kept

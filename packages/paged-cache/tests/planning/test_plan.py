@@ -1,0 +1,228 @@
+import dataclasses
+
+import jax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType
+
+from paged_cache import CacheConfig, ModelShape, PagedAttentionCache, plan
+from paged_cache._src.manager import LayerGroup, OutOfPages, PageManager
+from paged_cache._src.planning.plan import most_pages
+
+GIB = 2**30
+LLAMA_3_8B = ModelShape(groups=(LayerGroup.full(range(32)),), num_kv_heads=8, head_dim=128)
+DEEPSEEK_V3 = ModelShape(
+    groups=(LayerGroup.full(range(61)),), num_kv_heads=1, head_dim=576, v_head_dim=512, latent=True
+)
+GEMMA_3_27B = ModelShape(
+    groups=(
+        LayerGroup.window(1024, [layer for layer in range(62) if (layer + 1) % 6]),
+        LayerGroup.full(range(5, 62, 6)),
+    ),
+    num_kv_heads=16,
+    head_dim=128,
+)
+TINY = ModelShape(groups=(LayerGroup.window(8, (0, 1, 2)), LayerGroup.full((3, 4))), num_kv_heads=4, head_dim=8)
+DTYPES = ("float32", "float16", "bfloat16", "int8", "float8_e4m3fn", "float8_e5m2", "int4")
+
+forgetting = st.builds(LayerGroup.window, st.integers(1, 20)) | st.builds(LayerGroup.chunked, st.integers(1, 20))
+groups = st.just(LayerGroup.full()) | forgetting
+
+
+@st.composite
+def shapes(draw):
+    """Models of up to three ways of seeing, with one to three layers each."""
+    seen = draw(st.lists(groups, min_size=1, max_size=3, unique=True))
+    counts = [draw(st.integers(1, 3)) for _ in seen]
+    starts = [sum(counts[:index]) for index in range(len(counts))]
+    layered = tuple(
+        dataclasses.replace(group, layers=tuple(range(start, start + count)))
+        for group, start, count in zip(seen, starts, counts, strict=True)
+    )
+    return ModelShape(groups=layered, num_kv_heads=1, head_dim=8)
+
+
+@st.composite
+def plans(draw):
+    """A plan of a few pages."""
+    shape, page_size, chunk = draw(shapes()), draw(st.integers(1, 8)), draw(st.integers(1, 20))
+    page = plan(shape, GIB, page_size=page_size, dtype="float32").bytes_per_page
+    return plan(shape, draw(st.integers(2, 120)) * page, page_size=page_size, dtype="float32", chunk=chunk)
+
+
+def test_llama_3_8b():
+    fits = plan(LLAMA_3_8B, 16 * GIB, page_size=16)
+    assert fits.bytes_per_token == 131072
+    assert fits.padding_bytes_per_token == 0
+    assert fits.num_pages == 8192
+    assert fits.num_tokens == fits.longest_sequence == 8191 * 16  # page 0 is the null page
+    assert [fits.sequences(context) for context in (2048, 8192, 32768, 131072)] == [63, 15, 3, 0]
+
+
+def test_deepseek_v3_pads_its_latent_rows():
+    fits = plan(DEEPSEEK_V3, GIB)
+    assert fits.bytes_per_token == 61 * 640 * 2  # 576 numbers in five registers of 128 lanes
+    assert fits.number_bytes_per_token == 61 * 576 * 2
+
+
+def test_gemma_3_27b_keeps_little_in_its_windows():
+    fits = plan(GEMMA_3_27B, 64 * GIB, chunk=1)
+    assert len(fits.groups) == 7  # ten layers each; the last has two
+    assert fits.layers_per_page == 10
+    assert fits.bytes_per_token == 70 * 16 * 256 * 2
+    assert fits.padding_bytes_per_token == 8 * 16 * 256 * 2
+    assert fits.pages_of(32768, 1) == 2048 + 6 * 65
+
+
+def test_scales_and_what_pads_them():
+    fits = plan(LLAMA_3_8B, GIB, page_size=16, dtype="int8")
+    rows = 32 * 8
+    assert fits.number_bytes_per_token == rows * 256
+    assert fits.scale_bytes_per_token == rows * 2 * 4
+    assert fits.padding_bytes_per_token == rows * (128 - 32) * 4 / 16  # lanes of the scales of a page of 16
+    assert plan(LLAMA_3_8B, GIB, page_size=64, dtype="int8").padding_bytes_per_token == 0
+
+
+def test_a_number_of_int4_is_half_a_byte():
+    assert plan(LLAMA_3_8B, GIB, dtype="int4").number_bytes_per_token == 32 * 8 * 128
+
+
+@pytest.mark.parametrize(("tensor_parallel", "heads"), [(1, 8), (2, 4), (8, 1), (3, 8), (16, 8)])
+def test_heads_are_split_or_replicated(tensor_parallel, heads):
+    fits = plan(LLAMA_3_8B, GIB, tensor_parallel=tensor_parallel)
+    assert fits.kv_heads_per_device == heads
+    assert fits.bytes_per_token == 131072 * heads / 8
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2, 3, 4])
+def test_is_what_cache_config_creates(tensor_parallel):
+    mesh = jax.make_mesh((tensor_parallel,), ("tp",), axis_types=(AxisType.Auto,))
+    budget = 1_000_000
+    fits = plan(TINY, budget, page_size=16, tensor_parallel=tensor_parallel)
+    made = CacheConfig.create(mesh, 4, fits.layers_per_page, 70, 16, 4, 8, byte_budget=budget)
+    assert fits.cache_config(batch_size=4, max_sequence_length=70) == made
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [TINY, dataclasses.replace(TINY, num_kv_heads=1, v_head_dim=4, latent=True)])
+def test_is_what_the_cache_allocates(shape, dtype):
+    fits = plan(shape, 100_000, page_size=4, dtype=dtype)
+    cache = PagedAttentionCache.init_cache(None, None, fits.cache_config(batch_size=2, max_sequence_length=16), None)
+    allocated = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+    assert allocated == fits.num_pages * fits.bytes_per_page
+    assert allocated <= fits.memory_bytes < allocated + fits.bytes_per_page
+
+
+def most_pages_by_count(group, length, new_tokens, page_size):
+    """The same, by going through every step that a sequence can make."""
+    return max(
+        -(-(computed + new) // page_size) - group.first_needed(computed) // page_size
+        for computed in range(length)
+        for new in range(1, min(new_tokens, length - computed) + 1)
+    )
+
+
+@given(group=groups, length=st.integers(1, 120), new_tokens=st.integers(1, 20), page_size=st.integers(1, 10))
+def test_no_sequence_holds_more_pages(group, length, new_tokens, page_size):
+    assert most_pages_by_count(group, length, new_tokens, page_size) <= most_pages(group, length, new_tokens, page_size)
+
+
+@pytest.mark.parametrize(
+    "group", [LayerGroup.full(), *(f(n) for n in (1, 4, 6) for f in (LayerGroup.window, LayerGroup.chunked))]
+)
+@pytest.mark.parametrize("new_tokens", [1, 2, 7])
+@pytest.mark.parametrize("page_size", [1, 4, 5])
+def test_a_long_sequence_holds_as_many(group, new_tokens, page_size):
+    args = group, 60, new_tokens, page_size  # long enough for every place in a page to come
+    assert most_pages(*args) == most_pages_by_count(*args)
+
+
+@given(shape=shapes(), pages=st.integers(2, 200), more=st.integers(0, 100_000), context=st.integers(1, 200))
+def test_more_memory_never_holds_less(shape, pages, more, context):
+    memory = pages * plan(shape, GIB).bytes_per_page
+    less, larger = plan(shape, memory), plan(shape, memory + more)
+    assert less.num_pages <= larger.num_pages
+    assert less.num_tokens <= larger.num_tokens
+    assert less.longest_sequence <= larger.longest_sequence
+    assert less.sequences(context) <= larger.sequences(context)
+
+
+@given(made=plans(), context=st.integers(1, 60), more=st.integers(0, 60))
+def test_longer_sequences_are_never_more(made, context, more):
+    assert made.sequences(context) >= made.sequences(context + more)
+    assert (made.sequences(context) > 0) == (context <= made.longest_sequence)
+
+
+def manager_of(made, context, max_seqs):
+    return PageManager(
+        made.num_pages, made.page_size, max_seqs=max_seqs, max_sequence_length=context, groups=made.groups
+    )
+
+
+def admit_in_chunks(manager, seq, prompt, chunk):
+    """A new sequence with `prompt` tokens, all computed; no other starts with `seq`."""
+    tokens = [seq, *range(1, prompt)]
+    seq = manager.admit(tokens, chunk=chunk)
+    while True:
+        length = manager.lengths(seq)[0]
+        manager.commit(seq, length - manager.computed(seq)[0])
+        if length == prompt:
+            return seq
+        more = tokens[length : length + chunk]
+        manager.extend(seq, len(more), more)
+
+
+@settings(max_examples=100)
+@given(made=plans(), count=st.integers(1, 5), data=st.data())
+def test_as_many_sequences_are_admitted_and_decode(made, count, data):
+    context = data.draw(st.integers(1, 60))
+    prompt = data.draw(st.integers(1, context))
+    pages = made.pages_of(context, made.chunk) + (count - 1) * made.pages_of(context, 1)
+    made = dataclasses.replace(made, memory_bytes=(1 + pages) * made.bytes_per_page)  # just enough
+    assert made.sequences(context) == count
+    manager = manager_of(made, context, max_seqs=count)
+    seqs = [admit_in_chunks(manager, seq, prompt, made.chunk) for seq in range(count)]
+    for _ in range(context - prompt):
+        manager.extend(seqs)
+        manager.commit(seqs, token_ids=[7] * count)
+    assert all(manager.lengths(seqs) == context)
+
+
+def test_one_more_is_not_admitted():
+    made = plan(LLAMA_3_8B, GIB // 4, page_size=16)
+    manager = manager_of(made, 300, max_seqs=20)
+    for seq in range(made.sequences(300)):
+        admit_in_chunks(manager, seq, 300, made.chunk)
+    with pytest.raises(OutOfPages):
+        admit_in_chunks(manager, 100, 300, made.chunk)
+
+
+def test_windows_alone_hold_a_sequence_of_any_length():
+    shape = ModelShape(groups=(LayerGroup.window(4096, range(32)),), num_kv_heads=8, head_dim=128)
+    assert plan(shape, 16 * GIB).longest_sequence == 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"memory_bytes": 0}, "memory_bytes=0 must be a whole number of at least 1"),
+        ({"memory_bytes": 1.5}, "memory_bytes=1.5 must be a whole number"),
+        ({"page_size": 0}, "page_size=0 must be"),
+        ({"tensor_parallel": 0}, "tensor_parallel=0 must be"),
+        ({"chunk": True}, "chunk=True must be"),
+        ({"dtype": "int16"}, "dtype=int16 must be one of"),
+        (
+            {"memory_bytes": 4_000_000},
+            "memory_bytes=4,000,000 must hold the null page and one more, which need 4,194,304",
+        ),
+    ],
+)
+def test_sizes_that_make_no_sense_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**({"shape": LLAMA_3_8B, "memory_bytes": GIB} | changes))
+
+
+def test_a_context_below_one_is_named():
+    with pytest.raises(ValueError, match="context=0 must be a whole number of at least 1"):
+        plan(LLAMA_3_8B, GIB).sequences(0)

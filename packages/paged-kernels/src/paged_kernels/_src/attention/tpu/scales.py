@@ -1,0 +1,64 @@
+"""The scales of a block's keys, from a row a page to a row a head.
+
+A page brings its scales as one row of lanes, K's of each slot and then V's. Logits and weights have their keys along
+lanes, so a block's scales are wanted side by side:
+
+    page 0  | k0 k1 v0 v1 . . . . |            K  | k0 k1 k2 k3 ...
+    page 1  | k2 k3 v2 v3 . . . . |            V  | v0 v1 v2 v3 ...
+
+All heads at once: they lie along the sublanes.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from paged_kernels._src.tpu.registers import LANES, cdiv
+
+Load = Callable[[jax.Array | int], Float[Array, "kv_heads scale_lanes"]]
+Store = Callable[[int, jax.Array | int, Float[Array, "kv_heads lanes"]], None]
+
+
+def pages_per_register(page_size: int) -> int:
+    """Pages whose keys fill a register; pages of scales are held in multiples of it."""
+    return max(1, LANES // page_size)
+
+
+def spread_scales(load: Load, store: Store, *, pages: int, page_size: int, kinds: int) -> None:
+    """Put the scales of a block's pages side by side.
+
+    Args:
+        load: the scales of page `i`; called for pages up to the next multiple of `pages_per_register`.
+        store: takes a kind (0 for K, 1 for V), the first key of some whole registers, and their scales.
+        pages: pages in the block.
+        page_size: a divisor or a multiple of 128.
+        kinds: 2, or 1 where K and V have the same scale.
+    """
+    group = pages_per_register(page_size)
+
+    def spread_group(i, _):
+        rows = [load(i * group + j) for j in range(group)]
+        for kind in range(kinds):
+            store(kind, pl.multiple_of(i * (group * page_size), LANES), _side_by_side(rows, kind, page_size))
+
+    jax.lax.fori_loop(0, cdiv(pages, group), spread_group, None, unroll=min(cdiv(pages, group), 8))
+
+
+def _side_by_side(rows: list[Array], kind: int, page_size: int) -> Float[Array, "kv_heads lanes"]:
+    """The scales of one kind of a group of pages."""
+    if len(rows) == 1:
+        return rows[0][:, kind * page_size : (kind + 1) * page_size]
+    lane = jax.lax.broadcasted_iota(jnp.int32, rows[0].shape, 1)
+    placed = rows[0]
+    for j, row in enumerate(rows):
+        moved = _roll(row, (j - kind) * page_size % LANES)
+        placed = moved if j == 0 else jnp.where(lane >= j * page_size, moved, placed)
+    return placed
+
+
+def _roll(row: Array, by: int) -> Array:
+    return pltpu.roll(row, by, axis=1) if by else row

@@ -1,0 +1,116 @@
+"""Which query rows meet which pages, as integers: the work of a batch, cut in tiles.
+
+Query rows are cut in blocks of `q_rows`, on a fixed grid from row 0. A *tile* is the part of one block that belongs
+to one sequence:
+
+    rows    | seq 0   | seq 1                           | seq 2 |
+    blocks  |         0         |         1         |         2         |
+    tiles   | tile 0  | tile 1  |      tile 2       | 3   | tile 4 |
+
+A tile knows the pages that any of its rows can see; only those are fetched. Everything here is plain XLA on small
+arrays, so the kernel's loops have nothing to decide.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int32
+
+from paged_kernels._src.attention.mask import key_range
+from paged_kernels._src.batch import RaggedBatch
+from paged_kernels._src.spec import AttentionSpec
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """The tiles of a batch in row order, one more entry than there can be tiles; entries not in use are zero.
+
+    In the kernel these are references to scalar memory.
+    """
+
+    block_starts: Int32[Array, " q_blocks_plus_1"]
+    """The first tile of each block of rows, and after the last block the number of tiles."""
+    seq: Int32[Array, " tiles"]
+    """The tile's sequence."""
+    kv_len: Int32[Array, " tiles"]
+    """Tokens of that sequence."""
+    row_lo: Int32[Array, " tiles"]
+    """First row of the tile, counted from its block's first row."""
+    row_hi: Int32[Array, " tiles"]
+    """One past its last row."""
+    position: Int32[Array, " tiles"]
+    """Position in the sequence of the *block's* first row, so that row `r` stands at `position + r`."""
+    first_page: Int32[Array, " tiles"]
+    """Index in the sequence's page list of the first page that a row of the tile sees."""
+    end_page: Int32[Array, " tiles"]
+    """One past the last such page; greater than `first_page`, so that rows that see no key have a page too."""
+    block_end: Int32[Array, " tiles"]
+    """One past the last tile of the tile's block."""
+    first_new: Int32[Array, " tiles"]
+    """Position of the sequence's first row: of its first new token, where there is a tree mask."""
+
+
+def max_tiles(tokens: int, seqs: int, q_rows: int) -> int:
+    """The most tiles that a batch can have: each starts a block or a sequence, and has a row."""
+    return min(tokens, -(-tokens // q_rows) + seqs)
+
+
+def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: int, page_size: int) -> Tiles:
+    """The tiles of a batch; gaps, padding and rows before position 0 have none."""
+    end = jnp.minimum(batch.cu_q_lens[1:], tokens)
+    kv_lens = jnp.minimum(batch.kv_lens, batch.pages_per_seq * page_size)
+    in_use = (jnp.arange(batch.seqs) < batch.num_seqs) & (kv_lens > 0)
+    start, first_position = batch.cu_q_lens[:-1], batch.q_starts
+    if first_position is None:
+        first_position = kv_lens - (end - start)
+        start = jnp.maximum(start, end - kv_lens)  # rows before position 0 are no tokens
+    has_rows = in_use & (start < end)
+    first_block = start // q_rows
+    tiles_of_seq = jnp.where(has_rows, (end - 1) // q_rows + 1 - first_block, 0)
+    tile_ends = jnp.cumsum(tiles_of_seq)
+
+    tile = jnp.arange(max_tiles(tokens, batch.seqs, q_rows) + 1)
+    seq = jnp.sum(tile_ends[None] <= tile[:, None], axis=1)
+    valid = seq < batch.seqs
+    seq = jnp.where(valid, seq, 0)
+    block = first_block[seq] + tile - (tile_ends - tiles_of_seq)[seq]
+    row_lo = jnp.maximum(start[seq] - block * q_rows, 0)
+    row_hi = jnp.minimum(end[seq] - block * q_rows, q_rows)
+    kv_len = kv_lens[seq]
+    position = (first_position - batch.cu_q_lens[:-1])[seq] + block * q_rows
+    has_tree = batch.tree_mask is not None
+    first_key, end_key = key_range(spec, position + row_lo, position + row_hi, kv_len, tree=has_tree)
+    first_page = jnp.minimum(first_key, kv_len - 1) // page_size
+
+    q_blocks = -(-tokens // q_rows)
+    block = jnp.where(valid, block, q_blocks)
+    block_starts = jnp.sum(block[None] < jnp.arange(q_blocks + 1)[:, None], axis=1)
+
+    def used(values):
+        return jnp.where(valid, values, 0).astype(jnp.int32)
+
+    return Tiles(
+        block_starts=block_starts.astype(jnp.int32),
+        seq=used(seq),
+        kv_len=used(kv_len),
+        row_lo=used(row_lo),
+        row_hi=used(row_hi),
+        position=used(position),
+        first_page=used(first_page),
+        end_page=used(jnp.maximum(-(-end_key // page_size), first_page + 1)),
+        block_end=used(jnp.append(block_starts, 0)[block + 1]),
+        first_new=used(first_position[seq]),
+    )
+
+
+def page_block_starts(tiles: Tiles, *, chunk_pages: int, chunks: int) -> Int32[Array, " q_blocks_plus_1"]:
+    """How many blocks of pages come before each block of rows, and after the last their number.
+
+    A block of pages is `chunks` chunks of up to `chunk_pages` pages, each of one tile, all of one block of rows.
+    """
+    chunks_of_tile = -(-(tiles.end_page - tiles.first_page) // chunk_pages)
+    before_tile = jnp.append(0, jnp.cumsum(chunks_of_tile))
+    chunks_of_block = jnp.diff(before_tile[tiles.block_starts])
+    return jnp.append(0, jnp.cumsum(-(-chunks_of_block // chunks))).astype(jnp.int32)

@@ -1,0 +1,27 @@
+"""Sequences of one row in a mixed batch: taken out, for the kernel for decode.
+
+In a large block of query rows, each tile costs as much as a tile that fills the block. A sequence that decodes is a
+tile of one row, so a batch that has some beside a prefill is two calls, each of which skips the other's sequences.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int32
+
+from paged_kernels._src.batch import RaggedBatch
+
+
+def take_singles(batch: RaggedBatch, tokens: int) -> tuple[Int32[Array, " seqs"], RaggedBatch, RaggedBatch]:
+    """The rows of the sequences of one row (`tokens` for any other), those as a batch for decode, and the others."""
+    starts = batch.cu_q_lens[:-1]
+    is_single = batch.cu_q_lens[1:] - starts == 1
+    rows = jnp.where(is_single, starts, tokens)
+    singles = dataclasses.replace(
+        batch,
+        kv_lens=jnp.where(is_single, batch.kv_lens, 0),
+        cu_q_lens=jnp.arange(batch.seqs + 1, dtype=jnp.int32),
+        max_q_len=1,
+        tree_mask=None if batch.tree_mask is None else batch.tree_mask.at[rows].get(mode="clip"),
+    )
+    return rows, singles, dataclasses.replace(batch, kv_lens=jnp.where(is_single, 0, batch.kv_lens))

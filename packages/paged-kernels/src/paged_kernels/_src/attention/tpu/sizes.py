@@ -1,0 +1,148 @@
+"""Block sizes: how much is attended at once, from the memory of the chip, and a check that it fits."""
+
+import dataclasses
+
+from paged_kernels._src.attention.tpu.config import CHUNK_KEYS, Config
+from paged_kernels._src.block_sizes import BlockSizes
+from paged_kernels._src.tpu.chip import Chip
+from paged_kernels._src.tpu.registers import LANES, SUBLANES, cdiv, register_rows, round_up
+
+DECODE_KEYS = {2: 2048, 4: 512}
+"""Keys in a block for decode, by bytes an element: large, so that the latency of a block's copies is a small part of
+their time. Products in float32 take six passes, which the compiler lays out one by one: more would only be code."""
+DECODE_KEYS_OF_ONE_HEAD = {2: 4096, 4: 512}
+"""The same for one KV head of at most `DECODE_GROUP_OF_ONE_HEAD` query heads: more of its chunks stand beside each
+other, as no other heads' do."""
+DECODE_GROUP_OF_ONE_HEAD = 16
+DECODE_ROWS = 16
+"""Rows in a block of queries for decode: one copy brings them all."""
+DECODE_CHUNKS = (1, 2, 4, 8)
+"""How many chunks a block has for decode: a divisor of `DECODE_ROWS`, to leave no place empty."""
+PREFILL_KEYS = (512, 1024)
+"""Least and most keys in a block for prefill."""
+PREFILL_CHUNK_KEYS = 256
+"""Most keys in a chunk of a block for prefill, unless a page has more: what is attended in vain on the diagonal."""
+PREFILL_LOGITS = {2: 2**21, 4: 2**20}
+"""Rows of all heads times keys in a block for prefill, by bytes an element: enough that the matrix unit seldom waits
+for the first product and the last, and not so much that the code is long."""
+PREFILL_ROWS = 2048
+"""Rows of all heads in a block for prefill."""
+PREFILL_HEAD_ROWS = 512
+"""Least rows of a KV head in a block for prefill, for which its keys are fetched once."""
+PREFILL_Q_ROWS = 256
+"""Most rows of q in a block for prefill: the keys on the diagonal are attended by all of them."""
+BUFFERS = 4
+"""Blocks of keys in VMEM: one in use, one whose copies are being started, two on their way."""
+MIN_Q_ROWS = 16
+"""Fewest rows in a block of queries, but for decode: those of a register of bfloat16."""
+
+
+def q_rows_for(tokens: int, max_q_len: int | None, q_rows: int) -> int:
+    """`q_rows` as the kernel can have it: a multiple of 16, no more than the batch can fill; its own for decode."""
+    if max_q_len == 1:
+        return max(1, min(DECODE_ROWS, tokens))
+    most = tokens if max_q_len is None else min(tokens, max_q_len)
+    return round_up(max(1, min(q_rows, most)), MIN_Q_ROWS)
+
+
+def with_kv_pages(c: Config, kv_pages: int) -> Config:
+    """`c` with about so many pages in a block, as the kernel can have them: whole chunks, which fill registers.
+
+    A chunk holds pages of one sequence. So does a block, but in decode, where it may hold those of several.
+    """
+    kv_pages = max(1, min(kv_pages, c.pages_per_seq * (c.tokens if c.decode else 1)))
+    chunk_keys = CHUNK_KEYS if c.decode else PREFILL_CHUNK_KEYS
+    chunk_pages = max(1, min(chunk_keys // c.page_size, c.pages_per_seq, kv_pages))
+    if c.decode:
+        whole = _filling(LANES, chunk_pages, c.page_size)
+        chunks = max(n for n in DECODE_CHUNKS if n == 1 or n * whole <= kv_pages)
+    else:
+        kv_pages = min(kv_pages, c.pages_per_seq)
+        chunks = cdiv(kv_pages, chunk_pages)
+        chunk_pages = cdiv(kv_pages, chunks)
+    keys = LANES if c.row.is_quantised or chunks > 1 else register_rows(c.row.storage_dtype)
+    chunk_pages = _filling(keys, chunk_pages, c.page_size)
+    return dataclasses.replace(c, kv_pages=chunks * chunk_pages, chunk_pages=chunk_pages)
+
+
+def _filling(keys: int, pages: int, page_size: int) -> int:
+    """The least number of pages, of at least `pages`, whose keys are a multiple of `keys`."""
+    return round_up(pages, 1 if keys % page_size else keys // page_size)
+
+
+def preferred_block_sizes(*, kv_heads: int, group: int, page_size: int, itemsize: int, decode: bool) -> BlockSizes:
+    """Block sizes for speed, were there memory enough."""
+    if decode:
+        alone = kv_heads == 1 and group <= DECODE_GROUP_OF_ONE_HEAD
+        keys = (DECODE_KEYS_OF_ONE_HEAD if alone else DECODE_KEYS)[itemsize]
+        return BlockSizes(q_rows=DECODE_ROWS, kv_pages=max(1, keys // page_size))
+    q_rows = max(PREFILL_HEAD_ROWS // group, PREFILL_ROWS // (kv_heads * group))
+    q_rows = max(MIN_Q_ROWS, min(q_rows, PREFILL_Q_ROWS))
+    least, most = PREFILL_KEYS
+    keys = min(max(least, PREFILL_LOGITS[itemsize] // (kv_heads * group * q_rows)), most)
+    return BlockSizes(q_rows=q_rows, kv_pages=max(1, keys // page_size))
+
+
+def shrink_to_fit(c: Config, chip: Chip) -> Config:
+    """`c` with blocks halved, the larger first, until it needs at most three quarters of the chip's VMEM."""
+    while vmem_bytes(c) > chip.vmem_bytes * 3 // 4:
+        smaller = with_kv_pages(c, c.kv_pages // 2)
+        if smaller.kv_pages < c.kv_pages and (_kv_bytes(c) >= _row_bytes(c) or c.q_rows <= MIN_Q_ROWS):
+            c = smaller
+        elif c.q_rows > 1:  # a block of one row is always possible, and slow for prefill: each row fetches its keys
+            c = dataclasses.replace(c, q_rows=round_up(c.q_rows // 2, MIN_Q_ROWS) if c.q_rows > MIN_Q_ROWS else 1)
+        else:
+            break
+    return c
+
+
+def vmem_bytes(c: Config) -> int:
+    """VMEM that the kernel needs, bytes: its buffers, and the values in flight in one step."""
+    logits = 6 + c.has_alibi
+    in_flight = logits * c.rows * round_up(c.block_tokens, LANES) * 4 + 2 * c.block_tokens * c.row.lanes * 4
+    return _kv_bytes(c) + _row_bytes(c) + in_flight
+
+
+def _kv_bytes(c: Config) -> int:
+    keys = c.buffers * c.kv_heads * c.block_tokens * c.row.storage_lanes * c.row.storage_dtype.itemsize
+    if not c.row.is_quantised:
+        return keys
+    pages, kv_heads, lanes = c.scales_shape
+    return keys + 4 * kv_heads * pages * (c.buffers * lanes + c.row.scales_per_row * c.page_size)
+
+
+def _row_bytes(c: Config) -> int:
+    operands = 2 * c.operands + c.decode
+    copies = operands * (c.q_lanes * c.compute_dtype.itemsize + c.out_lanes * c.q_dtype.itemsize)
+    state = (c.out_lanes + 2 * LANES) * 4
+    tree = operands * round_up(c.operand_rows, SUBLANES) * c.tree_lanes * 4
+    heads = (c.has_sinks + c.has_alibi) * c.parts * c.part_rows * LANES * 4
+    lse = (c.lse_rows * (LANES + 2) + c.decode * c.parts * c.rows * LANES) * 4
+    return c.parts * c.rows * (copies + state) + lse + tree + heads
+
+
+def smem_bytes(c: Config, tiles: int) -> int:
+    """Scalar memory that the kernel needs, bytes: the tiles and the page ids on their way."""
+    blocks = (1 + c.decode) * round_up(c.q_blocks + 1, LANES)
+    chunks = c.chunks if c.decode else 1
+    return 4 * (9 * round_up(tiles, LANES) + blocks + 3 * chunks * c.ids + 32 * chunks)
+
+
+def check_fits(c: Config, chip: Chip, tiles: int) -> None:
+    """Refuse what the chip's memories cannot hold.
+
+    Raises:
+        NotImplementedError: names the memory, what it has, what is needed, and what to lower.
+    """
+    need, have = vmem_bytes(c), chip.vmem_bytes
+    if need > have:
+        raise NotImplementedError(
+            f"block_sizes with q_rows={c.q_rows} and kv_pages={c.kv_pages} need {cdiv(need, 2**20)} MiB of VMEM, but a "
+            f"{chip.name} core has {have // 2**20}; lower them, for example BlockSizes(q_rows=16, kv_pages=4)"
+        )
+    need, have = smem_bytes(c, tiles), chip.smem_bytes * 3 // 4
+    if need > have:
+        raise NotImplementedError(
+            f"a batch of {c.tokens} rows needs {need // 1024} KiB of scalar memory for its {tiles} tiles, but a "
+            f"{chip.name} core has {have // 1024}; use fewer rows or sequences a call, or raise q_rows={c.q_rows}"
+        )

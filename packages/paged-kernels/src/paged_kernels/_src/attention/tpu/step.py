@@ -1,0 +1,305 @@
+"""What happens to one tile: its softmax state from the first block of keys to the rows of the output."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int32
+
+from paged_kernels._src.attention.mask import fully_visible, in_tree, key_range, visible
+from paged_kernels._src.attention.tpu import softmax
+from paged_kernels._src.attention.tpu.config import PARTS_AT_ONCE, Config, Memory
+from paged_kernels._src.attention.tpu.copies import Cursor, RowStream
+from paged_kernels._src.attention.tpu.memory import Inputs, Scratch
+from paged_kernels._src.attention.tpu.scales import spread_scales
+from paged_kernels._src.attention.tpu.schedule import Tiles
+from paged_kernels._src.attention.tpu.unpack import load_lanes, unit
+from paged_kernels._src.tpu.registers import LANES, SUBLANES, cdiv
+
+FEW_ROWS = 64
+"""Parts with more rows go one by one in float32, whose products are six times the code."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keys:
+    """Keys that are attended together, for all heads."""
+
+    kv: Memory  # [kv_heads, pages, page_size, storage_lanes]
+    scales: Memory  # [kinds, kv_heads, keys], or None
+    distance: Float[Array, "rows keys"] | None
+    """Positions between row and key, where there are ALiBi slopes."""
+    mask: Bool[Array, "rows keys"] | None = None
+    """Which keys each row sees, unless it sees all."""
+    real: Bool[Array, "keys out_lanes"] | None = None
+    """Which keys hold what some row may see; the others may be anything, and their values are not to be used."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """What happens to a tile's softmax state and to its rows of the output."""
+
+    config: Config
+    tiles: Tiles
+    inputs: Inputs
+    scratch: Scratch
+
+    def for_row_blocks(self, rows: RowStream, attend: Callable[..., Any], begin: Callable[[], Any]) -> None:
+        """Run `carry = attend(block, slot, carry)`, at first `begin()`, for each block of rows, copied in and out."""
+
+        def attend_rows(block, carry):
+            slot = block % 2
+            rows.start_q(block + 1)
+            rows.wait_out(block - 2)
+            rows.wait_q(block)
+            carry = attend(block, slot, carry)
+            self.pack_lse(slot)
+            rows.start_out(block)
+            return carry
+
+        blocks = self.config.q_blocks
+        rows.start_q(0)
+        jax.lax.fori_loop(0, blocks, attend_rows, begin())
+        rows.wait_out(blocks - 2)
+        rows.wait_out(blocks - 1)
+
+    def reset(self) -> None:
+        """The state before any key, of all parts."""
+        jax.lax.fori_loop(0, self.config.parts, lambda part, _: self.store(part, self.initial(part)), None)
+
+    def initial(self, part) -> softmax.State:
+        """The state of a part before any key: a sink counts as a key that has been seen, with no value."""
+        c = self.config
+        column, acc = jnp.zeros((c.rows, LANES), jnp.float32), jnp.zeros((c.rows, c.out_lanes), jnp.float32)
+        if not c.has_sinks:
+            return softmax.State(column + softmax.MASKED, column, acc)
+        return softmax.State(self._by_row(self.inputs.sinks[part]), column + 1 / LANES, acc)  # l is 1 in all
+
+    def sees_all(self, at: Cursor) -> jax.Array:
+        """Whether every row of the tile sees every key of block `at`."""
+        c, tiles = self.config, self.tiles
+        first_key = at.page * c.page_size
+        keys = (first_key, first_key + c.block_tokens)
+        first_new = tiles.first_new[at.tile] if c.tree_words else None
+        return fully_visible(c.spec, self._positions(at.tile), keys, tiles.kv_len[at.tile], first_new)
+
+    def attend_whole(self, at: Cursor, q_slot, kv_slot) -> None:
+        """Take a block of which every row sees every key."""
+        self._attend_parts(q_slot, self.whole_keys(at, kv_slot))
+
+    def whole_keys(self, at: Cursor, kv_slot) -> Keys:
+        """A slot, which holds a block of which every row sees every key."""
+        c, s = self.config, self.scratch
+        self.spread_scales(kv_slot)
+        return Keys(
+            kv=s.pages.kv.at[kv_slot],
+            scales=s.scales.at[:, :, pl.ds(0, c.block_tokens)] if c.row.is_quantised else None,
+            distance=self._distance(at.tile, at.page * c.page_size, c.block_tokens),
+        )
+
+    def attend_chunks(self, at: Cursor, pages, q_slot, kv_slot) -> None:
+        """Take the first `pages` pages of block `at`, masked, in as few chunks as hold them."""
+        c = self.config
+        self.spread_scales(kv_slot)
+
+        def attend_chunk(chunk, _):
+            first_page = at.page + chunk * c.chunk_pages
+            self._attend_parts(q_slot, self.masked_keys(at.tile, first_page, chunk, q_slot, kv_slot))
+
+        jax.lax.fori_loop(0, pl.cdiv(pages, c.chunk_pages), attend_chunk, None)
+
+    def masked_keys(self, tile, first_page, chunk, q_slot, kv_slot) -> Keys:
+        """A chunk of a slot, which holds a tile's pages from `first_page` on."""
+        c, s, size = self.config, self.scratch, self.config.chunk_tokens
+        position, kv_len = self._first_position(tile), self.tiles.kv_len[tile]
+        start, first_key = pl.multiple_of(chunk * size, size), first_page * c.page_size
+        p = first_key + jax.lax.broadcasted_iota(jnp.int32, (c.rows, size), 1)
+        tree = self._in_tree(tile, first_key, p, q_slot) if c.tree_words else None
+        first, end = self.seen(tile)
+        scales = None
+        if c.row.is_quantised:
+            scales = s.scales.at[:, :, pl.ds(start, size)]
+            scales[...] = jnp.where((p[:1] >= first) & (p[:1] < end), scales[...], 0)
+        at_rows = first_key + jax.lax.broadcasted_iota(jnp.int32, (size, c.out_lanes), 0)
+        return Keys(
+            kv=s.pages.kv.at[kv_slot, :, pl.ds(chunk * c.chunk_pages, c.chunk_pages)],
+            scales=scales,
+            distance=self._distance(tile, first_key, size),
+            mask=visible(c.spec, position + self._token_row(size), p, kv_len, tree),
+            real=None if c.clears_unseen else (at_rows >= first) & (at_rows < end),
+        )
+
+    def fills_block(self, tile) -> jax.Array:
+        """Whether the tile has all rows of its block."""
+        return (self.tiles.row_lo[tile] == 0) & (self.tiles.row_hi[tile] == self.config.q_rows)
+
+    def finish(self, tile, slot) -> None:
+        """Put the tile's rows into the output of its block, and leave the state as it is before any key."""
+        token_row = self._token_row(LANES)
+        of_tile = (token_row >= self.tiles.row_lo[tile]) & (token_row < self.tiles.row_hi[tile])
+        fills = self.fills_block(tile)
+        pl.when(fills)(lambda: self._finish_parts(slot, None))
+        pl.when(jnp.logical_not(fills))(lambda: self._finish_parts(slot, of_tile))
+
+    def _finish_parts(self, slot, of_tile: Bool[Array, "rows 128"] | None) -> None:
+        def finish_parts(parts):
+            for part in parts:
+                self._finish_part(part, slot, of_tile)
+
+        self.for_parts(finish_parts)
+
+    def _finish_part(self, part, slot, of_tile: Bool[Array, "rows 128"] | None) -> None:
+        """Finish a part: all its rows, or those of the tile; of them, rows that saw no key are as those of no tile."""
+        c, s, state = self.config, self.scratch, self.load(part)
+        self.store(part, self.initial(part))
+        out, mine, kept = s.rows.out.at[slot, part], state.m > softmax.MASKED, 0
+        if of_tile is not None:
+            mine, kept = mine & of_tile, out[...].astype(jnp.float32)
+        wide = jnp.concatenate([mine] * (c.out_lanes // LANES), axis=1)
+        out[...] = jnp.where(wide, softmax.output(state), kept).astype(out.dtype)
+        if c.has_lse:
+            lse = s.lse.at[self._lse_rows(part)]
+            lse[...] = jnp.where(mine, softmax.log_sum_exp(state), -jnp.inf if of_tile is None else lse[...])
+
+    def clear_output(self, slot) -> None:
+        """Rows of no tile: zeros, and no log-sum-exp."""
+        c, s = self.config, self.scratch
+        out = s.rows.out.at[pl.ds(slot * c.operands, c.operands)]
+        out[...] = jnp.zeros_like(out)
+        if c.has_lse:
+            s.lse[...] = jnp.full_like(s.lse, -jnp.inf)
+
+    def pack_lse(self, slot) -> None:
+        """The block's log-sum-exp as a dense array, ready to leave."""
+        if self.config.has_lse:
+            self.scratch.rows.lse[slot] = softmax.pack_lanes(self.scratch.lse[: self.config.lse_rows])
+
+    def _attend_parts(self, q_slot, keys: Keys) -> None:
+        """Take the keys into the state of all parts."""
+
+        def attend_parts(parts):
+            x = self.score(parts[0], q_slot, keys)
+            for part, after in itertools.pairwise(parts):
+                x_after = self.score(after, q_slot, keys)  # its products hide the latencies of this part's softmax
+                self.store(part, self.absorb(self.load(part), part, x, keys))
+                x = x_after
+            self.store(parts[-1], self.absorb(self.load(parts[-1]), parts[-1], x, keys))
+
+        self.for_parts(attend_parts)
+
+    def score(self, part, q_slot, keys: Keys) -> Float[Array, "rows keys"]:
+        """The logits of a part, to base 2."""
+        c, head = self.config, part // self.config.splits
+        x = softmax.score(self.scratch.rows.q[q_slot, part], load_lanes(keys.kv.at[head], c.row.k_lanes, c))
+        if keys.scales is not None:
+            x *= keys.scales[0, pl.ds(head, 1)]
+        x = softmax.Logits(scale=c.spec.resolved_scale(c.row.k_dim), soft_cap=c.spec.soft_cap)(x)
+        if keys.distance is not None:
+            x -= self._by_row(self.inputs.slopes[part])[:, :1] * keys.distance
+        return x if keys.mask is None else jnp.where(keys.mask, x, softmax.MASKED)
+
+    def absorb(self, state: softmax.State, part, x: Float[Array, "rows keys"], keys: Keys) -> softmax.State:
+        """The state after a part's logits and values."""
+        c, head = self.config, part // self.config.splits
+        v = load_lanes(keys.kv.at[head], c.row.v_lanes, c)
+        v = v if keys.real is None else jnp.where(keys.real, v, jnp.zeros_like(v))
+        scales = None if keys.scales is None else keys.scales[c.row.scales_per_row - 1, pl.ds(head, 1)]
+        return softmax.absorb(state, x, v, scales)
+
+    def spread_scales(self, kv_slot) -> None:
+        """Put the scales of a block, if it has any, where the keys of a head find theirs in a row."""
+        c, s = self.config, self.scratch
+        if not c.row.is_quantised:
+            return
+        pages = s.pages.scales.at[kv_slot]
+
+        def store(kind, first, scales):
+            s.scales[kind, :, pl.ds(first, scales.shape[1])] = scales * unit(c)
+
+        kinds = c.row.scales_per_row
+        spread_scales(lambda i: pages[i], store, pages=c.kv_pages, page_size=c.page_size, kinds=kinds)
+
+    def for_parts(self, body) -> None:
+        """Run `body` on lists of parts, several at once, to hide one's latencies behind another's."""
+        c, parts = self.config, self.config.parts
+        one_by_one = c.compute_dtype == jnp.float32 and c.rows >= FEW_ROWS
+        at_once = 1 if one_by_one else min(parts, PARTS_AT_ONCE)
+        looped = parts // at_once * at_once if parts >= 2 * at_once else 0  # a single group needs no loop
+        if looped:
+            jax.lax.fori_loop(0, looped // at_once, lambda i, _: body([i * at_once + j for j in range(at_once)]), None)
+        for first in range(looped, parts, at_once):
+            body(list(range(first, min(first + at_once, parts))))
+
+    def load(self, part) -> softmax.State:
+        """The state of a part."""
+        s = self.scratch
+        return softmax.State(s.m[part], s.l[part], s.acc[part])
+
+    def store(self, part, state: softmax.State) -> None:
+        """Keep the state of a part."""
+        s = self.scratch
+        s.m[part], s.l[part], s.acc[part] = state
+
+    def seen(self, tile):
+        """The positions of the keys that some row of the tile may see, as (first, one past the last)."""
+        c = self.config
+        return key_range(c.spec, *self._positions(tile), self.tiles.kv_len[tile], tree=c.tree_words > 0)
+
+    def _first_position(self, tile):
+        """The position of the first row of the tile's operand."""
+        tiles = self.tiles
+        return tiles.position[tile] + tiles.row_lo[tile] if self.config.decode else tiles.position[tile]
+
+    def _positions(self, tile):
+        """The tile's positions, as (first, one past the last)."""
+        position = self.tiles.position[tile]
+        return position + self.tiles.row_lo[tile], position + self.tiles.row_hi[tile]
+
+    def _distance(self, tile, first_key, keys: int) -> Float[Array, "rows keys"] | None:
+        """Positions between each row and each of some keys."""
+        c = self.config
+        if not c.has_alibi:
+            return None
+        p = first_key + jax.lax.broadcasted_iota(jnp.int32, (c.rows, keys), 1)
+        return jnp.abs(self._first_position(tile) + self._token_row(keys) - p).astype(jnp.float32)
+
+    def _in_tree(self, tile, first_key, p: Int32[Array, "rows keys"], q_slot) -> Bool[Array, "rows keys"]:
+        """Whether the rows' tree masks show them the keys of a chunk, which fall into a few words."""
+        c, first_new = self.config, self.tiles.first_new[tile]
+        words, count = self.scratch.rows.tree[q_slot], cdiv(c.chunk_tokens, 32) + 1
+        skip, in_words = 0, p - first_new < 32 * c.tree_words
+        if c.tree_words > count:
+            skip = jnp.clip((first_key - first_new) // 32, 0, c.tree_words)
+            words = pltpu.roll(words, words.shape[1] - skip, axis=1)
+        words = self._by_token(words)
+        columns = [words[:, i : i + 1] for i in range(min(count, c.tree_words))]
+        return in_words & in_tree(columns, first_new + 32 * skip, p)
+
+    def _by_token(self, x: Int32[Array, "q_rows lanes"]) -> Int32[Array, "rows lanes"]:
+        """What each row of the block brings, for the rows of the operand."""
+        c = self.config
+        if c.operand_rows == 1:
+            return jnp.broadcast_to(x, (c.rows, x.shape[1]))
+        return jnp.broadcast_to(x[None], (c.part, *x.shape)).reshape(c.rows, -1)
+
+    def _by_row(self, x: Float[Array, "part_rows lanes"]) -> Float[Array, "rows lanes"]:
+        """What each query head of a part brings, for the rows of the operand."""
+        c = self.config
+        if c.operand_rows == 1:
+            return x
+        return jnp.broadcast_to(x[: c.part, None], (c.part, c.operand_rows, x.shape[1])).reshape(c.rows, -1)
+
+    def _lse_rows(self, part):
+        return pl.ds(pl.multiple_of(part * self.config.rows, SUBLANES), self.config.rows)
+
+    def _token_row(self, columns: int) -> Int32[Array, "rows columns"]:
+        """The row of the block that each row of the operand stands for."""
+        c = self.config
+        if c.operand_rows == 1:
+            return jnp.zeros((c.rows, columns), jnp.int32)
+        token_row = jax.lax.broadcasted_iota(jnp.int32, (c.part, c.operand_rows, columns), 1)
+        return token_row.reshape(c.rows, columns)

@@ -1,0 +1,227 @@
+"""The walk: each tile of rows passes over its own blocks of pages and no others (docs/kernels/xla.md)."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32
+
+from paged_kernels._src.attention.mask import in_tree, visible
+from paged_kernels._src.attention.xla.softmax import SoftmaxState, logits
+from paged_kernels._src.attention.xla.tiles import Tiles, list_tiles
+from paged_kernels._src.batch import RaggedBatch
+from paged_kernels._src.block_sizes import BlockSizes
+from paged_kernels._src.head_params import HeadParams
+from paged_kernels._src.kv_pages import KVPages
+from paged_kernels._src.spec import AttentionSpec
+
+DEFAULT_Q_ROWS = 64
+DEFAULT_KEYS = 256
+MOST_BLOCK_BYTES = 2 * 2**20
+
+Output = Float[Array, "tokens q_heads v_head_dim"]
+LogSumExp = Float[Array, "tokens q_heads"]
+
+
+def paged_attention_xla(
+    q: Float[Array, "tokens q_heads head_dim"],
+    pages: KVPages,
+    batch: RaggedBatch,
+    spec: AttentionSpec,
+    heads: HeadParams,
+    *,
+    block_sizes: BlockSizes | None,
+) -> tuple[Output, LogSumExp]:
+    """The output in `q.dtype`, and the log of each row's softmax denominator (-inf for a row that is no token).
+
+    Sequences with a single row are walked in tiles of one row, the others in tiles of `block_sizes.q_rows`.
+    Trip counts are data: one compilation serves all lengths, and each call costs what its lengths cost.
+
+    Raises:
+        NotImplementedError: q or the pages are float64.
+    """
+    _check_supported(q, pages)
+    tokens = q.shape[0]
+    blocks = block_sizes or default_block_sizes(pages)
+    most_rows = max(1, min(blocks.q_rows, tokens, batch.max_q_len or tokens))
+    q, tree_mask = jax.tree.map(  # the last tile may run over the end
+        lambda rows: jnp.pad(rows, ((0, most_rows - 1), *[(0, 0)] * (rows.ndim - 1))), (q, batch.tree_mask)
+    )
+    batch = dataclasses.replace(batch, tree_mask=tree_mask)
+    results = (
+        jnp.zeros((*q.shape[:2], pages.v_head_dim), q.dtype),
+        jnp.full(q.shape[:2], -jnp.inf, jnp.float32),
+    )
+    for lone_rows in (True,) if batch.max_q_len == 1 else (True, False):
+        walk = Walk(q, pages, batch, spec, heads, q_rows=1 if lone_rows else most_rows, kv_pages=blocks.kv_pages)
+        results = walk.fill(results, tokens, lone_rows=lone_rows)
+    out, lse = results
+    return out[:tokens], lse[:tokens]
+
+
+def default_block_sizes(pages: KVPages) -> BlockSizes:
+    """64 rows, and pages for 256 keys or fewer: a block should lie in the cache, which 2 MiB in float32 do."""
+    key_bytes = 4 * pages.num_kv_heads * (pages.head_dim + pages.v_head_dim)
+    keys = min(DEFAULT_KEYS, MOST_BLOCK_BYTES // key_bytes)
+    return BlockSizes(q_rows=DEFAULT_Q_ROWS, kv_pages=max(1, keys // pages.page_size))
+
+
+def _check_supported(q: Array, pages: KVPages) -> None:
+    for name, dtype in (("q", q.dtype), ("pages", pages.dtype)):
+        if dtype == jnp.float64:
+            raise NotImplementedError(
+                f"{name} has dtype float64; the xla backend computes in float32: cast it, or use backend='reference'"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """One pass over the tiles of `q_rows` rows, each in blocks of `kv_pages` pages."""
+
+    q: Float[Array, "padded_tokens q_heads head_dim"]
+    pages: KVPages
+    batch: RaggedBatch
+    spec: AttentionSpec
+    heads: HeadParams
+    q_rows: int
+    kv_pages: int
+
+    @property
+    def group(self) -> int:
+        """Query heads a KV head."""
+        return self.q.shape[1] // self.pages.num_kv_heads
+
+    def fill(self, results, tokens: int, *, lone_rows: bool):
+        """`results`, the padded output and log-sum-exp, with the rows of all tiles put in."""
+        tiles, count = list_tiles(
+            self.batch,
+            self.spec,
+            tokens=tokens,
+            page_size=self.pages.page_size,
+            q_rows=self.q_rows,
+            lone_rows=lone_rows,
+        )
+
+        def fill_tile(index, results):
+            tile = tiles[index]
+            return jax.tree.map(lambda whole, part: self.put_rows(whole, tile, part), results, self.attend(tile))
+
+        return jax.lax.fori_loop(0, count, fill_tile, results)
+
+    def attend(self, tile: Tiles) -> tuple[Float[Array, "kv_heads rows v_head_dim"], Float[Array, "kv_heads rows"]]:
+        """Output and log-sum-exp of the tile's rows, float32."""
+        page_size = self.pages.page_size
+        q = self.take_rows(tile)
+        t = tile.position + jnp.arange(self.q_rows, dtype=jnp.int32)[:, None]
+
+        def see_block(block, state):
+            first_page = tile.first_page + block * self.kv_pages
+            p = first_page * page_size + jnp.arange(self.kv_pages * page_size, dtype=jnp.int32)
+            sees = self.is_token(t) & visible(self.spec, t, p, tile.kv_end, self.in_tree(tile, p))  # [rows, keys]
+            k, v = self.fetch(tile, first_page)
+            s = logits(q, k, self.spec.soft_cap) + self.bias(t, p)
+            s = jnp.where(jnp.repeat(sees, self.group, axis=0), s, -jnp.inf)
+            # A slot that nobody may read can hold NaN, which a weight of zero does not silence.
+            return state.see(s, jnp.where(sees.any(axis=0)[:, None], v, 0))
+
+        start = SoftmaxState.before_keys(self.sinks(t), self.pages.v_head_dim)
+        blocks = tile.num_blocks(page_size, self.kv_pages)
+        return jax.lax.fori_loop(0, blocks, see_block, start).finish()
+
+    def fetch(
+        self, tile: Tiles, first_page: Int32[Array, ""]
+    ) -> tuple[Float[Array, "kv_heads keys head_dim"], Float[Array, "kv_heads keys v_head_dim"]]:
+        """K and V of a block of pages, float32. Past the tile's last page that page is repeated."""
+        index = first_page + jnp.arange(self.kv_pages, dtype=jnp.int32)
+        index = jnp.minimum(index, tile.end_page(self.pages.page_size) - 1)
+        k, v = take_float32(self.pages, self.batch.page_table[tile.seq, index])
+        return _by_head(k), _by_head(v)
+
+    def is_token(self, t: Int32[Array, "q_rows 1"]) -> Bool[Array, "q_rows 1"]:
+        """Whether rows at these positions are not before their sequence's beginning."""
+        return jnp.ones_like(t, bool) if self.batch.q_starts is not None else t >= 0
+
+    def in_tree(self, tile: Tiles, p: Int32[Array, " keys"]) -> Bool[Array, "q_rows keys"] | None:
+        """What the tree mask says of the tile's rows and these keys, if there is one."""
+        if self.batch.tree_mask is None:
+            return None
+        rows = jax.lax.dynamic_slice_in_dim(self.batch.tree_mask, tile.first_row, self.q_rows)
+        words = [rows[:, index : index + 1] for index in range(rows.shape[1])]
+        return in_tree(words, self.batch.first_positions[tile.seq], p)
+
+    def bias(
+        self, t: Int32[Array, "q_rows 1"], p: Int32[Array, " keys"]
+    ) -> Float[Array, "kv_heads rows keys"] | Literal[0]:
+        """What ALiBi adds to the logits."""
+        if self.heads.alibi_slopes is None:
+            return 0
+        slopes = jnp.tile(self.of_kv_heads(self.heads.alibi_slopes), self.q_rows)  # [kv_heads, rows]
+        distance = jnp.repeat(jnp.abs(t - p), self.group, axis=0)  # [rows, keys]
+        return -slopes[..., None] * distance
+
+    def sinks(self, t: Int32[Array, "q_rows 1"]) -> Float[Array, "kv_heads rows"]:
+        """The sink of each row; -inf for none."""
+        kv_heads = self.pages.num_kv_heads
+        if self.heads.sinks is None:
+            return jnp.full((kv_heads, self.q_rows * self.group), -jnp.inf)
+        sinks = jnp.where(
+            self.is_token(t), self.of_kv_heads(self.heads.sinks)[:, None], -jnp.inf
+        )  # [kv_heads, q_rows, group]
+        return sinks.reshape(kv_heads, -1)
+
+    def of_kv_heads(self, per_q_head: Float[Array, " q_heads"]) -> Float[Array, "kv_heads group"]:
+        """A parameter of the query heads, float32, by KV head."""
+        return per_q_head.astype(jnp.float32).reshape(self.pages.num_kv_heads, self.group)
+
+    def take_rows(self, tile: Tiles) -> Float[Array, "kv_heads rows head_dim"]:
+        """The tile's rows of q with the scale, float32, the group's heads as rows: `row * group + head`."""
+        head_dim = self.q.shape[2]
+        rows = jax.lax.dynamic_slice_in_dim(self.q, tile.first_row, self.q_rows).astype(jnp.float32)
+        rows = (
+            rows.reshape(self.q_rows, -1, self.group, head_dim)
+            .swapaxes(0, 1)
+            .reshape(-1, self.q_rows * self.group, head_dim)
+        )
+        return rows * self.spec.resolved_scale(head_dim)
+
+    def put_rows(self, whole: Array, tile: Tiles, part: Array) -> Array:
+        """`whole [padded_tokens, q_heads, ...]` with the tile's rows from `part [kv_heads, rows, ...]`."""
+        rest = part.shape[2:]
+        part = part.reshape(-1, self.q_rows, self.group, *rest).swapaxes(0, 1).reshape(self.q_rows, -1, *rest)
+        before = jax.lax.dynamic_slice_in_dim(whole, tile.first_row, self.q_rows)
+        is_tiles = jnp.arange(self.q_rows).reshape(-1, *[1] * (part.ndim - 1)) < tile.num_rows
+        rows = jnp.where(is_tiles, part.astype(whole.dtype), before)
+        return jax.lax.dynamic_update_slice_in_dim(whole, rows, tile.first_row, 0)
+
+
+def take_float32(
+    pages: KVPages, page_ids: Int32[Array, " ids"]
+) -> tuple[Float[Array, "ids kv_heads page_size head_dim"], Float[Array, "ids kv_heads page_size v_head_dim"]]:
+    """K and V of these pages in float32, in time and memory proportional to what is taken.
+
+    XLA's CPU backend has no bfloat16 gather: it converts all pages to float32, and hoists that out of the loop. So
+    what is not float32 is gathered as its bits, and the barrier keeps the reinterpretation in the loop, where it
+    fuses with the gather.
+    """
+    pages, page_ids = jax.lax.optimization_barrier((pages, page_ids))
+    rows, scales = jax.tree.map(_as_bits, pages).take(page_ids)
+    k, v = pages.row.unpack(_from_bits(rows, pages.row.storage_dtype), scales)
+    return k.astype(jnp.float32), v.astype(jnp.float32)
+
+
+def _by_head(of_pages: Float[Array, "ids kv_heads page_size dim"]) -> Float[Array, "kv_heads keys dim"]:
+    return of_pages.swapaxes(0, 1).reshape(of_pages.shape[1], -1, of_pages.shape[3])
+
+
+def _as_bits(data: Array) -> Array:
+    if data.dtype.itemsize > 2 or data.dtype == jnp.int8:
+        return data
+    return jax.lax.bitcast_convert_type(data, f"uint{8 * data.dtype.itemsize}")
+
+
+def _from_bits(data: Array, dtype: np.dtype) -> Array:
+    if dtype == jnp.bfloat16:  # the upper half of a float32's bits
+        return jax.lax.bitcast_convert_type(data.astype(jnp.uint32) << 16, jnp.float32)
+    return data if data.dtype == dtype else jax.lax.bitcast_convert_type(data, dtype)

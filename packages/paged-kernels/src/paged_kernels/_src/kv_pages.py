@@ -1,0 +1,263 @@
+"""Where a layer's keys and values lie: the one module that knows the physical order of a page."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Int32, Shaped
+
+from paged_kernels._src.kv_layout import RowLayout
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KVPages:
+    """One layer's pages of keys and values.
+
+    `data[page, head, slot]` is the row of one token and one KV head, K and V side by side (`RowLayout`):
+
+        data   [pages, kv_heads, page_size, storage_lanes]
+                  page 7, head 2:   slot 0 | k k k k | v v v v |
+                                    slot 1 | k k k k | v v v v |
+        scales [pages, kv_heads, 1, scale_lanes]
+                  page 7, head 2:   | k0 k1 ... v0 v1 ... . . |     zeros up to a whole register
+
+    A page is contiguous over all heads, so that one copy moves it (docs/decisions/0002-page-layout.md).
+    Build it with `zeros` or `from_kv`, and read it through `k` and `v`: code above this package never indexes `data`.
+    Put other arrays in place with `dataclasses.replace(pages, data=...)`, which keeps the other fields.
+    """
+
+    data: Array
+    """Every page's rows; a leaf to place on devices, donate and alias."""
+    scales: Array | None = None
+    """The scales of quantised rows, float32: K's of each slot, then V's; of a latent row there is one.
+
+    Whole registers of 32-bit lanes, because XLA would lay out anything smaller in another order, and copy all of it
+    whenever a kernel is called."""
+    row: RowLayout = dataclasses.field(metadata={"static": True})
+    """What a row holds."""
+
+    @classmethod
+    def zeros(
+        cls,
+        num_pages: int,
+        page_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: DTypeLike = jnp.bfloat16,
+        *,
+        v_head_dim: int | None = None,
+        latent: bool = False,
+    ) -> "KVPages":
+        """Pages of zeros. Page 0 is the null page and belongs to nobody.
+
+        >>> KVPages.zeros(num_pages=4, page_size=16, num_kv_heads=2, head_dim=64).k.shape
+        (2, 4, 16, 64)
+
+        Args:
+            num_pages: pages, the null page included.
+            page_size: tokens a page holds.
+            num_kv_heads: KV heads; 1 for latent rows.
+            head_dim: size of a key.
+            dtype: float32, bfloat16, float16, float64, or a type with scales: int8, float8_e4m3fn, float8_e5m2, int4.
+            v_head_dim: size of a value; `None` means `head_dim`.
+            latent: whether V is K's prefix (multi-head latent attention), stored once.
+
+        Raises:
+            ValueError: a size is below 1, or `dtype` is no type that pages can have.
+        """
+        shapes = cls.shapes(num_pages, page_size, num_kv_heads, head_dim, dtype, v_head_dim=v_head_dim, latent=latent)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    @classmethod
+    def shapes(
+        cls,
+        num_pages: int,
+        page_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: DTypeLike = jnp.bfloat16,
+        *,
+        v_head_dim: int | None = None,
+        latent: bool = False,
+    ) -> "KVPages":
+        """As `zeros`, with a `jax.ShapeDtypeStruct` in place of each array: to compile or to count with."""
+        row = RowLayout.create(head_dim, dtype, v_head_dim=v_head_dim, latent=latent)
+        for name, size in {"num_pages": num_pages, "page_size": page_size, "num_kv_heads": num_kv_heads}.items():
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
+        scales = (num_pages, num_kv_heads, 1, row.scale_lanes(page_size))
+        array: Any = jax.ShapeDtypeStruct  # stands for an array
+        return cls(
+            data=array((num_pages, num_kv_heads, page_size, row.storage_lanes), row.storage_dtype),
+            scales=array(scales, jnp.float32) if row.is_quantised else None,
+            row=row,
+        )
+
+    @classmethod
+    def from_kv(
+        cls,
+        k_pages: Float[Array, "kv_heads pages page_size head_dim"],
+        v_pages: Float[Array, "kv_heads pages page_size v_head_dim"] | None,
+        dtype: DTypeLike | None = None,
+    ) -> "KVPages":
+        """Pages that hold these keys and values (a copy of both), rounded to `dtype`; `None` keeps theirs.
+
+        Without `v_pages` the rows are latent: every key is its own value.
+
+        Raises:
+            ValueError: the two differ in dtype or in more than their last axis, or do not have four axes.
+        """
+        if k_pages.ndim != 4:
+            raise ValueError(f"k_pages {k_pages.shape} must be [kv_heads, pages, page_size, head_dim]")
+        if v_pages is not None and k_pages.shape[:3] != v_pages.shape[:3]:
+            raise ValueError(f"k_pages {k_pages.shape} and v_pages {v_pages.shape} must have the same first three axes")
+        if v_pages is not None and k_pages.dtype != v_pages.dtype:
+            raise ValueError(f"k_pages ({k_pages.dtype}) and v_pages ({v_pages.dtype}) must have the same dtype")
+        row = RowLayout.create(
+            k_pages.shape[-1],
+            k_pages.dtype if dtype is None else dtype,
+            v_head_dim=None if v_pages is None else v_pages.shape[-1],
+            latent=v_pages is None,
+        )
+        v = None if v_pages is None else jnp.swapaxes(v_pages, 0, 1)
+        return cls.from_rows(*row.pack(jnp.swapaxes(k_pages, 0, 1), v), row)
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: Shaped[Array, "pages kv_heads page_size storage_lanes"],
+        scales: Float[Array, "pages kv_heads page_size kinds"] | None,
+        row: RowLayout,
+    ) -> "KVPages":
+        """Pages of rows and scales as `RowLayout.pack` makes them, and as `take` gives them back."""
+        if scales is not None:
+            scales = jnp.swapaxes(scales, 2, 3).reshape(*scales.shape[:2], 1, -1)
+            padding = row.scale_lanes(rows.shape[2]) - scales.shape[3]
+            scales = jnp.pad(scales, ((0, 0), (0, 0), (0, 0), (0, padding)))
+        return cls(data=rows, scales=scales, row=row)
+
+    @staticmethod
+    def bytes_per_page(
+        page_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: DTypeLike,
+        *,
+        v_head_dim: int | None = None,
+        latent: bool = False,
+    ) -> int:
+        """Bytes of one page of one layer: keys, values and their scales.
+
+        >>> KVPages.bytes_per_page(page_size=16, num_kv_heads=8, head_dim=128, dtype="bfloat16")
+        65536
+
+        Raises:
+            ValueError: as `zeros`.
+        """
+        page = KVPages.shapes(1, page_size, num_kv_heads, head_dim, dtype, v_head_dim=v_head_dim, latent=latent)
+        return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(page))
+
+    @staticmethod
+    def partition_spec(
+        heads: str | tuple[str, ...] | None, pages: str | tuple[str, ...] | None = None
+    ) -> PartitionSpec:
+        """How every array in here is split when KV heads (and pages) are split over these mesh axes.
+
+        Pages come first and heads second in each of them, so that this one spec serves the whole pytree.
+        """
+        return PartitionSpec(pages, heads)
+
+    @property
+    def k(self) -> Float[Array, "kv_heads pages page_size head_dim"]:
+        """The keys, `[kv_heads, pages, page_size, head_dim]`; float32 where they are quantised."""
+        return self._kv()[0]
+
+    @property
+    def v(self) -> Float[Array, "kv_heads pages page_size v_head_dim"]:
+        """The values, `[kv_heads, pages, page_size, v_head_dim]`; float32 where they are quantised."""
+        return self._kv()[1]
+
+    @property
+    def num_pages(self) -> int:
+        """Number of pages, the null page included."""
+        return self.data.shape[0]
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Number of KV heads."""
+        return self.data.shape[1]
+
+    @property
+    def page_size(self) -> int:
+        """Tokens a page holds."""
+        return self.data.shape[2]
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one head's key."""
+        return self.row.k_dim
+
+    @property
+    def v_head_dim(self) -> int:
+        """Size of one head's value."""
+        return self.row.v_dim
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the keys and values: `int4` for rows that are stored two values to a byte."""
+        return jnp.dtype(self.row.dtype)
+
+    def take(
+        self, page_ids: Int[Array, "*ids"]
+    ) -> tuple[
+        Shaped[Array, "*ids kv_heads page_size storage_lanes"], Float[Array, "*ids kv_heads page_size kinds"] | None
+    ]:
+        """The stored rows and scales of these pages, for `RowLayout.unpack`; an id that is no page reads some page."""
+        scales = self.scales
+        if scales is not None:
+            scales = self._scales_by_slot(scales.at[page_ids].get(mode="clip"))
+        return self.data.at[page_ids].get(mode="clip"), scales
+
+    def put_rows(
+        self,
+        page_ids: Int32[Array, " rows"],
+        slots: Int32[Array, " rows"],
+        k: Float[Array, "rows kv_heads head_dim"],
+        v: Float[Array, "rows kv_heads v_head_dim"] | None,
+    ) -> "KVPages":
+        """Pages with these rows stored at these slots; a row for page 0 or for no page at all is dropped."""
+        rows, scales = self.row.pack(k, v)
+        data = self.data.at[self._or_none(page_ids), :, slots].set(rows, mode="drop")
+        return dataclasses.replace(self, data=data, scales=self._put_scales(page_ids, slots, scales))
+
+    def _put_scales(
+        self,
+        page_ids: Int32[Array, " rows"],
+        slots: Int32[Array, " rows"],
+        scales: Float[Array, "rows kv_heads kinds"] | None,
+    ) -> Array | None:
+        """`self.scales` with these at these slots, dropped as by `put_rows`; `None` where rows have no scales."""
+        if self.scales is None or scales is None:
+            return self.scales
+        lanes = slots[:, None] + jnp.arange(self.row.scales_per_row) * self.page_size  # [rows, kinds]
+        at = self.scales.at[self._or_none(page_ids)[:, None], :, 0, lanes]
+        return at.set(jnp.swapaxes(scales, 1, 2), mode="drop")
+
+    def _or_none(self, page_ids: Int32[Array, " rows"]) -> Int32[Array, " rows"]:
+        """An index out of bounds, which scatters drop, in place of each id that is no page to write."""
+        return jnp.where((page_ids > 0) & (page_ids < self.num_pages), page_ids, self.num_pages)
+
+    def _kv(self) -> tuple[Array, Array]:
+        scales = None if self.scales is None else self._scales_by_slot(self.scales)
+        k, v = self.row.unpack(self.data, scales)
+        return jnp.swapaxes(k, 0, 1), jnp.swapaxes(v, 0, 1)
+
+    def _scales_by_slot(self, scales: Array) -> Array:
+        """`[..., 1, scale_lanes]` as `[..., page_size, kinds]`."""
+        kinds, size = self.row.scales_per_row, self.page_size
+        return jnp.swapaxes(scales[..., 0, : kinds * size].reshape(*scales.shape[:-2], kinds, size), -1, -2)

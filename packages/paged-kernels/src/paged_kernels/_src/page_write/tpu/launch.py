@@ -1,0 +1,208 @@
+"""The page write on TPUs: its sizes, and the call of the kernel."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Shaped
+
+from paged_kernels._src.batch import RaggedBatch
+from paged_kernels._src.kv_layout import LARGEST
+from paged_kernels._src.kv_pages import KVPages
+from paged_kernels._src.page_write.slots import row_slots
+from paged_kernels._src.page_write.tpu.copies import Buffers
+from paged_kernels._src.page_write.tpu.kernel import write_runs_kernel
+from paged_kernels._src.page_write.tpu.runs import Runs, max_runs, plan_runs
+from paged_kernels._src.page_write.xla import write_kv_xla
+from paged_kernels._src.tpu.registers import (
+    KERNEL_DTYPES,
+    LANES,
+    Interpret,
+    fills_words,
+    interpreter,
+    register_rows,
+    round_up,
+)
+
+DTYPES = (*KERNEL_DTYPES, *LARGEST)
+"""The types of pages that it takes."""
+SLOT_TILE = 8
+"""Rows of a tile in HBM, of any type (XLA's T(8,128)); part of a page starts and ends at a multiple of it."""
+MAX_DEPTH = 16
+"""Runs under way at once; a copy takes about a microsecond to arrive, however short it is."""
+BUFFER_BYTES = 4 * 2**20
+"""Most VMEM for all buffers together: a quarter of what v4, which has least, has."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WriteSizes:
+    """The static sizes of the kernel's buffers, in rows of one KV head."""
+
+    span: int
+    """Slots that are read and written together: whole tiles, and a divisor of the page size."""
+    strip: int
+    """New rows that are read for a run: whole row tiles, and no fewer than `span`."""
+    row_tile: int
+    """Rows that fill a register; strips start at a multiple of it, so that they are rolled register by register."""
+    scale_strip: int
+    """Tokens whose scales are read for a run: whole registers, and no fewer than a page's scales have lanes."""
+    depth: int
+    """Buffers."""
+
+    @classmethod
+    def of_span(cls, span: int, longest: int, pages: KVPages) -> "WriteSizes":
+        """The sizes for spans of this many slots and runs of at most `longest` rows."""
+        row_tile = register_rows(pages.data.dtype)
+        # The run may start at the last row of a tile.
+        longest = min(longest, span)
+        strip = max(span, round_up(row_tile - 1 + longest, row_tile))
+        scale_strip = max(pages.row.scale_lanes(pages.page_size), round_up(LANES - 1 + longest, LANES))
+        depth = BUFFER_BYTES // ((span + strip) * _row_bytes(pages))
+        return cls(
+            span=span,
+            strip=strip,
+            row_tile=row_tile,
+            scale_strip=scale_strip,
+            depth=max(2, min(MAX_DEPTH, depth)),
+        )
+
+    @classmethod
+    def choose(cls, pages: KVPages, max_q_len: int | None) -> "WriteSizes":
+        """The sizes for these pages: spans just long enough for a sequence's rows, of a page at most, that fit well.
+
+        Raises:
+            NotImplementedError: spans must be pages, because of their scales, and pages are too large for that.
+        """
+        longest = min(max_q_len or pages.page_size, pages.page_size)
+        tile = min(SLOT_TILE, pages.page_size)
+        spans = [size for size in range(tile, pages.page_size + 1, tile) if pages.page_size % size == 0]
+        if pages.scales is not None and longest > 1:
+            _check_page_fits(pages)
+            spans = [pages.page_size]  # else two runs could be of one page, and both write all of its scales
+        enough = min(size for size in spans if size >= longest)
+        choices = [cls.of_span(size, longest, pages) for size in spans if size <= enough]
+        return max((sizes for sizes in choices if sizes.depth >= 4), key=lambda sizes: sizes.span, default=choices[0])
+
+
+def write_kv_tpu(
+    pages: KVPages,
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads v_head_dim"] | None,
+    batch: RaggedBatch,
+    *,
+    interpret: Interpret,
+) -> KVPages:
+    """Pages with each row in its slot, in place if `pages` is donated; rows that go nowhere are dropped.
+
+    Rows are packed first (`RowLayout.pack`); bits of slots that get no row do not change. Pages that no copy can move
+    as they lie are left to XLA's scatter.
+
+    Args:
+        pages: one layer's pages.
+        k: the new keys.
+        v: the new values; `None` for latent pages.
+        batch: where the rows go; `max_q_len` bounds how much of a page is read and written for a few rows.
+        interpret: `True` for Pallas's TPU interpreter at its strictest, or the interpreter's own parameters.
+
+    Raises:
+        NotImplementedError: the pages have a type that the hardware does not have, or scales and far too many slots.
+    """
+    if pages.dtype.name not in DTYPES:
+        raise NotImplementedError(
+            f"pages of {pages.dtype.name} cannot be written by the TPU kernel; use {', '.join(DTYPES)}, "
+            "or backend='xla'"
+        )
+    if not copies_fit(pages):
+        return write_kv_xla(pages, k, v, batch)
+    sizes = WriteSizes.choose(pages, batch.max_q_len)
+    tokens = k.shape[0]
+    new = _new_by_head(*pages.row.pack(k, v), sizes)
+    with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
+        page_ids, slots = row_slots(pages, batch, tokens)
+        runs = plan_runs(page_ids, slots, span=sizes.span, size=max_runs(tokens, batch.seqs, sizes.span))
+        data, *scales = _call_kernel(runs, new, pages, sizes, interpreter(interpret))
+        return dataclasses.replace(pages, data=data, scales=scales[0] if scales else None)
+
+
+def copies_fit(pages: KVPages) -> bool:
+    """Whether copies can move these pages as they lie: whole words, and a divisor or a multiple of a tile.
+
+    Other pages (one slot of bfloat16, 12 of anything) XLA keeps in another order.
+    """
+    size, dtype = pages.page_size, pages.data.dtype
+    register = register_rows(dtype)
+    tile = register if dtype.itemsize == 1 else SLOT_TILE
+    return fills_words(size, dtype) and (register % size == 0 or size % tile == 0)
+
+
+def _call_kernel(
+    runs: Runs, new: tuple[Array, ...], pages: KVPages, sizes: WriteSizes, interpret: Interpret
+) -> tuple[Array, ...]:
+    old = (pages.data,) if pages.scales is None else (pages.data, pages.scales)
+    hbm = pl.BlockSpec(memory_space=pltpu.HBM)
+    first_old = len(jax.tree.leaves(runs)) + len(new)
+    return pl.pallas_call(
+        functools.partial(write_runs_kernel, span=sizes.span, page_size=pages.page_size),
+        out_shape=[tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in old)],
+        in_specs=[
+            jax.tree.map(lambda _: pl.BlockSpec(memory_space=pltpu.SMEM), runs),
+            (hbm,) * len(new),
+            (hbm,) * len(old),
+        ],
+        out_specs=[(hbm,) * len(old)],
+        scratch_shapes=[_buffers(pages, sizes)],
+        input_output_aliases={first_old + i: i for i in range(len(old))},
+        # The plan holds no page but 1..num_pages-1, and no strip leaves the rows.
+        compiler_params=pltpu.CompilerParams(disable_bounds_checks=True),
+        interpret=interpret,
+        name="write_kv",
+    )(runs, new, old)[0]
+
+
+def _buffers(pages: KVPages, sizes: WriteSizes) -> tuple[Any, ...]:
+    """The `Buffers` to allocate, for the rows and for the scales."""
+    semaphores = pltpu.SemaphoreType.DMA((sizes.depth,))
+
+    def buffers(span: tuple[int, ...], strip: tuple[int, ...], dtype: Any) -> Any:
+        spans, strips = (pltpu.VMEM((sizes.depth, *shape), dtype) for shape in (span, strip))
+        return Buffers(spans, strips, span_read=semaphores, strip_read=semaphores, span_written=semaphores)
+
+    heads, lanes, kinds = pages.num_kv_heads, pages.row.storage_lanes, pages.row.scales_per_row
+    rows = buffers((heads, sizes.span, lanes), (heads, sizes.strip, lanes), pages.data.dtype)
+    if pages.scales is None:
+        return (rows,)
+    return rows, buffers((heads, pages.scales.shape[-1]), (kinds, heads, sizes.scale_strip), pages.scales.dtype)
+
+
+def _new_by_head(
+    rows: Shaped[Array, "tokens kv_heads lanes"],
+    scales: Float[Array, "tokens kv_heads kinds"] | None,
+    sizes: WriteSizes,
+) -> tuple[Array, ...]:
+    """The rows `[kv_heads, rows, lanes]` and scales `[kinds, kv_heads, rows]`, padded to registers and a strip."""
+
+    def pad(array: Array, axis: int, unit: int, least: int) -> Array:
+        tokens = array.shape[axis]
+        widths = [(0, 0)] * array.ndim
+        widths[axis] = (0, max(round_up(tokens, unit), least) - tokens)
+        return jnp.pad(array, widths)
+
+    padded = pad(jnp.swapaxes(rows, 0, 1), 1, sizes.row_tile, sizes.strip)
+    return (padded,) if scales is None else (padded, pad(scales.T, 2, LANES, sizes.scale_strip))
+
+
+def _row_bytes(pages: KVPages) -> int:
+    return pages.num_kv_heads * pages.row.storage_lanes * pages.data.dtype.itemsize
+
+
+def _check_page_fits(pages: KVPages) -> None:
+    page_bytes = pages.page_size * _row_bytes(pages)
+    if page_bytes > BUFFER_BYTES // 2:
+        raise NotImplementedError(
+            f"page_size={pages.page_size} makes pages of {page_bytes} bytes, of which the TPU kernel takes "
+            f"{BUFFER_BYTES // 2} where rows have scales; use smaller pages, or backend='xla'"
+        )

@@ -1,0 +1,186 @@
+"""Bad input is refused before anything is computed or written: shapes and dtypes always, values where they are known.
+
+Shapes and dtypes are checked at trace time. Lengths and page ids are checked whenever they are concrete, that is in
+eager calls; inside `jax.jit` they are traced, so call `check_batch` on the host first.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array
+
+from paged_kernels._src.batch import RaggedBatch
+from paged_kernels._src.head_params import HeadParams
+from paged_kernels._src.kv_layout import PLAIN_DTYPES
+from paged_kernels._src.kv_pages import KVPages
+
+
+def check_attention_inputs(q: Array, pages: KVPages, batch: RaggedBatch, heads: HeadParams) -> None:
+    """Refuse queries and parameters that do not fit the pages, and a malformed batch.
+
+    Raises:
+        ValueError: names the argument, what it is, and what it must be.
+    """
+    _check_pages(pages)
+    _check_rows("q", q, "q_heads")
+    if q.shape[2] != pages.head_dim:
+        raise ValueError(f"q has head_dim {q.shape[2]}, but the pages have {pages.head_dim}; they must be equal")
+    if q.shape[1] % pages.num_kv_heads:
+        raise ValueError(
+            f"q has {q.shape[1]} heads, which must be a multiple of the pages' {pages.num_kv_heads} KV heads"
+        )
+    for field in dataclasses.fields(heads):
+        _check_head_param(field.name, getattr(heads, field.name), q.shape[1])
+    _check_batch_arrays(batch)
+    _check_tree_mask(batch, q.shape[0])
+    _check_values_if_known(batch, pages, q.shape[0])
+
+
+def check_write_inputs(k: Array, v: Array | None, pages: KVPages, batch: RaggedBatch) -> None:
+    """Refuse new keys and values that do not fit the pages, and a malformed batch.
+
+    Raises:
+        ValueError: names the argument, what it is, and what it must be.
+    """
+    _check_pages(pages)
+    _check_rows("k", k, "kv_heads")
+    _check_new_rows("k", k, pages.num_kv_heads, pages.head_dim)
+    if pages.row.latent and v is not None:
+        raise ValueError("v must be None for latent pages, whose values are the first lanes of k")
+    if not pages.row.latent:
+        _check_values_beside(k, v, pages)
+    if batch.q_starts is not None:
+        raise ValueError("batch.q_starts must be None in a write, whose rows are the sequences' newest tokens")
+    _check_batch_arrays(batch)
+    _check_values_if_known(batch, pages, k.shape[0])
+
+
+def _check_values_beside(k: Array, v: Array | None, pages: KVPages) -> None:
+    if v is None:
+        raise ValueError("v is None, which only latent pages take; give the new values")
+    _check_rows("v", v, "kv_heads")
+    _check_new_rows("v", v, pages.num_kv_heads, pages.v_head_dim)
+    if k.shape[0] != v.shape[0]:
+        raise ValueError(f"k {k.shape} and v {v.shape} must have the same number of rows")
+    if k.dtype != v.dtype:
+        raise ValueError(f"k ({k.dtype}) and v ({v.dtype}) must have the same dtype")
+
+
+def _check_new_rows(name: str, rows: Array, kv_heads: int, dim: int) -> None:
+    if rows.shape[1:] != (kv_heads, dim):
+        raise ValueError(f"{name} has (kv_heads, head_dim) {rows.shape[1:]}, but the pages have {(kv_heads, dim)}")
+
+
+def check_batch(batch: RaggedBatch, *, num_pages: int, page_size: int, tokens: int) -> None:
+    """Refuse a batch whose values would read or write outside what they own. For the host: needs concrete arrays.
+
+    Raises:
+        ValueError: names the field and the sequence, what it is, and what it must be.
+    """
+    table, kv_lens, starts, num_seqs = (
+        np.asarray(a) for a in (batch.page_table, batch.kv_lens, batch.cu_q_lens, batch.num_seqs)
+    )
+    if not 0 <= num_seqs <= batch.seqs:
+        raise ValueError(f"num_seqs={num_seqs} must lie in 0..{batch.seqs}, the number of sequence slots")
+    if starts[0] != 0:
+        raise ValueError(f"cu_q_lens[0]={starts[0]} must be 0")
+    if starts[num_seqs] > tokens:
+        raise ValueError(f"cu_q_lens[{num_seqs}]={starts[num_seqs]} must be at most the {tokens} rows given")
+    for seq in range(int(num_seqs)):
+        q_len = int(starts[seq + 1] - starts[seq])
+        kv_len = int(kv_lens[seq])
+        _check_lengths(seq, q_len, kv_len, batch)
+        _check_table_row(seq, kv_len, table[seq], num_pages=num_pages, page_size=page_size)
+
+
+def _check_lengths(seq: int, q_len: int, kv_len: int, batch: RaggedBatch) -> None:
+    max_q_len = batch.max_q_len
+    if q_len < 0:
+        raise ValueError(f"cu_q_lens decreases at sequence {seq} (by {-q_len}); it must not")
+    if max_q_len is not None and q_len > max_q_len:
+        raise ValueError(f"sequence {seq} has {q_len} rows, more than the promised max_q_len={max_q_len}")
+    if kv_len < 0:
+        raise ValueError(f"kv_lens[{seq}]={kv_len} must not be negative; use 0 for an idle slot")
+    if 0 < kv_len < q_len and batch.q_starts is None:
+        raise ValueError(f"kv_lens[{seq}]={kv_len} must count the {q_len} new rows of the sequence too")
+
+
+def _check_table_row(seq: int, kv_len: int, table: np.ndarray, *, num_pages: int, page_size: int) -> None:
+    used = -(-kv_len // page_size)
+    if used > len(table):
+        raise ValueError(
+            f"kv_lens[{seq}]={kv_len} needs {used} pages of {page_size}, but the page table has {len(table)} a sequence"
+        )
+    outside = (table[:used] < 1) | (table[:used] >= num_pages)
+    if outside.any():
+        at = int(np.argmax(outside))
+        raise ValueError(
+            f"page_table[{seq}, {at}]={table[at]} must lie in 1..{num_pages - 1} (page 0 is the null page)"
+        )
+
+
+def _check_pages(pages: KVPages) -> None:
+    row, shape = pages.row, pages.data.shape
+    if len(shape) != 4 or shape[3] != row.storage_lanes or pages.data.dtype != row.storage_dtype:
+        raise ValueError(
+            f"pages.data is {pages.data.dtype}{list(shape)}; it must be {row.storage_dtype} "
+            f"[pages, kv_heads, page_size, {row.storage_lanes}]; build pages with KVPages.zeros or KVPages.from_kv"
+        )
+    want = (*shape[:2], 1, row.scale_lanes(shape[2])) if row.is_quantised else None
+    have = None if pages.scales is None else pages.scales.shape
+    if have != want or (pages.scales is not None and pages.scales.dtype != np.float32):
+        raise ValueError(f"pages.scales is {have}; of {row.dtype} pages it must be {want} (float32)")
+
+
+def _check_head_param(name: str, value: Array | None, q_heads: int) -> None:
+    if value is None:
+        return
+    if value.shape != (q_heads,) or value.dtype.name not in PLAIN_DTYPES:
+        raise ValueError(f"heads.{name} is {value.dtype}{list(value.shape)}; it must be a floating array [{q_heads}]")
+
+
+def _check_rows(name: str, rows: Array, heads: str) -> None:
+    if rows.ndim != 3 or 0 in rows.shape:
+        raise ValueError(f"{name} {rows.shape} must be [tokens, {heads}, head_dim], none of them zero")
+    if rows.dtype.name not in PLAIN_DTYPES:
+        raise ValueError(f"{name} has dtype {rows.dtype}; it must be one of {', '.join(PLAIN_DTYPES)}")
+
+
+def _check_batch_arrays(batch: RaggedBatch) -> None:
+    ndims = {"page_table": 2, "kv_lens": 1, "cu_q_lens": 1, "num_seqs": 0, "tree_mask": 2, "q_starts": 1}
+    for name, ndim in ndims.items():
+        array = getattr(batch, name)
+        if array is None and name in ("tree_mask", "q_starts"):
+            continue
+        if not isinstance(array, jax.Array | np.ndarray | np.generic):
+            raise ValueError(f"{name} is of type {type(array).__name__}; it must be an int32 array with {ndim} axes")
+        if array.ndim != ndim or array.dtype != np.int32:
+            raise ValueError(f"{name} is {array.dtype}{list(array.shape)}; it must be int32 with {ndim} axes")
+    if 0 in batch.page_table.shape:
+        raise ValueError(f"page_table {batch.page_table.shape} must have room for at least one sequence and one page")
+    if batch.kv_lens.shape[0] != batch.seqs:
+        raise ValueError(f"kv_lens has {batch.kv_lens.shape[0]} entries; page_table has {batch.seqs} sequences")
+    if batch.q_starts is not None and batch.q_starts.shape[0] != batch.seqs:
+        raise ValueError(f"q_starts has {batch.q_starts.shape[0]} entries; page_table has {batch.seqs} sequences")
+    if batch.cu_q_lens.shape[0] != batch.seqs + 1:
+        raise ValueError(f"cu_q_lens has {batch.cu_q_lens.shape[0]} entries; it must have seqs + 1 = {batch.seqs + 1}")
+
+
+def _check_tree_mask(batch: RaggedBatch, tokens: int) -> None:
+    if batch.tree_mask is None:
+        return
+    rows, words = batch.tree_mask.shape
+    if rows != tokens:
+        raise ValueError(f"tree_mask has {rows} rows; q has {tokens}")
+    if batch.max_q_len is None or batch.max_q_len > 32 * words:
+        raise ValueError(
+            f"max_q_len={batch.max_q_len} must be at most {32 * words}, what tree_mask's {words} words hold"
+        )
+
+
+def _check_values_if_known(batch: RaggedBatch, pages: KVPages, tokens: int) -> None:
+    leaves = jax.tree.leaves(batch)
+    if not any(isinstance(leaf, Tracer) for leaf in leaves):
+        check_batch(batch, num_pages=pages.num_pages, page_size=pages.page_size, tokens=tokens)
