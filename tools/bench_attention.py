@@ -91,8 +91,8 @@ def make_data(work: Workload, dtype: str) -> Data:
 
 def gather(pages: KVPages, batch: RaggedBatch) -> tuple[jax.Array, jax.Array]:
     """Each sequence's keys and values in plain order."""
-    k, v = pages.row.unpack(*pages.take(batch.page_table))
-    shape = (batch.seqs, -1, KV_HEADS, HEAD_DIM)
+    k, v = pages.layout.unpack(*pages.take(batch.page_table))
+    shape = (batch.max_seqs, -1, KV_HEADS, HEAD_DIM)
     return k.swapaxes(2, 3).reshape(shape), v.swapaxes(2, 3).reshape(shape)
 
 
@@ -117,7 +117,7 @@ def gather_einsum(q: jax.Array, pages: KVPages, batch: RaggedBatch) -> jax.Array
 
 def scan_pages(q: jax.Array, pages: KVPages, batch: RaggedBatch) -> jax.Array:
     """A scan over the page table's columns with an online softmax, all sequences in step."""
-    rows = grouped(q, batch.seqs).astype(jnp.float32) * HEAD_DIM**-0.5
+    rows = grouped(q, batch.max_seqs).astype(jnp.float32) * HEAD_DIM**-0.5
     t = batch.kv_lens[:, None] - rows.shape[1] + jnp.arange(rows.shape[1])
 
     def see(state, column):

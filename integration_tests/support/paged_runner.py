@@ -16,7 +16,7 @@ class PagedRunner:
 
     def __init__(self, model, *, mesh=None, tokens=(96,), seqs=8, pages_per_seq=8, kv_dtype=jnp.float32):
         self._model = model
-        self._shapes = BatchShapes(tokens=tokens, seqs=seqs, pages_per_seq=pages_per_seq)
+        self._shapes = BatchShapes(tokens=tokens, max_seqs=seqs, pages_per_seq=pages_per_seq)
         self._pool = PagePool(1 + seqs * pages_per_seq)
         self._pages: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}

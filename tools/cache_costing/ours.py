@@ -34,7 +34,7 @@ def decode(work: Workload) -> Turn:
     """Steps of one token for each running sequence."""
     manager = manager_of(work)
     seqs = np.array([computed(manager, work.running(number)) for number in range(work.seqs)])
-    shapes = BatchShapes(tokens=(work.seqs,), seqs=work.seqs, pages_per_seq=work.pages_per_seq)
+    shapes = BatchShapes(tokens=(work.seqs,), max_seqs=work.seqs, pages_per_seq=work.pages_per_seq)
 
     def turn() -> dict[str, float]:
         sampled = np.array(tokens_of(int(manager.lengths(seqs)[0]), work.seqs), np.int32)
@@ -66,7 +66,7 @@ def admissions(work: Workload, manager: PageManager, numbers: Iterator[int], exp
             tokens = work.prompt(number)
             laps()
             seq = manager.admit(tokens)
-            manager.tables(seq)
+            manager.page_tables(seq)
             hits = int(manager.computed(seq)[0])
             manager.take_moves()
             laps("admit")

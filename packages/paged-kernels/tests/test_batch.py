@@ -29,13 +29,13 @@ def test_from_lists_pads_the_table_with_the_null_page():
     batch = RaggedBatch.from_lists([[3, 1], [], [2]], kv_lens=[5, 0, 2], q_lens=[1, 0, 2], max_q_len=2)
     assert batch.page_table.tolist() == [[3, 1], [0, 0], [2, 0]]
     assert batch.cu_q_lens.tolist() == [0, 1, 1, 3]
-    assert (int(batch.num_seqs), batch.seqs, batch.pages_per_seq, batch.max_q_len) == (3, 3, 2, 2)
+    assert (int(batch.num_seqs), batch.max_seqs, batch.pages_per_seq, batch.max_q_len) == (3, 3, 2, 2)
     assert {leaf.dtype for leaf in jax.tree.leaves(batch)} == {np.dtype(np.int32)}
 
 
 def test_from_no_lists_is_an_empty_batch():
     batch = RaggedBatch.from_lists([], kv_lens=[], q_lens=[])
-    assert (int(batch.num_seqs), batch.seqs, batch.pages_per_seq) == (0, 1, 1)
+    assert (int(batch.num_seqs), batch.max_seqs, batch.pages_per_seq) == (0, 1, 1)
 
 
 def test_from_lists_refuses_lists_that_differ():

@@ -11,7 +11,7 @@ from paged_kernels import AttentionSpec, pallas_paged_attention, pallas_prefill_
 DECODE = decode(37, 0, 16, 48, 17, 70, tokens=6)
 
 
-@pytest.mark.parametrize("spec", [AttentionSpec(), AttentionSpec(scale=0.15), AttentionSpec(soft_cap=1.0)])
+@pytest.mark.parametrize("spec", [AttentionSpec(), AttentionSpec(softmax_scale=0.15), AttentionSpec(soft_cap=1.0)])
 def test_decode(spec):
     case = make_case(DECODE)
     out = pallas_paged_attention(
@@ -20,7 +20,7 @@ def test_decode(spec):
         case.pages.v,
         case.batch.kv_lens,
         case.batch.page_table,
-        sm_scale=spec.scale,
+        sm_scale=spec.softmax_scale,
         attn_logits_soft_cap=spec.soft_cap,
     )
     assert out.dtype == case.q.dtype

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paged_kernels import RowLayout
+from paged_kernels import KVLayout
 from paged_kernels._src.kv_layout import LARGEST, quantise, scale_of
 
 
@@ -26,27 +26,27 @@ def rows(dim, seed=0):
     ],
 )
 def test_registers_of_a_row(k_dim, v_dim, v_start, lanes, k_lanes, v_lanes):
-    row = RowLayout.create(k_dim, "bfloat16", v_head_dim=v_dim)
+    row = KVLayout.create(k_dim, "bfloat16", v_head_dim=v_dim)
     assert (row.v_start, row.lanes) == (v_start, lanes)
     assert (row.k_lanes, row.v_lanes) == (slice(*k_lanes), slice(*v_lanes))
 
 
 def test_latent_row_is_stored_once():
-    row = RowLayout.create(576, "bfloat16", v_head_dim=512, latent=True)
+    row = KVLayout.create(576, "bfloat16", v_head_dim=512, latent=True)
     assert (row.v_start, row.lanes, row.k_lanes, row.v_lanes) == (0, 640, slice(0, 640), slice(0, 512))
-    assert RowLayout.create(576, "int8", v_head_dim=512, latent=True).scales_per_row == 1
+    assert KVLayout.create(576, "int8", v_head_dim=512, latent=True).scales_per_row == 1
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 128])
 def test_int4_fills_registers_of_bytes(head_dim):
-    row = RowLayout.create(head_dim, "int4")
+    row = KVLayout.create(head_dim, "int4")
     assert (row.lanes, row.storage_lanes, row.storage_dtype) == (256, 128, jnp.int8)
 
 
 @pytest.mark.parametrize("sizes", [(64, 64), (80, 80), (192, 128), (6, 10)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_plain_rows_come_back(sizes, dtype):
-    row = RowLayout.create(sizes[0], dtype, v_head_dim=sizes[1])
+    row = KVLayout.create(sizes[0], dtype, v_head_dim=sizes[1])
     k, v = rows(sizes[0]).astype(dtype), rows(sizes[1], seed=1).astype(dtype)
     packed, scales = row.pack(k, v)
     assert scales is None
@@ -61,7 +61,7 @@ def test_plain_rows_come_back(sizes, dtype):
 )
 @pytest.mark.parametrize("latent", [False, True])
 def test_quantised_rows_come_back_to_half_a_step(dtype, largest_error, latent):
-    row = RowLayout.create(96, dtype, v_head_dim=80, latent=latent)
+    row = KVLayout.create(96, dtype, v_head_dim=80, latent=latent)
     k, v = rows(96) * 10.0 ** np.arange(-3, 4)[:, None, None], rows(80, seed=1)
     packed, scales = row.pack(k, None if latent else v)
     assert packed.dtype == row.storage_dtype
@@ -81,7 +81,7 @@ def test_largest_magnitude_takes_the_largest_stored_value(dtype):
 
 @pytest.mark.parametrize("dtype", LARGEST)
 def test_rows_of_zeros_and_rows_that_are_not_finite(dtype):
-    row = RowLayout.create(64, dtype)
+    row = KVLayout.create(64, dtype)
     k = jnp.zeros((4, 64)).at[1, 3].set(jnp.inf).at[2, 5].set(jnp.nan).at[3, 7].set(1e-42)
     back, _ = row.unpack(*row.pack(k, k))
     assert (back[0] == 0).all()
@@ -92,13 +92,13 @@ def test_rows_of_zeros_and_rows_that_are_not_finite(dtype):
 @pytest.mark.parametrize("dtype", LARGEST)
 def test_many_rows_of_nan_do_not_pass_for_numbers(dtype):
     """XLA's reduction to the largest drops NaN on CPU, where there are enough of them."""
-    row = RowLayout.create(64, dtype)
+    row = KVLayout.create(64, dtype)
     k = jnp.full((128, 64), jnp.nan)
     assert jnp.isnan(row.unpack(*row.pack(k, k))[0]).all()
 
 
 def test_int4_halves_share_a_byte():
-    row = RowLayout.create(128, "int4")
+    row = KVLayout.create(128, "int4")
     k, v = jnp.full((1, 128), -7.0), jnp.full((1, 128), 3.0).at[0, 0].set(7.0)
     packed, _ = row.pack(k, v)
     assert (int(packed[0, 0]) & 0xFF, int(packed[0, 1]) & 0xFF) == (0x79, 0x39)
@@ -106,10 +106,10 @@ def test_int4_halves_share_a_byte():
 
 def test_refusals():
     with pytest.raises(ValueError, match="head_dim=0 must be at least 1"):
-        RowLayout.create(0, "bfloat16")
+        KVLayout.create(0, "bfloat16")
     with pytest.raises(ValueError, match="v_head_dim=0 must be at least 1"):
-        RowLayout.create(8, "bfloat16", v_head_dim=0)
+        KVLayout.create(8, "bfloat16", v_head_dim=0)
     with pytest.raises(ValueError, match="v_head_dim=9 must be at most head_dim=8: a latent V is K's prefix"):
-        RowLayout.create(8, "bfloat16", v_head_dim=9, latent=True)
+        KVLayout.create(8, "bfloat16", v_head_dim=9, latent=True)
     with pytest.raises(ValueError, match=r"dtype=int32 must be one of float32, bfloat16, .*int4"):
-        RowLayout.create(8, "int32")
+        KVLayout.create(8, "int32")

@@ -234,14 +234,14 @@ class ShiftsTheLanesOfV(Twin):
     """V read from the start of its first register, where half a register of K lies too (head size 192)."""
 
     def v_start(self):
-        return super().v_start() // 128 * 128 if self.row.lanes > 128 else super().v_start()
+        return super().v_start() // 128 * 128 if self.layout.lanes > 128 else super().v_start()
 
 
 class LatentVFromTheLastLanes(Twin):
     """V as the end of the latent row in place of its beginning."""
 
     def v_start(self):
-        return self.row.k_dim - self.row.v_dim if self.row.latent else super().v_start()
+        return self.layout.k_dim - self.layout.v_dim if self.layout.latent else super().v_start()
 
 
 class IgnoresTheSink(Twin):

@@ -5,21 +5,21 @@ import inspect
 import paged_kernels
 
 SURFACE = {
-    "AttentionSpec": "(*, scale=None, causal=True, sliding_window=None, soft_cap=None)",
+    "AttentionSpec": "(*, softmax_scale=None, causal=True, sliding_window=None, soft_cap=None)",
     "BACKENDS": None,
     "Backend": None,
     "BlockSizes": "(*, q_rows, kv_pages)",
     "HeadParams": "(*, sinks=None, alibi_slopes=None)",
-    "KVPages": "(*, data, scales=None, row)",
+    "KVPages": "(*, data, scales=None, layout)",
     "RaggedBatch": "(*, page_table, kv_lens, cu_q_lens, num_seqs, max_q_len=None, tree_mask=None, q_starts=None)",
-    "RowLayout": "(*, k_dim, v_dim, dtype, latent=False)",
+    "KVLayout": "(*, k_dim, v_dim, dtype, latent=False)",
     "TokenRows": "(seq, position, is_token)",
     "__version__": None,
     "check_batch": "(batch, *, num_pages, page_size, tokens)",
     "merge_attention_states": "(outputs, lses)",
     "pack_tree_masks": "(masks, q_lens, *, tokens)",
-    "paged_attention": "(q, pages, batch, spec, heads=None, *, backend=None, block_sizes=None, return_lse=False)",
-    "paged_attention_update": "(q, k, v, pages, batch, spec, heads=None, *, backend=None)",
+    "paged_attention": "(q, pages, batch, spec, head_params=None, *, backend=None, block_sizes=None, return_lse=False)",
+    "paged_attention_update": "(q, k, v, pages, batch, spec, head_params=None, *, backend=None)",
     "pallas_paged_attention": "(q, k_pages, v_pages, lengths, page_indices, *, sm_scale=None, mask_value=-2.3e+38, "
     "attn_logits_soft_cap=None, pages_per_compute_block=None, backend=None)",
     "pallas_prefill_attention": "(q, k_pages, v_pages, length, page_indices, *, sm_scale=None, backend=None)",

@@ -7,15 +7,15 @@ from paged_kernels import AttentionSpec
 
 
 def test_is_hashable_and_static():
-    assert hash(AttentionSpec(scale=0.5)) == hash(AttentionSpec(scale=0.5))
+    assert hash(AttentionSpec(softmax_scale=0.5)) == hash(AttentionSpec(softmax_scale=0.5))
     assert AttentionSpec() != AttentionSpec(causal=False)
     assert jax.tree.leaves(AttentionSpec()) == []
-    assert jax.jit(lambda spec: spec.resolved_scale(4))(AttentionSpec(scale=0.3)) == pytest.approx(0.3)
+    assert jax.jit(lambda spec: spec.resolved_scale(4))(AttentionSpec(softmax_scale=0.3)) == pytest.approx(0.3)
 
 
 def test_scale_defaults_to_one_over_the_root_of_head_dim():
     assert AttentionSpec().resolved_scale(64) == 1 / 8
-    assert AttentionSpec(scale=0.3).resolved_scale(64) == 0.3
+    assert AttentionSpec(softmax_scale=0.3).resolved_scale(64) == 0.3
 
 
 @pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan, True, "0.1"])

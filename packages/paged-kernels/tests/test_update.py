@@ -24,7 +24,7 @@ def bits(array):
 )
 def test_attends_the_rows_that_it_writes(backend, workload, kv_dtype):
     case = make_case(EVERY_WORKLOAD[workload], kv_dtype=kv_dtype)
-    k, v = case.new_rows(case.given_keys), None if case.pages.row.latent else case.new_rows(case.given_values)
+    k, v = case.new_rows(case.given_keys), None if case.pages.layout.latent else case.new_rows(case.given_values)
     # The pages hold something else where the new rows go, so that a read before the write shows.
     ones = (jax.tree.map(np.ones_like, x) for x in (k, v))
     stale = write_kv(case.pages, *ones, case.batch, backend="xla")

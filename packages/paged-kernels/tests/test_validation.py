@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from kernel_data import SPECS, WORKLOADS, make_case, write
 
-from paged_kernels import HeadParams, KVPages, RaggedBatch, RowLayout, check_batch, paged_attention, write_kv
+from paged_kernels import HeadParams, KVLayout, KVPages, RaggedBatch, check_batch, paged_attention, write_kv
 
 SPEC = SPECS["plain"]
 
@@ -66,7 +66,7 @@ def test_keys_and_values_that_do_not_fit(case, new, call, change, message):
         ({"data": np.zeros((4, 2, 16, 128), np.int8)}, r"pages.data is int8\[4, 2, 16, 128\]; it must be float32"),
         ({"scales": np.zeros((4, 2, 32))}, r"pages.scales is \(4, 2, 32\); of float32 pages it must be None"),
         (
-            {"row": RowLayout.create(64, "int8"), "data": np.zeros((4, 2, 16, 128), np.int8)},
+            {"row": KVLayout.create(64, "int8"), "data": np.zeros((4, 2, 16, 128), np.int8)},
             r"must be \(4, 2, 1, 128\)",
         ),
     ],

@@ -79,7 +79,7 @@ def test_sinks_slopes_tree_masks_and_scales_are_split_with_the_heads(step, count
     head_axis = "tp" if step is STEP else None
     views = [view_on(step, mesh_of(count), head_axis, "int8") for count in counts]
     for view in (PagedAttentionCacheView(pages_of(step, "int8")), *views):
-        output = run(PagedAttn(), q, k, v, view, batch, heads=heads)
+        output = run(PagedAttn(), q, k, v, view, batch, head_params=heads)
         assert_allclose(output.attention_outputs, reference[0], **TOLERANCE)
         assert_allclose(output.lse, reference[1], **TOLERANCE)
         assert_array_equal(output.cache_view.pages.k, new.k)
@@ -107,7 +107,7 @@ def test_parts_of_a_context_merge_to_the_whole():
 
 def test_parameters_of_too_few_heads_are_refused_where_heads_are_whole():
     with pytest.raises(ValueError, match=r"heads.sinks \(6,\) must be \(16,\): one for each head of q"):
-        PagedAttn()(*STEP.rows(TOKENS), view_on(STEP, mesh_of(2)), STEP.batch, heads=THREE.heads())
+        PagedAttn()(*STEP.rows(TOKENS), view_on(STEP, mesh_of(2)), STEP.batch, head_params=THREE.heads())
 
 
 CONTEXTS = {"none": lambda mesh: contextlib.nullcontext(), "set_mesh": jax.set_mesh, "with": lambda mesh: mesh}
@@ -226,7 +226,7 @@ class TestDataParallel:
     def test_each_group_has_trees_of_its_own_and_all_have_the_same_heads(self, view, rows):
         trees = [step.in_a_tree(TOKENS) for step in self.steps]
         trees = [dataclasses.replace(tree, max_q_len=TOKENS) for tree in trees]  # one shape
-        output = run_eagerly(PagedAttn(), *rows, view, stack_batches(trees), heads=STEP.heads())
+        output = run_eagerly(PagedAttn(), *rows, view, stack_batches(trees), head_params=STEP.heads())
         for group, (step, tree) in enumerate(zip(self.steps, trees, strict=True)):
             pages, q = step.pages(with_new=True), rows[0][group]
             expected = paged_attention(q, pages, tree, AttentionSpec(), STEP.heads(), backend="reference")

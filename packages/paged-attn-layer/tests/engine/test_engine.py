@@ -187,7 +187,7 @@ def test_the_same_prompt_again_computes_only_its_last_token(engine):
 
 
 def test_reused_pages_give_the_same_logits(model):
-    shapes, tokens = BatchShapes(tokens=(24,), seqs=1, pages_per_seq=5), prompts(19)[0]
+    shapes, tokens = BatchShapes(tokens=(24,), max_seqs=1, pages_per_seq=5), prompts(19)[0]
     config = CacheConfig.create(None, 1, 2, 20, 4, 2, 4, num_pages=9, dtype=jnp.float32)
     cache = PagedAttentionCache.init_cache(None, None, config, None)
     manager = PageManager(9, 4, max_seqs=1, max_sequence_length=20)
@@ -197,7 +197,7 @@ def test_reused_pages_give_the_same_logits(model):
         seq = manager.admit([*tokens, 0])  # a 20th token, so that all of the others' pages could be found
         assert manager.computed(seq) == 4 * reused
         new = tokens[4 * reused :]
-        pages = manager.tables(seq)[0, 0]
+        pages = manager.page_tables(seq)[0, 0]
         step = shapes.build([ScheduledSequence(pages, 19, len(new))], num_pages=9, page_size=4)
         token_ids = np.pad(np.array(new, np.int32), (0, 24 - len(new)))
         last, cache = run(model, token_ids, step.positions, cache, step.batch, step.last_rows)

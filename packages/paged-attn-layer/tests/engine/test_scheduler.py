@@ -27,7 +27,7 @@ def pages_of(scheduler, request):
     """The pages that a request has, in order."""
     if request.seq is None:
         return []
-    table = scheduler.manager.tables(request.seq)[0, 0]
+    table = scheduler.manager.page_tables(request.seq)[0, 0]
     return table[table > 0].tolist()
 
 

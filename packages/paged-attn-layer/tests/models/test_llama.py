@@ -11,7 +11,7 @@ from paged_attn_layer._src.blocks.rope import apply_rope
 from paged_attn_layer._src.models import LlamaForCausalLM, ModelConfig, llama
 from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, ScheduledSequence
 
-SHAPES = BatchShapes(tokens=(8,), seqs=2, pages_per_seq=4)
+SHAPES = BatchShapes(tokens=(8,), max_seqs=2, pages_per_seq=4)
 PAGE_SIZE, NUM_PAGES = 4, 9
 TOKENS = np.random.default_rng(1).integers(0, 32, 7).astype(np.int32)
 

@@ -31,7 +31,7 @@ class FakeModel:
     def __call__(self, step: Step):
         for moves in self.manager.take_moves():
             self._copy(moves.copy_from.tolist(), moves.copy_to.tolist())
-        (tables,) = self.manager.tables(step.seqs).tolist()
+        (tables,) = self.manager.page_tables(step.seqs).tolist()
         for part, table in zip(step.work, tables, strict=True):
             for position, token in enumerate(part.token_ids, part.start):
                 self.slots[self._slot(table, position)] = token

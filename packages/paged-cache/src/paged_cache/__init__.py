@@ -21,7 +21,7 @@ from paged_cache._src.manager import (
     Subscriber,
 )
 from paged_cache._src.monitoring.history import PageHistory
-from paged_cache._src.planning.cache_spec import ModelShape
+from paged_cache._src.planning.cache_spec import CacheSpec
 from paged_cache._src.planning.plan import Plan, plan
 from paged_cache._src.step.batch_shapes import BatchShapes, ScheduledSequence
 from paged_cache._src.step.step_batch import StepBatch, StepLayout, StepShape, stack_batches
@@ -34,13 +34,13 @@ from paged_cache._version import __version__
 __all__ = [
     "BatchShapes",
     "CacheConfig",
+    "CacheSpec",
     "EventKind",
     "HostPages",
     "KeptPage",
     "LayerGroup",
     "Media",
     "MeshAxis",
-    "ModelShape",
     "OutOfPages",
     "PageEvent",
     "PageHistory",

@@ -57,7 +57,7 @@ def test_fault_13_kv_heads_that_do_not_divide_are_replicated():
 
 def test_fault_13_each_data_group_has_pages_of_its_own():
     view = PagedAttentionCache.init_cache(mesh_of(dp=2, tp=4), None, CONFIG, None, data_axis="dp").views[0]
-    assert (view.groups, view.pages.num_pages) == (2, 12)
+    assert (view.replicas, view.pages.num_pages) == (2, 12)
     assert {shard.data.shape for shard in view.pages.data.addressable_shards} == {(6, 1, 4, 128)}
 
 

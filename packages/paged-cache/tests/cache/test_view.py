@@ -20,7 +20,7 @@ from paged_cache import (
 from paged_kernels import KVPages, RaggedBatch
 
 HEADS, HEAD_DIM, PAGE_SIZE, NUM_PAGES = 4, 2, 4, 10
-SHAPES = BatchShapes(tokens=(8, 16), seqs=4, pages_per_seq=3)
+SHAPES = BatchShapes(tokens=(8, 16), max_seqs=4, pages_per_seq=3)
 
 
 def mesh_of(kind=AxisType.Auto, **sizes):
@@ -334,7 +334,7 @@ def test_a_data_axis_needs_stacked_arguments():
     with pytest.raises(ValueError, match=r"key \(1, 4, 2\) must be \[groups, tokens, kv_heads, head_dim\]"):
         view.write(k, v, batch)
     stacked = jnp.stack([k, k]), jnp.stack([v, v])
-    with pytest.raises(ValueError, match="batch must be stacked, one for each of 2 data groups; use stack_batches"):
+    with pytest.raises(ValueError, match="batch must be stacked, one for each of 2 replicas; use stack_batches"):
         view.write(*stacked, batch)
     with pytest.raises(ValueError, match=r"page_table\[0, 0\]=10 must lie in 1\.\.9"):  # ids count within a group
         view.write(*stacked, stack_batches([batch, RaggedBatch.from_lists([[10]], [1], [1], max_q_len=1)]))

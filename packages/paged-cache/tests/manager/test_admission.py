@@ -92,10 +92,10 @@ def arriving():
 
 def test_what_arrives_can_be_committed_in_parts():
     manager, seq = arriving()
-    held = manager.tables(seq)
+    held = manager.page_tables(seq)
     for count in (3, 8, 9):
         manager.commit(seq, count)
-    assert (manager.tables(seq) == held).all()
+    assert (manager.page_tables(seq) == held).all()
     assert manager.find(range(21)) == 20
 
 
@@ -110,4 +110,4 @@ def test_what_arrives_cannot_be_truncated_to_where_a_window_has_no_pages():
 def test_of_a_chunk_that_arrives_the_window_keeps_what_is_seen_after_it():
     manager = new_manager(groups=BOTH)
     seq = manager.admit(range(20), chunk=8, arriving=True)
-    assert table(manager, seq, 1) == [0, manager.tables(seq)[1, 0, 1]]
+    assert table(manager, seq, 1) == [0, manager.page_tables(seq)[1, 0, 1]]

@@ -20,7 +20,7 @@ def test_a_fork_shares_every_page():
     used = manager.num_used
     twins = manager.fork(seq, 2)
     assert manager.num_used == used
-    assert (manager.tables(twins) == manager.tables(seq)).all()
+    assert (manager.page_tables(twins) == manager.page_tables(seq)).all()
     assert manager.lengths(twins).tolist() == manager.computed(twins).tolist() == [10, 10]
     assert [manager.token_ids(twin).tolist() for twin in twins] == [list(range(10))] * 2
     assert manager.owners(table(manager, seq)).tolist() == [3, 3, 3]
@@ -162,7 +162,7 @@ def test_the_lengths_of_a_swapped_sequence_can_be_asked_but_its_table_cannot():
     manager.swap_out(seq)
     assert (manager.lengths(seq), manager.computed(seq)) == (6, 6)
     with refused(manager, ValueError, f"sequence {seq} is swapped out; call swap_in first"):
-        manager.tables(seq)
+        manager.page_tables(seq)
 
 
 def test_releasing_a_swapped_sequence_frees_its_host_pages():

@@ -361,6 +361,6 @@ def tables_and_moves():
         except (OutOfPages, ValueError):  # too few pages or sequences, or one is too long
             manager.release(seq)
             seqs.remove(seq)
-        said += [manager.tables(seqs).tolist()]
+        said += [manager.page_tables(seqs).tolist()]
         said += [ids.tolist() for moves in manager.take_moves() for ids in vars(moves).values()]
     return said

@@ -13,7 +13,7 @@ def test_sizes_below_one_are_refused(wrong):
 
 
 def test_a_table_has_entries_for_the_longest_sequence():
-    assert new_manager(page_size=4, max_sequence_length=9).tables([]).shape == (1, 0, 3)
+    assert new_manager(page_size=4, max_sequence_length=9).page_tables([]).shape == (1, 0, 3)
 
 
 def test_an_id_is_never_used_again():
@@ -31,17 +31,19 @@ def test_one_id_and_lists_of_ids_name_sequences():
     seqs = [manager.admit(range(n)) for n in (3, 9)]
     assert manager.lengths(seqs[1]).tolist() == [9]
     assert manager.lengths(seqs).tolist() == manager.lengths(np.array(seqs, np.int16)).tolist() == [3, 9]
-    assert manager.tables(seqs[::-1])[0].tolist() == [manager.tables(seq)[0, 0].tolist() for seq in seqs[::-1]]
-    assert manager.tables(seqs).dtype == manager.lengths(seqs).dtype == manager.computed(seqs).dtype == np.int32
+    assert manager.page_tables(seqs[::-1])[0].tolist() == [
+        manager.page_tables(seq)[0, 0].tolist() for seq in seqs[::-1]
+    ]
+    assert manager.page_tables(seqs).dtype == manager.lengths(seqs).dtype == manager.computed(seqs).dtype == np.int32
 
 
 def test_a_table_that_was_given_stays_as_it_was():
     manager = new_manager()
     seq = manager.admit([1])
-    manager.tables(seq)[:] = 9
+    manager.page_tables(seq)[:] = 9
     manager.lengths(seq)[:] = 9
     manager.token_ids(seq)[:] = 9
-    assert (manager.tables(seq).max(), manager.lengths(seq), manager.token_ids(seq)) == (1, 1, 1)
+    assert (manager.page_tables(seq).max(), manager.lengths(seq), manager.token_ids(seq)) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(

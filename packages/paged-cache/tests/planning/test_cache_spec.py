@@ -1,6 +1,6 @@
 import pytest
 
-from paged_cache import ModelShape
+from paged_cache import CacheSpec
 from paged_cache._src.manager.groups import LayerGroup
 
 LLAMA_3_8B = {
@@ -14,7 +14,7 @@ ONE_LAYER = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_he
 
 
 def read(config, **changes):
-    return ModelShape.from_hf_config(config | changes)
+    return CacheSpec.from_hf_config(config | changes)
 
 
 def kinds(shape):
@@ -23,7 +23,7 @@ def kinds(shape):
 
 def test_llama():
     shape = read(LLAMA_3_8B)
-    assert shape == ModelShape(groups=(LayerGroup.full(range(32)),), num_kv_heads=8, head_dim=128)
+    assert shape == CacheSpec(groups=(LayerGroup.full(range(32)),), num_kv_heads=8, head_dim=128)
     assert shape.assumed == ()
 
 
@@ -133,7 +133,7 @@ def test_what_cannot_be_read_is_named(changes, message):
 
 def test_missing_kv_heads_are_not_guessed():
     with pytest.raises(ValueError, match="has no num_key_value_heads"):
-        ModelShape.from_hf_config({key: value for key, value in ONE_LAYER.items() if key != "num_key_value_heads"})
+        CacheSpec.from_hf_config({key: value for key, value in ONE_LAYER.items() if key != "num_key_value_heads"})
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_caches_of_another_kind_are_refused(changes, message):
 
 
 def test_groups_are_cut_to_the_size_of_the_smallest():
-    shape = ModelShape(
+    shape = CacheSpec(
         groups=(LayerGroup.window(8, (0, 1, 3, 4, 6)), LayerGroup.full((2, 5))), num_kv_heads=1, head_dim=8
     )
     cut = shape.equal_groups()
@@ -165,4 +165,4 @@ def test_groups_are_cut_to_the_size_of_the_smallest():
 
 def test_a_group_without_layers_is_refused():
     with pytest.raises(ValueError, match="each with the layers that are in it"):
-        ModelShape(groups=(LayerGroup.full(),), num_kv_heads=1, head_dim=8)
+        CacheSpec(groups=(LayerGroup.full(),), num_kv_heads=1, head_dim=8)

@@ -6,16 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
-from paged_cache import CacheConfig, ModelShape, PagedAttentionCache, plan
+from paged_cache import CacheConfig, CacheSpec, PagedAttentionCache, plan
 from paged_cache._src.manager import LayerGroup, OutOfPages, PageManager
 from paged_cache._src.planning.plan import most_pages
 
 GIB = 2**30
-LLAMA_3_8B = ModelShape(groups=(LayerGroup.full(range(32)),), num_kv_heads=8, head_dim=128)
-DEEPSEEK_V3 = ModelShape(
-    groups=(LayerGroup.full(range(61)),), num_kv_heads=1, head_dim=576, v_head_dim=512, latent=True
-)
-GEMMA_3_27B = ModelShape(
+LLAMA_3_8B = CacheSpec(groups=(LayerGroup.full(range(32)),), num_kv_heads=8, head_dim=128)
+DEEPSEEK_V3 = CacheSpec(groups=(LayerGroup.full(range(61)),), num_kv_heads=1, head_dim=576, v_head_dim=512, latent=True)
+GEMMA_3_27B = CacheSpec(
     groups=(
         LayerGroup.window(1024, [layer for layer in range(62) if (layer + 1) % 6]),
         LayerGroup.full(range(5, 62, 6)),
@@ -23,7 +21,7 @@ GEMMA_3_27B = ModelShape(
     num_kv_heads=16,
     head_dim=128,
 )
-TINY = ModelShape(groups=(LayerGroup.window(8, (0, 1, 2)), LayerGroup.full((3, 4))), num_kv_heads=4, head_dim=8)
+TINY = CacheSpec(groups=(LayerGroup.window(8, (0, 1, 2)), LayerGroup.full((3, 4))), num_kv_heads=4, head_dim=8)
 DTYPES = ("float32", "float16", "bfloat16", "int8", "float8_e4m3fn", "float8_e5m2", "int4")
 
 forgetting = st.builds(LayerGroup.window, st.integers(1, 20)) | st.builds(LayerGroup.chunked, st.integers(1, 20))
@@ -40,7 +38,7 @@ def shapes(draw):
         dataclasses.replace(group, layers=tuple(range(start, start + count)))
         for group, start, count in zip(seen, starts, counts, strict=True)
     )
-    return ModelShape(groups=layered, num_kv_heads=1, head_dim=8)
+    return CacheSpec(groups=layered, num_kv_heads=1, head_dim=8)
 
 
 @st.composite
@@ -101,14 +99,14 @@ def test_is_what_cache_config_creates(tensor_parallel):
     budget = 1_000_000
     fits = plan(TINY, budget, page_size=16, tensor_parallel=tensor_parallel)
     made = CacheConfig.create(mesh, 4, fits.layers_per_page, 70, 16, 4, 8, byte_budget=budget)
-    assert fits.cache_config(batch_size=4, max_sequence_length=70) == made
+    assert fits.cache_config(max_seqs=4, max_sequence_length=70) == made
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [TINY, dataclasses.replace(TINY, num_kv_heads=1, v_head_dim=4, latent=True)])
 def test_is_what_the_cache_allocates(shape, dtype):
     fits = plan(shape, 100_000, page_size=4, dtype=dtype)
-    cache = PagedAttentionCache.init_cache(None, None, fits.cache_config(batch_size=2, max_sequence_length=16), None)
+    cache = PagedAttentionCache.init_cache(None, None, fits.cache_config(max_seqs=2, max_sequence_length=16), None)
     allocated = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
     assert allocated == fits.num_pages * fits.bytes_per_page
     assert allocated <= fits.memory_bytes < allocated + fits.bytes_per_page
@@ -199,7 +197,7 @@ def test_one_more_is_not_admitted():
 
 
 def test_windows_alone_hold_a_sequence_of_any_length():
-    shape = ModelShape(groups=(LayerGroup.window(4096, range(32)),), num_kv_heads=8, head_dim=128)
+    shape = CacheSpec(groups=(LayerGroup.window(4096, range(32)),), num_kv_heads=8, head_dim=128)
     assert plan(shape, 16 * GIB).longest_sequence == 2**31 - 1
 
 

@@ -9,7 +9,7 @@ from paged_cache import BatchShapes, ScheduledSequence, StepShape
 from paged_cache._src.manager import LayerGroup, PageManager
 from paged_kernels import check_batch, token_rows
 
-SHAPES = BatchShapes(tokens=(8, 16, 32), seqs=4, pages_per_seq=3)
+SHAPES = BatchShapes(tokens=(8, 16, 32), max_seqs=4, pages_per_seq=3)
 NUM_PAGES, PAGE_SIZE = 12, 4
 
 
@@ -106,7 +106,7 @@ def test_warm_up_batches_have_every_shape_and_no_sequence():
 
 
 def test_a_shape_is_listed_once():
-    assert BatchShapes(tokens=(1, 8), seqs=1, pages_per_seq=3).all_shapes() == [StepShape(1, 1), StepShape(8, 8)]
+    assert BatchShapes(tokens=(1, 8), max_seqs=1, pages_per_seq=3).all_shapes() == [StepShape(1, 1), StepShape(8, 8)]
 
 
 @st.composite
@@ -142,7 +142,7 @@ def test_agrees_with_a_loop_over_tokens_and_with_layer_1(sequences):
 # pack: the same from arrays, with groups of layers
 
 
-GROUPS = BatchShapes(tokens=(8, 16), seqs=4, pages_per_seq=3, groups=2)
+GROUPS = BatchShapes(tokens=(8, 16), max_seqs=4, pages_per_seq=3, groups=2)
 
 
 def i32(*values):
@@ -177,7 +177,7 @@ def test_each_group_of_layers_has_its_tables_and_shares_the_rest():
 
 
 def test_cross_attention_sees_keys_that_are_not_the_sequence_s():
-    shapes = BatchShapes(tokens=(8, 16), seqs=4, pages_per_seq=3, groups=2, cross_groups=(1,))
+    shapes = BatchShapes(tokens=(8, 16), max_seqs=4, pages_per_seq=3, groups=2, cross_groups=(1,))
     tables = [[[1, 2, 0], [3, 0, 0]], [[9, 0, 0], [9, 0, 0]]]  # a page that both read
     step = pack(tables, [6, 1], [6, 1], shapes=shapes, cross_tokens=i32(3, 0))
     cross = step.group(1)
@@ -202,11 +202,11 @@ def test_what_a_page_manager_hands_out_can_be_packed():
     """A long prompt in chunks, a forked answer and a window that drops pages, all beside cross-attention."""
     groups = [LayerGroup.full(), LayerGroup.window(5), LayerGroup.chunked(8), LayerGroup.cross()]
     manager = PageManager(64, PAGE_SIZE, max_seqs=4, max_sequence_length=24, groups=groups)
-    shapes = BatchShapes(tokens=(8, 16), seqs=4, pages_per_seq=6, groups=4, cross_groups=(3,))
+    shapes = BatchShapes(tokens=(8, 16), max_seqs=4, pages_per_seq=6, groups=4, cross_groups=(3,))
 
     def compute(seqs, counts):
         step = shapes.pack(
-            manager.tables(seqs),
+            manager.page_tables(seqs),
             manager.lengths(seqs),
             i32(*counts),
             num_pages=manager.num_pages,
@@ -259,7 +259,7 @@ def test_what_does_not_fit_is_not_packed(arguments, message):
 
 
 def test_more_tokens_than_an_int32_counts_are_refused():
-    shapes = BatchShapes(tokens=(8,), seqs=4, pages_per_seq=2)
+    shapes = BatchShapes(tokens=(8,), max_seqs=4, pages_per_seq=2)
     tables, lens = np.arange(1, 9, dtype=np.int32).reshape(1, 4, 2), np.full(4, 2**30, np.int32)
     with pytest.raises(ValueError, match="4294967296 tokens are more than the largest of"):
         shapes.pack(tables, lens, lens, num_pages=9, page_size=2**29)
@@ -340,14 +340,14 @@ def managed(*groups):
 def test_a_step_of_a_manager_is_that_of_its_arrays(groups):
     manager, seqs = managed(*groups)
     cross = manager.cross_groups
-    shapes = BatchShapes(tokens=(8, 16), seqs=4, pages_per_seq=3, groups=len(groups), cross_groups=cross)
+    shapes = BatchShapes(tokens=(8, 16), max_seqs=4, pages_per_seq=3, groups=len(groups), cross_groups=cross)
     sizes = {"num_pages": 33, "page_size": PAGE_SIZE, "cross_tokens": manager.cross_tokens(seqs) if cross else None}
     for q_lens, kv_lens, ids in (([1, 2], [5, 2], [5, 9, 2]), ([1, 1], [5, 1], [5, 9])):
         step = shapes.pack_seqs(manager, seqs, i32(*ids), q_lens=i32(*q_lens))
-        want = shapes.pack(manager.tables(seqs), i32(*kv_lens), i32(*q_lens), i32(*ids), **sizes)
+        want = shapes.pack(manager.page_tables(seqs), i32(*kv_lens), i32(*q_lens), i32(*ids), **sizes)
         assert (step.layout, step.buffer.tolist()) == (want.layout, want.buffer.tolist())
     step = shapes.pack_seqs(manager, seqs)
-    want = shapes.pack(manager.tables(seqs), i32(5, 2), i32(1, 2), **sizes)
+    want = shapes.pack(manager.page_tables(seqs), i32(5, 2), i32(1, 2), **sizes)
     assert step.buffer.tolist() == want.buffer.tolist(), "all that is left, without token ids"
     assert shapes.pack_seqs(manager, seqs, shape=StepShape(16, 16)).layout.shape.tokens == 16
     assert shapes.pack_seqs(manager, []).buffer.tolist() == shapes.warm_up_batch(StepShape(4, 1)).buffer.tolist()
@@ -355,9 +355,9 @@ def test_a_step_of_a_manager_is_that_of_its_arrays(groups):
 
 def test_a_step_of_a_manager_has_tables_of_its_own():
     manager, seqs = managed()
-    step = BatchShapes(tokens=(8,), seqs=2, pages_per_seq=3).pack_seqs(manager, seqs)
+    step = BatchShapes(tokens=(8,), max_seqs=2, pages_per_seq=3).pack_seqs(manager, seqs)
     step.array("page_tables")[...] = 7
-    assert manager.tables(seqs).max() < 7
+    assert manager.page_tables(seqs).max() < 7
 
 
 @pytest.mark.parametrize(
@@ -389,9 +389,9 @@ def test_sequences_with_nothing_left_or_that_do_not_exist_are_refused():
 @pytest.mark.parametrize(
     "shapes",
     [
-        BatchShapes(tokens=(8,), seqs=4, pages_per_seq=4),
-        BatchShapes(tokens=(8,), seqs=4, pages_per_seq=3, groups=2),
-        BatchShapes(tokens=(8,), seqs=4, pages_per_seq=3, cross_groups=(0,)),
+        BatchShapes(tokens=(8,), max_seqs=4, pages_per_seq=4),
+        BatchShapes(tokens=(8,), max_seqs=4, pages_per_seq=3, groups=2),
+        BatchShapes(tokens=(8,), max_seqs=4, pages_per_seq=3, cross_groups=(0,)),
     ],
 )
 def test_shapes_that_are_not_the_managers_are_refused(shapes):

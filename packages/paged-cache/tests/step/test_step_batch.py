@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from paged_cache import BatchShapes, ScheduledSequence, StepBatch, StepLayout, StepShape, stack_batches
 from paged_kernels import RaggedBatch, pack_tree_masks
 
-SHAPES = BatchShapes(tokens=(8, 16), seqs=4, pages_per_seq=3, groups=2)
+SHAPES = BatchShapes(tokens=(8, 16), max_seqs=4, pages_per_seq=3, groups=2)
 
 
 def pack(q_lens, shape=None, first_page=1):
@@ -38,7 +38,7 @@ def assert_same(got, want):
 
 
 def test_the_arrays_fill_the_buffer_without_a_gap():
-    layout = StepLayout(StepShape(8, 8), seqs=4, pages_per_seq=3, groups=2, cross_groups=(1,))
+    layout = StepLayout(StepShape(8, 8), max_seqs=4, pages_per_seq=3, groups=2, cross_groups=(1,))
     ends = [part.stop for part in layout.slices.values()]
     assert [part.start for part in layout.slices.values()] == [0, *ends[:-1]]
     assert layout.size == ends[-1] == 1 + 4 + 5 + 4 + 4 + 8 + 8 + 2 * 4 * 3
@@ -76,7 +76,7 @@ def test_a_jitted_step_compiles_once_a_listed_shape():
 
 
 def test_cutting_up_the_buffer_costs_slices_and_at_most_one_copy_of_it():
-    step = BatchShapes(tokens=(64,), seqs=64, pages_per_seq=64, groups=2).warm_up_batch(StepShape(64, 1))
+    step = BatchShapes(tokens=(64,), max_seqs=64, pages_per_seq=64, groups=2).warm_up_batch(StepShape(64, 1))
     cut = jax.make_jaxpr(arrays)(step)
     assert {str(equation.primitive) for equation in cut.eqns} <= {"slice", "reshape", "squeeze"}
     memory = jax.jit(lambda step: jax.tree.map(jnp.sum, arrays(step))).lower(step).compile().memory_analysis()

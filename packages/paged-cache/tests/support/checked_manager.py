@@ -146,7 +146,7 @@ class CheckedManager:
         for seq in seqs:
             sequence = self[seq]
             for index, (group, table) in enumerate(
-                zip(self.config.groups, self.manager.tables(seq)[:, 0], strict=True)
+                zip(self.config.groups, self.manager.page_tables(seq)[:, 0], strict=True)
             ):
                 start = sequence.computed if group.grows else len(sequence.cross) * sequence.cross_written
                 contents = sequence.contents if group.grows else sequence.cross
@@ -192,7 +192,7 @@ class CheckedManager:
 
     def _returned(self, seq: int, num_tokens: int) -> bool:
         """Whether a page is gone that the query after so many tokens, or one later, needs."""
-        tables = zip(self.config.groups, self.manager.tables(seq)[:, 0], strict=True)
+        tables = zip(self.config.groups, self.manager.page_tables(seq)[:, 0], strict=True)
         needed = [(first_seen(group, num_tokens), table) for group, table in tables if group.forgets]
         return any(table[first // self.config.page_size] == 0 for first, table in needed)
 
@@ -206,7 +206,7 @@ class CheckedManager:
     def swap_out(self, seq: int) -> bool:
         """To the host, if there are pages enough."""
         free = self.config.num_host_pages - sum(each.host_pages for each in self.plain.sequences.values())
-        needs = int((self.manager.tables(seq) > 0).sum())
+        needs = int((self.manager.page_tables(seq) > 0).sum())
         done = self._do(lambda manager: manager.swap_out(seq), needs)
         assert bool(done) == (needs <= free), f"{needs} pages go to the host, where {free} are free"
         self[seq].host_pages = needs if done else 0

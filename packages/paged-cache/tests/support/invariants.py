@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def check_all(checked: "CheckedManager") -> None:
     """Numbers, owners, tables, what the device holds, and what can be found."""
-    tables = checked.manager.tables(checked.running)  # [groups, n, pages_per_seq]
+    tables = checked.manager.page_tables(checked.running)  # [groups, n, pages_per_seq]
     owners = checked.manager.owners(np.arange(checked.config.num_pages))
     _check_owners(checked, tables, owners)
     _check_sequences(checked)

@@ -49,7 +49,7 @@ def keep(index: PrefixIndex, page: KeptPage) -> bool:
 
 def table(manager: PageManager, seq: int, group: int = 0) -> list[int]:
     """The pages of a sequence, with zeros for those it has no more, and none behind its last."""
-    pages = manager.tables(seq)[group, 0].tolist()
+    pages = manager.page_tables(seq)[group, 0].tolist()
     return pages[: 1 + max((at for at, page in enumerate(pages) if page), default=-1)]
 
 

@@ -40,8 +40,8 @@ def check_config(mesh, process):
 def check_pages(mesh, data_axis=None):
     """After each step this process's devices hold what a cache of this process alone holds, and have attended it."""
     shared = ServingLoop(mesh, data_axis=data_axis)
-    alone = [ServingLoop() for _ in shared.managers]  # one for each data group
-    lives = [loop.lives(data_group) for data_group, loop in enumerate(alone)]
+    alone = [ServingLoop() for _ in shared.managers]  # one for each replica
+    lives = [loop.lives(replica) for replica, loop in enumerate(alone)]
     for running, *each in zip(shared.lives(), *lives, strict=True):
         outputs = shared.step(running)
         attended = [loop.step(seqs) for loop, seqs in zip(alone, each, strict=True)]

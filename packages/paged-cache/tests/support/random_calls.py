@@ -29,7 +29,7 @@ class RandomCalls:
                 self.note(refusal)
             for moves in self.manager.take_moves():
                 self.note(*(pages.tolist() for pages in vars(moves).values()))
-            self.note(self.manager.tables(self.running).tolist(), self.manager.stats())
+            self.note(self.manager.page_tables(self.running).tolist(), self.manager.stats())
 
     def note(self, *answers):
         for answer in answers:

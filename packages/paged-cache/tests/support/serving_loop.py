@@ -22,7 +22,7 @@ from paged_kernels import AttentionSpec, paged_attention
 PAGE_SIZE, HEAD_DIM = 4, 4
 BACKEND = "reference"  # compiles in a third of the time
 GROUPS = (LayerGroup.full((0,)), LayerGroup.window(6, (1,)))
-SHAPES = BatchShapes(tokens=(32,), seqs=4, pages_per_seq=6, groups=len(GROUPS))
+SHAPES = BatchShapes(tokens=(32,), max_seqs=4, pages_per_seq=6, groups=len(GROUPS))
 (_, SHAPE) = SHAPES.all_shapes()  # decodes too are padded to this, so that little is compiled
 LENGTHS = {"max_seqs": SHAPES.seqs, "max_sequence_length": SHAPES.pages_per_seq * PAGE_SIZE}
 POOL = {"num_pages": 18, "page_size": PAGE_SIZE}
@@ -37,7 +37,7 @@ def rows_of(token_ids, heads):
 
 
 class ServingLoop:
-    """A cache, and a page manager for each of its data groups."""
+    """A cache, and a page manager for each of its replicas."""
 
     def __init__(self, mesh=None, heads=4, data_axis=None):
         config = CacheConfig(
@@ -52,15 +52,15 @@ class ServingLoop:
         self.heads = heads
         self.cache = PagedAttentionCache.init_cache(mesh, None, config, None, data_axis=data_axis)
         self.host = HostPages.create(self.cache, 6)
-        data_groups = range(self.cache.views[0].groups)
-        self.managers = [PageManager(**POOL, **LENGTHS, groups=GROUPS, num_host_pages=6) for _ in data_groups]
+        replicas = range(self.cache.views[0].replicas)
+        self.managers = [PageManager(**POOL, **LENGTHS, groups=GROUPS, num_host_pages=6) for _ in replicas]
 
     def lives(self, first=0):
-        """Which sequences of each data group run in each step; the groups have the prompts from `first` on."""
+        """Which sequences of each replica run in each step; the groups have the prompts from `first` on."""
         return map(list, zip(*map(life, self.managers, PROMPTS[first:]), strict=False))
 
     def step(self, running):
-        """Compute what these sequences, a list for each data group, have left; returns the attention of each row."""
+        """Compute what these sequences, a list for each replica, have left; returns the attention of each row."""
         self.cache = apply_moves_by_group(self.cache, [m.take_moves() for m in self.managers], self.host)
         groups = list(zip(self.managers, running, strict=True))
         left = [m.lengths(seqs) - m.computed(seqs) for m, seqs in groups]
@@ -86,7 +86,7 @@ class ServingLoop:
             newest = outputs[:, at, self.newest_rows[at]]
             for seq, attended in zip(running[at], newest.swapaxes(0, 1), strict=True):
                 rows = rows_of(manager.token_ids(seq), self.heads)
-                tables = manager.tables(seq)[:, 0]
+                tables = manager.page_tables(seq)[:, 0]
                 for group, table, (keys, values), output in zip(GROUPS, tables, rows, attended, strict=True):
                     later = np.arange(group.first_needed(len(keys)), len(keys))
                     stored = pools[at][:, :, table[later // PAGE_SIZE], later % PAGE_SIZE]
@@ -106,7 +106,7 @@ class ServingLoop:
 
 
 def life(manager, prompt):
-    """Sequences of one data group, from admission to eviction; yields those that run in each step."""
+    """Sequences of one replica, from admission to eviction; yields those that run in each step."""
     first = manager.admit(prompt)
     yield [first]
     (twin,) = manager.fork(first)

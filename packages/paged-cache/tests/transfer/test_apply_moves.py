@@ -112,7 +112,7 @@ def test_nothing_is_compiled_after_the_warm_up(monkeypatch):
 @pytest.mark.parametrize("mesh", [dict, lambda: {"mesh": mesh_of(AxisType.Explicit, dp=2, tp=2), "data_axis": "dp"}])
 def test_all_that_is_sent_is_sent_explicitly(mesh):
     cache = filled_cache(**mesh())
-    host, groups = HostPages.create(cache, 4), cache.views[0].groups
+    host, groups = HostPages.create(cache, 4), cache.views[0].replicas
     phases = [[PHASE, moves_of(out_from=[3], out_to=[1]), moves_of(in_from=[1], in_to=[4])]] * groups
     with jax.transfer_guard_host_to_device("disallow"):  # as engines set it, to find what slows a step down
         apply_moves_by_group(warm_up_moves(cache, 8, host), phases, host)
@@ -122,7 +122,7 @@ def test_a_scrubbed_page_reads_as_zeros():
     cache = filled_cache()
     manager = PageManager(NUM_PAGES, 4, max_seqs=2, max_sequence_length=32, scrub=True, prefix_reuse=False)
     seq = manager.admit(range(10))
-    pages = manager.tables(seq)[0, 0, :3]
+    pages = manager.page_tables(seq)[0, 0, :3]
     cache = apply_moves(cache, manager.take_moves())
     manager.release(seq)
     before = stored(cache)
@@ -142,7 +142,7 @@ def test_a_scrubbed_page_reads_as_zeros():
         (moves_of(in_from=[0], in_to=[1]), 2, "in_from holds 0"),
         (moves_of(in_from=[1], in_to=[99]), 2, "in_to holds 99"),
         (moves_of(out_from=[1], out_to=[1]), 0, "moves swap pages, but host is None; pass a HostPages"),
-        (moves_of(in_from=[1], in_to=[1]), 2, "host page 1 of data group 0 holds nothing; give apply_moves every list"),
+        (moves_of(in_from=[1], in_to=[1]), 2, "host page 1 of replica 0 holds nothing; give apply_moves every list"),
     ],
 )
 def test_moves_that_cannot_be_are_refused_and_nothing_is_done(moves, host_pages, message):
@@ -154,7 +154,7 @@ def test_moves_that_cannot_be_are_refused_and_nothing_is_done(moves, host_pages,
 
 
 def test_data_groups_need_a_list_each():
-    with pytest.raises(ValueError, match="moves of 1 data groups, but the cache has 2; give apply_moves_by_group one"):
+    with pytest.raises(ValueError, match="moves of 1 replicas, but the cache has 2; give apply_moves_by_group one"):
         apply_moves(filled_cache(mesh_of(dp=2, tp=2), "dp"), [PHASE])
 
 

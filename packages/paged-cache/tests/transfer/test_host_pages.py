@@ -101,13 +101,13 @@ def test_a_sequence_is_swapped_out_and_in_by_the_manager():
     host = host_pages(cache)
     seq = manager.admit(range(10))
     manager.commit(seq, 10)
-    before = pages_of(cache, manager.tables(seq)[0, 0, :3])
+    before = pages_of(cache, manager.page_tables(seq)[0, 0, :3])
     manager.swap_out(seq)
     manager.admit(range(20))  # others write these pages in the meantime
     cache = apply_moves(cache, manager.take_moves(), host)
     manager.swap_in(seq)
     cache = apply_moves(cache, manager.take_moves(), host)
-    assert_same(pages_of(cache, manager.tables(seq)[0, 0, :3]), before)
+    assert_same(pages_of(cache, manager.page_tables(seq)[0, 0, :3]), before)
 
 
 def test_there_must_be_room_for_a_page():

@@ -27,13 +27,13 @@ def test_each_view_has_an_array_of_data_and_one_of_scales():
     check_fits(cache, layout_of(cache), arrays, 3)
 
 
-@pytest.mark.parametrize("data_group", [0, 1])
-def test_they_go_to_the_pages_of_their_data_group(data_group):
+@pytest.mark.parametrize("replica", [0, 1])
+def test_they_go_to_the_pages_of_their_data_group(replica):
     cache = filled_cache(mesh_of(dp=2, tp=2), "dp")
-    arrays = arrays_from_pages(cache, IDS, data_group)
+    arrays = arrays_from_pages(cache, IDS, replica)
     copied = moves_of(copy_from=[7, 9], copy_to=[1, 4])
-    want = moved(stored(cache), copied, first=data_group * NUM_PAGES)
-    assert_same(stored(pages_from_arrays(cache, np.array([1, 0, 4]), arrays, data_group)), want)
+    want = moved(stored(cache), copied, first=replica * NUM_PAGES)
+    assert_same(stored(pages_from_arrays(cache, np.array([1, 0, 4]), arrays, replica)), want)
 
 
 def test_a_layout_is_what_both_caches_must_have():
@@ -50,7 +50,7 @@ def test_what_does_not_fit_is_named():
         check_fits(cache, {"page_size": 4, "kv_heads": 2, "views": 2}, {}, 0)
     with pytest.raises(ValueError, match="the manager has num_pages=13, but the cache has 12"):
         check_pool(cache, 13, 0)
-    with pytest.raises(ValueError, match=r"data_group=1 must lie in 0\.\.0"):
+    with pytest.raises(ValueError, match=r"replica=1 must lie in 0\.\.0"):
         check_pool(cache, 12, 1)
 
 

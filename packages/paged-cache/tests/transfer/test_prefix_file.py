@@ -110,7 +110,7 @@ def test_scrubbing_comes_before_loading(path):
 def test_split_over_heads_and_data_groups(path):
     before, source = filled_cache(mesh_of(dp=2, tp=2), "dp"), manager_of()
     keep(source, TOKENS)
-    save_prefix_cache(path, before, source, data_group=1)
+    save_prefix_cache(path, before, source, replica=1)
     manager, cache = manager_of(), filled_cache(mesh_of(tp=2), seed=1)
     cache = load_prefix_cache(path, cache, manager)
     there, here = holding(source), holding(manager)

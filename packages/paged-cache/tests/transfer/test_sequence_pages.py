@@ -30,7 +30,7 @@ def exported(cache, *groups, token_ids=TOKENS, **admit):
     manager = manager_of(*groups)
     manager.admit([1] * 5)  # so that pages have other ids than where they go
     seq = computed(manager, token_ids, **admit)
-    return export_sequence(cache, manager, seq), pages_of(cache, manager.tables(seq)[0, 0, :3])
+    return export_sequence(cache, manager, seq), pages_of(cache, manager.page_tables(seq)[0, 0, :3])
 
 
 def as_it_is(pages, path):
@@ -61,7 +61,7 @@ def test_the_pages_arrive_byte_for_byte(kind, send, tmp_path):
     cache, manager = filled_cache(**KINDS[kind], seed=1), manager_of()
     before = stored(cache)
     cache, seq = import_sequence(cache, manager, send(pages, tmp_path))
-    check_written(before, stored(cache), manager.tables(seq)[0, 0, :3], want)
+    check_written(before, stored(cache), manager.page_tables(seq)[0, 0, :3], want)
     assert (manager.computed(seq), manager.lengths(seq)) == (10, 10)
     assert manager.token_ids(seq).tolist() == TOKENS
     assert manager.find(TOKENS) == 8  # for others too
@@ -74,19 +74,19 @@ def test_the_two_caches_may_be_split_differently(here, there):
     pages, want = exported(source)
     manager = manager_of()
     target, seq = import_sequence(target, manager, pages)
-    assert_same(pages_of(target, manager.tables(seq)[0, 0, :3]), want)
+    assert_same(pages_of(target, manager.page_tables(seq)[0, 0, :3]), want)
 
 
 def test_between_data_groups():
     cache, managers = filled_cache(mesh_of(dp=2, tp=2), "dp"), [manager_of(), manager_of()]
     managers[1].admit([1] * 5)
     seq = computed(managers[1])
-    pages = export_sequence(cache, managers[1], seq, data_group=1)
-    want, before = pages_of(cache, NUM_PAGES + managers[1].tables(seq)[0, 0, :3]), stored(cache)
-    cache, seq = import_sequence(cache, managers[0], pages, data_group=0)
-    check_written(before, stored(cache), managers[0].tables(seq)[0, 0, :3], want)
-    with pytest.raises(ValueError, match=r"data_group=2 must lie in 0\.\.1"):
-        export_sequence(cache, managers[0], seq, data_group=2)
+    pages = export_sequence(cache, managers[1], seq, replica=1)
+    want, before = pages_of(cache, NUM_PAGES + managers[1].page_tables(seq)[0, 0, :3]), stored(cache)
+    cache, seq = import_sequence(cache, managers[0], pages, replica=0)
+    check_written(before, stored(cache), managers[0].page_tables(seq)[0, 0, :3], want)
+    with pytest.raises(ValueError, match=r"replica=2 must lie in 0\.\.1"):
+        export_sequence(cache, managers[0], seq, replica=2)
 
 
 def test_pages_that_hold_its_prefix_are_shared_and_not_written():
@@ -95,8 +95,8 @@ def test_pages_that_hold_its_prefix_are_shared_and_not_written():
     other = computed(manager, TOKENS[:5])
     before = stored(cache)
     cache, seq = import_sequence(cache, manager, pages)
-    table = manager.tables(seq)[0, 0]
-    assert table[0] == manager.tables(other)[0, 0, 0]
+    table = manager.page_tables(seq)[0, 0]
+    assert table[0] == manager.page_tables(other)[0, 0, 0]
     check_written(before, stored(cache), table[1:3], [array[1:] for array in want])
 
 
@@ -107,7 +107,7 @@ def test_a_page_that_holds_a_part_is_copied_and_then_written_whole():
     before = stored(cache)
     cache, seq = import_sequence(cache, manager, pages)
     assert manager.stats().reused_tokens == 6
-    check_written(before, stored(cache), manager.tables(seq)[0, 0, 1:3], [array[1:] for array in want])
+    check_written(before, stored(cache), manager.page_tables(seq)[0, 0, 1:3], [array[1:] for array in want])
 
 
 def test_moves_that_were_waiting_come_first():
@@ -115,7 +115,7 @@ def test_moves_that_were_waiting_come_first():
     manager = manager_of(scrub=True, prefix_reuse=False, num_pages=4)
     manager.release(computed(manager))  # its pages are to be zeroed, and they are the only ones
     cache, seq = import_sequence(filled_cache(seed=1, num_pages=4), manager, pages)
-    assert_same(pages_of(cache, manager.tables(seq)[0, 0, :3]), want)
+    assert_same(pages_of(cache, manager.page_tables(seq)[0, 0, :3]), want)
     assert not manager.take_moves()
 
 
@@ -126,10 +126,10 @@ def test_a_window_brings_what_is_seen_and_the_rest_is_not_found(scrub):
     seq = computed(source)
     pages = export_sequence(cache, source, seq)
     assert pages.places.tolist() == [[0, 0], [0, 1], [0, 2], [1, 2]]
-    want = pages_of(cache, [*source.tables(seq)[0, 0, :3], source.tables(seq)[1, 0, 2]])
+    want = pages_of(cache, [*source.page_tables(seq)[0, 0, :3], source.page_tables(seq)[1, 0, 2]])
     manager = manager_of(*groups, scrub=scrub)
     cache, seq = import_sequence(filled_cache(seed=1), manager, pages)
-    full, window = manager.tables(seq)[:, 0]
+    full, window = manager.page_tables(seq)[:, 0]
     assert_same(pages_of(cache, [*full[:3], window[2]]), want)
     assert window[:2].tolist() == [0, 0]
     assert (manager.computed(seq), manager.num_used) == (10, 4)
@@ -148,11 +148,11 @@ def test_cross_attention_brings_its_own_pages():
     seq = computed(source, cross_tokens=6)
     pages = SequencePages.from_bytes(export_sequence(cache, source, seq).to_bytes())
     assert pages.cross_tokens == 6
-    want = pages_of(cache, source.tables(seq)[1, 0, :2])
+    want = pages_of(cache, source.page_tables(seq)[1, 0, :2])
     manager = manager_of(*groups)
     computed(manager, cross_tokens=6)  # the same prompt is here, but not what it looks at
     cache, seq = import_sequence(filled_cache(seed=1), manager, pages)
-    assert_same(pages_of(cache, manager.tables(seq)[1, 0, :2]), want)
+    assert_same(pages_of(cache, manager.page_tables(seq)[1, 0, :2]), want)
     assert manager.cross_tokens(seq) == 6
 
 

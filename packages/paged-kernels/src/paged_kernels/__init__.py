@@ -7,7 +7,7 @@ from paged_kernels._src.batch import RaggedBatch, TokenRows, pack_tree_masks, to
 from paged_kernels._src.block_sizes import BlockSizes
 from paged_kernels._src.easydel import pallas_paged_attention, pallas_prefill_attention
 from paged_kernels._src.head_params import HeadParams
-from paged_kernels._src.kv_layout import RowLayout
+from paged_kernels._src.kv_layout import KVLayout
 from paged_kernels._src.kv_pages import KVPages
 from paged_kernels._src.page_write.api import write_kv
 from paged_kernels._src.spec import AttentionSpec
@@ -21,9 +21,9 @@ __all__ = [
     "Backend",
     "BlockSizes",
     "HeadParams",
+    "KVLayout",
     "KVPages",
     "RaggedBatch",
-    "RowLayout",
     "TokenRows",
     "__version__",
     "check_batch",

@@ -41,7 +41,7 @@ def arguments(dtype, page_size, kv_heads, row, *, tokens=256, max_q_len=None):
     )
     pages = KVPages.shapes(NUM_PAGES, page_size, kv_heads, dtype=dtype, **row)
     k, v = (of((tokens, kv_heads, dim), jnp.bfloat16) for dim in (pages.head_dim, pages.v_head_dim))
-    return pages, k, None if pages.row.latent else v, batch
+    return pages, k, None if pages.layout.latent else v, batch
 
 
 def kv_bytes(pages):

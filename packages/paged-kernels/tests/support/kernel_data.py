@@ -33,9 +33,9 @@ from paged_kernels import (
     AttentionSpec,
     BlockSizes,
     HeadParams,
+    KVLayout,
     KVPages,
     RaggedBatch,
-    RowLayout,
     paged_attention,
     write_kv,
 )
@@ -76,7 +76,7 @@ class Case:
         for seq, row in token_places(self.workload):
             q_len, kv_len = self.workload.q_lens[seq], self.workload.kv_lens[seq]
             rows[row : row + q_len] = of[seq][kv_len - q_len :]
-        return jnp.asarray(rows, self.q.dtype if self.pages.row.is_quantised else self.pages.dtype)
+        return jnp.asarray(rows, self.q.dtype if self.pages.layout.is_quantised else self.pages.dtype)
 
 
 def make_case(
@@ -129,7 +129,7 @@ def make_named_case(workload: str, kv_dtype: str, spec: str, heads: str, dtype: 
 
 def make_keys_and_values(workload: Workload, rng: np.random.Generator, kv_dtype):
     """Each sequence's keys and values, rounded to `kv_dtype` unless that has scales."""
-    quantised = RowLayout.create(1, kv_dtype).is_quantised
+    quantised = KVLayout.create(1, kv_dtype).is_quantised
 
     def rows(draw, dim):
         made = [draw((n, workload.kv_heads, dim)) for n in workload.kv_lens]
@@ -218,8 +218,8 @@ def make_pages(workload: Workload, page_lists, rows, spec: AttentionSpec | None,
         source = "float64" if kv_dtype == "float64" else "float32"
         k, v = (jnp.asarray(fill_pages(workload, page_lists, of, spec), source) for of in (keys, values))
         pages = from_kv(k, None if workload.latent else v, kv_dtype)
-        row = RowLayout.create(workload.head_dim, kv_dtype, v_head_dim=workload.value_dim, latent=workload.latent)
-        return dataclasses.replace(pages, row=row)
+        row = KVLayout.create(workload.head_dim, kv_dtype, v_head_dim=workload.value_dim, latent=workload.latent)
+        return dataclasses.replace(pages, layout=row)
 
     pages = build(spec)
     if pages.scales is None:
@@ -238,7 +238,7 @@ def make_pages(workload: Workload, page_lists, rows, spec: AttentionSpec | None,
 
 def dequantised(pages: KVPages) -> tuple[np.ndarray, np.ndarray]:
     """K and V of quantised pages, `[pages, kv_heads, page_size, dim]`, float64: `stored * scale`, from the bytes."""
-    stored, scales, row = np.asarray(pages.data), np.asarray(pages.scales, np.float64), pages.row
+    stored, scales, row = np.asarray(pages.data), np.asarray(pages.scales, np.float64), pages.layout
     if row.dtype == "int4":
         stored = np.concatenate([stored & 0xF, (stored >> 4) & 0xF], axis=-1)  # the low nibbles are the first lanes
         stored = np.where(stored < 8, stored, stored - 16)

@@ -16,7 +16,7 @@ def attend_one(q, k, v, spec: AttentionSpec, *, heads: HeadParams = NO_PARAMS, t
     The rows are its newest, unless `t0` gives the first one's position. `tree [rows, new tokens]` replaces causality.
     """
     k, v = (np.repeat(x, q.shape[1] // k.shape[1], axis=1) for x in (k, v))
-    s = np.einsum("thd,phd->thp", q, k) * (q.shape[2] ** -0.5 if spec.scale is None else spec.scale)
+    s = np.einsum("thd,phd->thp", q, k) * (q.shape[2] ** -0.5 if spec.softmax_scale is None else spec.softmax_scale)
     if spec.soft_cap is not None:
         s = spec.soft_cap * np.tanh(s / spec.soft_cap)
     t0 = len(k) - len(q) if t0 is None else t0

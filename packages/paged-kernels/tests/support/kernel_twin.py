@@ -16,7 +16,7 @@ class Twin:
         self, q, pages: KVPages, batch: RaggedBatch, spec: AttentionSpec, heads: HeadParams
     ) -> tuple[np.ndarray, np.ndarray]:
         """Output and log-sum-exp, as `paged_attention`."""
-        self.spec, self.heads, self.row, self.page_size = spec, heads, pages.row, pages.page_size
+        self.spec, self.heads, self.layout, self.page_size = spec, heads, pages.layout, pages.page_size
         self.q, self.group = np.asarray(q, np.float32), q.shape[1] // pages.num_kv_heads
         self.read_pages(pages)
         self.table, self.kv_lens, self.starts = map(np.asarray, (batch.page_table, batch.kv_lens, batch.cu_q_lens))
@@ -34,15 +34,15 @@ class Twin:
     def read_pages(self, pages: KVPages) -> None:
         """Sets `k`, `v` `[pages, kv_heads, page_size, dim]` as they are stored, and the scales of their slots."""
         lanes = np.asarray(pages.data)
-        if self.row.dtype == "int4":
+        if self.layout.dtype == "int4":
             lanes = np.concatenate(self.halves((lanes << 4) >> 4, lanes >> 4), axis=-1)
         lanes = lanes.astype(np.float32)
         v_start = self.v_start()
-        self.k, self.v = lanes[..., : self.row.k_dim], lanes[..., v_start : v_start + self.row.v_dim]
+        self.k, self.v = lanes[..., : self.layout.k_dim], lanes[..., v_start : v_start + self.layout.v_dim]
         if pages.scales is None:
             self.scales = np.ones((2, *lanes.shape[:3]), np.float32)
         else:
-            kinds = np.arange(self.row.scales_per_row)[[0, -1]]  # K's and V's; a latent row has one scale for both
+            kinds = np.arange(self.layout.scales_per_row)[[0, -1]]  # K's and V's; a latent row has one scale for both
             slots = kinds[:, None] * self.page_size + np.arange(self.page_size)
             self.scales = np.asarray(pages.scales)[:, :, 0, slots].transpose(2, 0, 1, 3)
 
@@ -68,14 +68,14 @@ class Twin:
         """Each row's maximum, sum and values before any key."""
         sink = self.sink(head)
         total = np.full(rows, 0 if np.isneginf(sink) else 1, np.float32)
-        return np.full(rows, sink, np.float32), total, np.zeros((rows, self.row.v_dim), np.float32)
+        return np.full(rows, sink, np.float32), total, np.zeros((rows, self.layout.v_dim), np.float32)
 
     def halves(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The two halves of int4 lanes, from the nibbles."""
         return low, high
 
     def v_start(self) -> int:
-        return self.row.v_start
+        return self.layout.v_start
 
     def kv_head(self, head: int) -> int:
         return head // self.group

@@ -112,14 +112,14 @@ EVERY_WORKLOAD = WORKLOADS | FEATURES | {"long": LONG}
 
 SPECS = {
     "plain": AttentionSpec(),
-    "scale": AttentionSpec(scale=0.15),
+    "scale": AttentionSpec(softmax_scale=0.15),
     "cap": AttentionSpec(soft_cap=1.0),
     "window": AttentionSpec(sliding_window=21),
     "window_of_one": AttentionSpec(sliding_window=1),
     "window_of_a_page": AttentionSpec(sliding_window=16),
     "bidirectional": AttentionSpec(causal=False),
     "bidirectional_window": AttentionSpec(causal=False, sliding_window=9),
-    "everything": AttentionSpec(scale=0.18, soft_cap=1.5, sliding_window=30),
+    "everything": AttentionSpec(softmax_scale=0.18, soft_cap=1.5, sliding_window=30),
 }
 
 HEADS = {"plain": (), "sinks": ("sinks",), "alibi": ("alibi_slopes",), "both": ("sinks", "alibi_slopes")}

@@ -124,7 +124,7 @@ def make_rows(
     if pages.scales is None:
         k[0, 0, :4] = np.inf, -np.inf, np.nan, -0.0
     dtype = dtype or ("bfloat16" if pages.dtype.name == "bfloat16" else "float32")
-    return jnp.asarray(k, dtype), None if pages.row.latent else jnp.asarray(v, dtype)
+    return jnp.asarray(k, dtype), None if pages.layout.latent else jnp.asarray(v, dtype)
 
 
 def bits(array: jax.Array) -> np.ndarray:
@@ -136,7 +136,7 @@ def bits(array: jax.Array) -> np.ndarray:
 def written_by_loop(pages: KVPages, k: jax.Array, v: jax.Array | None, batch: RaggedBatch) -> KVPages:
     """The bits of the pages after the write, by the definition, a row at a time."""
     data, scales = (None if array is None else bits(array).copy() for array in (pages.data, pages.scales))
-    rows, row_scales = (None if array is None else bits(array) for array in pages.row.pack(k, v))
+    rows, row_scales = (None if array is None else bits(array) for array in pages.layout.pack(k, v))
     table, kv_lens, starts = (np.asarray(array) for array in (batch.page_table, batch.kv_lens, batch.cu_q_lens))
     for seq in range(int(batch.num_seqs)):
         n = starts[seq + 1] - starts[seq]
@@ -148,7 +148,7 @@ def written_by_loop(pages: KVPages, k: jax.Array, v: jax.Array | None, batch: Ra
             if 0 < page < pages.num_pages:
                 data[page, :, slot] = rows[starts[seq] + j]
                 if scales is not None:
-                    for kind in range(pages.row.scales_per_row):
+                    for kind in range(pages.layout.scales_per_row):
                         scales[page, :, 0, kind * pages.page_size + slot] = row_scales[starts[seq] + j, :, kind]
     return dataclasses.replace(pages, data=data, scales=scales)
 
@@ -156,7 +156,7 @@ def written_by_loop(pages: KVPages, k: jax.Array, v: jax.Array | None, batch: Ra
 def assert_written(got: KVPages, pages: KVPages, k: jax.Array, v: jax.Array | None, batch: RaggedBatch) -> None:
     """Fails unless `got` is `pages` after the write, bit for bit (a NaN that is written may have any payload)."""
     expected = written_by_loop(pages, k, v, batch)
-    for name in ("data", "scales") if pages.row.is_quantised else ("data",):
+    for name in ("data", "scales") if pages.layout.is_quantised else ("data",):
         after, before, want = (getattr(each, name) for each in (got, pages, expected))
         new_nan = (want != bits(before)) & np.isnan(want.view(before.dtype))
         same = (bits(after) == want) | (new_nan & np.isnan(np.asarray(after)))

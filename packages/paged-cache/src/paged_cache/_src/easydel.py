@@ -214,7 +214,7 @@ def _join(chunk: RaggedBatch, decodes: RaggedBatch, chunk_rows: int) -> RaggedBa
         page_table=jnp.concatenate([_widen(table, width) for table in tables]),
         kv_lens=jnp.concatenate([chunk.kv_lens, jnp.zeros(1, jnp.int32), decodes.kv_lens]),
         cu_q_lens=jnp.concatenate([chunk.cu_q_lens, chunk_rows + decodes.cu_q_lens]),
-        num_seqs=jnp.int32(2 + decodes.seqs),
+        num_seqs=jnp.int32(2 + decodes.max_seqs),
         max_q_len=chunk_rows,
     )
 

@@ -52,7 +52,7 @@ class RaggedBatch:
             raise ValueError(f"max_q_len={self.max_q_len!r} must be an int of at least 1, or None when it is not known")
 
     @property
-    def seqs(self) -> int:
+    def max_seqs(self) -> int:
         """Number of sequence slots, used or not."""
         return self.page_table.shape[0]
 
@@ -119,7 +119,7 @@ def token_rows(batch: RaggedBatch, tokens: int) -> TokenRows:
     """The sequence and position of each of `tokens` rows."""
     row = jnp.arange(tokens, dtype=np.int32)
     ends = batch.cu_q_lens[1:]
-    in_use = jnp.arange(batch.seqs) < batch.num_seqs
+    in_use = jnp.arange(batch.max_seqs) < batch.num_seqs
     # A row's sequence is the number of sequences in use that end at or before it.
     seq = jnp.sum((ends[None] <= row[:, None]) & in_use[None], axis=1, dtype=np.int32)
     is_padding = seq >= batch.num_seqs

@@ -39,7 +39,7 @@ def pallas_paged_attention(
         v_pages: the values, of the same shape and dtype.
         lengths: keys that each query sees, int32.
         page_indices: the pages of each sequence in order, any number of them.
-        sm_scale: `AttentionSpec.scale`.
+        sm_scale: `AttentionSpec.softmax_scale`.
         mask_value: taken and checked, but without effect: what is masked weighs exactly nothing.
         attn_logits_soft_cap: `AttentionSpec.soft_cap`.
         pages_per_compute_block: `BlockSizes.kv_pages`, any number; `None` picks by chip.
@@ -60,7 +60,7 @@ def pallas_paged_attention(
         max_q_len=1,
     )
     blocks = None if pages_per_compute_block is None else BlockSizes(q_rows=1, kv_pages=pages_per_compute_block)
-    spec = AttentionSpec(scale=sm_scale, soft_cap=attn_logits_soft_cap)
+    spec = AttentionSpec(softmax_scale=sm_scale, soft_cap=attn_logits_soft_cap)
     return paged_attention(q, KVPages.from_kv(k_pages, v_pages), batch, spec, backend=backend, block_sizes=blocks)
 
 
@@ -96,4 +96,4 @@ def pallas_prefill_attention(
         num_seqs=jnp.int32(1),
     )
     pages = KVPages.from_kv(k_pages, v_pages)
-    return paged_attention(q, pages, batch, AttentionSpec(scale=sm_scale), backend=backend)
+    return paged_attention(q, pages, batch, AttentionSpec(softmax_scale=sm_scale), backend=backend)

@@ -17,7 +17,7 @@ LARGEST = {"int8": 127.0, "int4": 7.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RowLayout:
+class KVLayout:
     """The row of one token and one KV head: K and V side by side, or one latent vector for both, in whole registers.
 
         packed     | k k k k v v v v |                  head size 64: K and V share a register of 128 lanes

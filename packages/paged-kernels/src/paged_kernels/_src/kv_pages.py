@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int32, Shaped
 
-from paged_kernels._src.kv_layout import RowLayout
+from paged_kernels._src.kv_layout import KVLayout
 
 
 @jax.tree_util.register_dataclass
@@ -18,7 +18,7 @@ from paged_kernels._src.kv_layout import RowLayout
 class KVPages:
     """One layer's pages of keys and values.
 
-    `data[page, head, slot]` is the row of one token and one KV head, K and V side by side (`RowLayout`):
+    `data[page, head, slot]` is the row of one token and one KV head, K and V side by side (`KVLayout`):
 
         data   [pages, kv_heads, page_size, storage_lanes]
                   page 7, head 2:   slot 0 | k k k k | v v v v |
@@ -38,7 +38,7 @@ class KVPages:
 
     Whole registers of 32-bit lanes, because XLA would lay out anything smaller in another order, and copy all of it
     whenever a kernel is called."""
-    row: RowLayout = dataclasses.field(metadata={"static": True})
+    layout: KVLayout = dataclasses.field(metadata={"static": True})
     """What a row holds."""
 
     @classmethod
@@ -86,16 +86,16 @@ class KVPages:
         latent: bool = False,
     ) -> "KVPages":
         """As `zeros`, with a `jax.ShapeDtypeStruct` in place of each array: to compile or to count with."""
-        row = RowLayout.create(head_dim, dtype, v_head_dim=v_head_dim, latent=latent)
+        layout = KVLayout.create(head_dim, dtype, v_head_dim=v_head_dim, latent=latent)
         for name, size in {"num_pages": num_pages, "page_size": page_size, "num_kv_heads": num_kv_heads}.items():
             if size < 1:
                 raise ValueError(f"{name}={size} must be at least 1")
-        scales = (num_pages, num_kv_heads, 1, row.scale_lanes(page_size))
+        scales = (num_pages, num_kv_heads, 1, layout.scale_lanes(page_size))
         array: Any = jax.ShapeDtypeStruct  # stands for an array
         return cls(
-            data=array((num_pages, num_kv_heads, page_size, row.storage_lanes), row.storage_dtype),
-            scales=array(scales, jnp.float32) if row.is_quantised else None,
-            row=row,
+            data=array((num_pages, num_kv_heads, page_size, layout.storage_lanes), layout.storage_dtype),
+            scales=array(scales, jnp.float32) if layout.is_quantised else None,
+            layout=layout,
         )
 
     @classmethod
@@ -118,28 +118,28 @@ class KVPages:
             raise ValueError(f"k_pages {k_pages.shape} and v_pages {v_pages.shape} must have the same first three axes")
         if v_pages is not None and k_pages.dtype != v_pages.dtype:
             raise ValueError(f"k_pages ({k_pages.dtype}) and v_pages ({v_pages.dtype}) must have the same dtype")
-        row = RowLayout.create(
+        layout = KVLayout.create(
             k_pages.shape[-1],
             k_pages.dtype if dtype is None else dtype,
             v_head_dim=None if v_pages is None else v_pages.shape[-1],
             latent=v_pages is None,
         )
         v = None if v_pages is None else jnp.swapaxes(v_pages, 0, 1)
-        return cls.from_rows(*row.pack(jnp.swapaxes(k_pages, 0, 1), v), row)
+        return cls.from_rows(*layout.pack(jnp.swapaxes(k_pages, 0, 1), v), layout)
 
     @classmethod
     def from_rows(
         cls,
         rows: Shaped[Array, "pages kv_heads page_size storage_lanes"],
         scales: Float[Array, "pages kv_heads page_size kinds"] | None,
-        row: RowLayout,
+        layout: KVLayout,
     ) -> "KVPages":
-        """Pages of rows and scales as `RowLayout.pack` makes them, and as `take` gives them back."""
+        """Pages of rows and scales as `KVLayout.pack` makes them, and as `take` gives them back."""
         if scales is not None:
             scales = jnp.swapaxes(scales, 2, 3).reshape(*scales.shape[:2], 1, -1)
-            padding = row.scale_lanes(rows.shape[2]) - scales.shape[3]
+            padding = layout.scale_lanes(rows.shape[2]) - scales.shape[3]
             scales = jnp.pad(scales, ((0, 0), (0, 0), (0, 0), (0, padding)))
-        return cls(data=rows, scales=scales, row=row)
+        return cls(data=rows, scales=scales, layout=layout)
 
     @staticmethod
     def bytes_per_page(
@@ -200,24 +200,24 @@ class KVPages:
     @property
     def head_dim(self) -> int:
         """Size of one head's key."""
-        return self.row.k_dim
+        return self.layout.k_dim
 
     @property
     def v_head_dim(self) -> int:
         """Size of one head's value."""
-        return self.row.v_dim
+        return self.layout.v_dim
 
     @property
     def dtype(self) -> np.dtype:
         """Type of the keys and values: `int4` for rows that are stored two values to a byte."""
-        return jnp.dtype(self.row.dtype)
+        return jnp.dtype(self.layout.dtype)
 
     def take(
         self, page_ids: Int[Array, "*ids"]
     ) -> tuple[
         Shaped[Array, "*ids kv_heads page_size storage_lanes"], Float[Array, "*ids kv_heads page_size kinds"] | None
     ]:
-        """The stored rows and scales of these pages, for `RowLayout.unpack`; an id that is no page reads some page."""
+        """The stored rows and scales of these pages, for `KVLayout.unpack`; an id that is no page reads some page."""
         scales = self.scales
         if scales is not None:
             scales = self._scales_by_slot(scales.at[page_ids].get(mode="clip"))
@@ -231,7 +231,7 @@ class KVPages:
         v: Float[Array, "rows kv_heads v_head_dim"] | None,
     ) -> "KVPages":
         """Pages with these rows stored at these slots; a row for page 0 or for no page at all is dropped."""
-        rows, scales = self.row.pack(k, v)
+        rows, scales = self.layout.pack(k, v)
         data = self.data.at[self._or_none(page_ids), :, slots].set(rows, mode="drop")
         return dataclasses.replace(self, data=data, scales=self._put_scales(page_ids, slots, scales))
 
@@ -244,7 +244,7 @@ class KVPages:
         """`self.scales` with these at these slots, dropped as by `put_rows`; `None` where rows have no scales."""
         if self.scales is None or scales is None:
             return self.scales
-        lanes = slots[:, None] + jnp.arange(self.row.scales_per_row) * self.page_size  # [rows, kinds]
+        lanes = slots[:, None] + jnp.arange(self.layout.scales_per_row) * self.page_size  # [rows, kinds]
         at = self.scales.at[self._or_none(page_ids)[:, None], :, 0, lanes]
         return at.set(jnp.swapaxes(scales, 1, 2), mode="drop")
 
@@ -254,10 +254,10 @@ class KVPages:
 
     def _kv(self) -> tuple[Array, Array]:
         scales = None if self.scales is None else self._scales_by_slot(self.scales)
-        k, v = self.row.unpack(self.data, scales)
+        k, v = self.layout.unpack(self.data, scales)
         return jnp.swapaxes(k, 0, 1), jnp.swapaxes(v, 0, 1)
 
     def _scales_by_slot(self, scales: Array) -> Array:
         """`[..., 1, scale_lanes]` as `[..., page_size, kinds]`."""
-        kinds, size = self.row.scales_per_row, self.page_size
+        kinds, size = self.layout.scales_per_row, self.page_size
         return jnp.swapaxes(scales[..., 0, : kinds * size].reshape(*scales.shape[:-2], kinds, size), -1, -2)

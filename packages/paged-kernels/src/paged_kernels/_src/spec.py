@@ -14,7 +14,7 @@ class AttentionSpec:
 
     For a query at position `t` and a key at position `p` of the same sequence, the logit is
 
-        s(t, p) = cap(scale * q_t . k_p)      cap(x) = soft_cap * tanh(x / soft_cap), or x without a cap
+        s(t, p) = cap(softmax_scale * q_t . k_p)      cap(x) = soft_cap * tanh(x / soft_cap), or x without a cap
 
     and the key is visible when `p <= t` (if `causal`) and `t - p < sliding_window` (if there is a window).
     The output is `sum_p softmax_p(s(t, p)) v_p` over the visible keys, and zero where no key is visible.
@@ -23,7 +23,7 @@ class AttentionSpec:
         ValueError: a field has a value that means nothing, such as a window of zero keys.
     """
 
-    scale: float | None = None
+    softmax_scale: float | None = None
     """Factor on `q . k`; `None` means `head_dim ** -0.5`."""
     causal: bool = True
     """Whether a query sees only the keys up to its own position."""
@@ -33,7 +33,7 @@ class AttentionSpec:
     """Bound on the logits' magnitude (Gemma 2, arXiv 2408.00118); `None` means no bound."""
 
     def __post_init__(self) -> None:
-        _check_positive("scale", self.scale)
+        _check_positive("softmax_scale", self.softmax_scale)
         _check_positive("soft_cap", self.soft_cap)
         if not isinstance(self.causal, bool):
             raise ValueError(f"causal={self.causal!r} must be True or False")
@@ -48,7 +48,7 @@ class AttentionSpec:
 
     def resolved_scale(self, head_dim: int) -> float:
         """The factor on `q . k` for this head size."""
-        return head_dim**-0.5 if self.scale is None else self.scale
+        return head_dim**-0.5 if self.softmax_scale is None else self.softmax_scale
 
 
 def _check_positive(name: str, value: float | None) -> None:

@@ -18,7 +18,7 @@ def paged_attention_update(  # noqa: PLR0917 -- the three rows, then what `paged
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
-    heads: HeadParams | None = None,
+    head_params: HeadParams | None = None,
     *,
     backend: Backend | None = None,
 ) -> tuple[Float[Array, "tokens q_heads v_head_dim"], KVPages]:
@@ -32,4 +32,4 @@ def paged_attention_update(  # noqa: PLR0917 -- the three rows, then what `paged
         NotImplementedError: likewise.
     """
     pages = write_kv(pages, k, v, batch, backend=backend)
-    return paged_attention(q, pages, batch, spec, heads, backend=backend), pages
+    return paged_attention(q, pages, batch, spec, head_params, backend=backend), pages

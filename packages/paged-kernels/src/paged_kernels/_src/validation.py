@@ -17,7 +17,7 @@ from paged_kernels._src.kv_layout import PLAIN_DTYPES
 from paged_kernels._src.kv_pages import KVPages
 
 
-def check_attention_inputs(q: Array, pages: KVPages, batch: RaggedBatch, heads: HeadParams) -> None:
+def check_attention_inputs(q: Array, pages: KVPages, batch: RaggedBatch, head_params: HeadParams) -> None:
     """Refuse queries and parameters that do not fit the pages, and a malformed batch.
 
     Raises:
@@ -31,8 +31,8 @@ def check_attention_inputs(q: Array, pages: KVPages, batch: RaggedBatch, heads: 
         raise ValueError(
             f"q has {q.shape[1]} heads, which must be a multiple of the pages' {pages.num_kv_heads} KV heads"
         )
-    for field in dataclasses.fields(heads):
-        _check_head_param(field.name, getattr(heads, field.name), q.shape[1])
+    for field in dataclasses.fields(head_params):
+        _check_head_param(field.name, getattr(head_params, field.name), q.shape[1])
     _check_batch_arrays(batch)
     _check_tree_mask(batch, q.shape[0])
     _check_values_if_known(batch, pages, q.shape[0])
@@ -47,9 +47,9 @@ def check_write_inputs(k: Array, v: Array | None, pages: KVPages, batch: RaggedB
     _check_pages(pages)
     _check_rows("k", k, "kv_heads")
     _check_new_rows("k", k, pages.num_kv_heads, pages.head_dim)
-    if pages.row.latent and v is not None:
+    if pages.layout.latent and v is not None:
         raise ValueError("v must be None for latent pages, whose values are the first lanes of k")
-    if not pages.row.latent:
+    if not pages.layout.latent:
         _check_values_beside(k, v, pages)
     if batch.q_starts is not None:
         raise ValueError("batch.q_starts must be None in a write, whose rows are the sequences' newest tokens")
@@ -82,8 +82,8 @@ def check_batch(batch: RaggedBatch, *, num_pages: int, page_size: int, tokens: i
     table, kv_lens, starts, num_seqs = (
         np.asarray(a) for a in (batch.page_table, batch.kv_lens, batch.cu_q_lens, batch.num_seqs)
     )
-    if not 0 <= num_seqs <= batch.seqs:
-        raise ValueError(f"num_seqs={num_seqs} must lie in 0..{batch.seqs}, the number of sequence slots")
+    if not 0 <= num_seqs <= batch.max_seqs:
+        raise ValueError(f"num_seqs={num_seqs} must lie in 0..{batch.max_seqs}, the number of sequence slots")
     if starts[0] != 0:
         raise ValueError(f"cu_q_lens[0]={starts[0]} must be 0")
     if starts[num_seqs] > tokens:
@@ -122,23 +122,25 @@ def _check_table_row(seq: int, kv_len: int, table: np.ndarray, *, num_pages: int
 
 
 def _check_pages(pages: KVPages) -> None:
-    row, shape = pages.row, pages.data.shape
-    if len(shape) != 4 or shape[3] != row.storage_lanes or pages.data.dtype != row.storage_dtype:
+    layout, shape = pages.layout, pages.data.shape
+    if len(shape) != 4 or shape[3] != layout.storage_lanes or pages.data.dtype != layout.storage_dtype:
         raise ValueError(
-            f"pages.data is {pages.data.dtype}{list(shape)}; it must be {row.storage_dtype} "
-            f"[pages, kv_heads, page_size, {row.storage_lanes}]; build pages with KVPages.zeros or KVPages.from_kv"
+            f"pages.data is {pages.data.dtype}{list(shape)}; it must be {layout.storage_dtype} "
+            f"[pages, kv_heads, page_size, {layout.storage_lanes}]; build pages with KVPages.zeros or KVPages.from_kv"
         )
-    want = (*shape[:2], 1, row.scale_lanes(shape[2])) if row.is_quantised else None
+    want = (*shape[:2], 1, layout.scale_lanes(shape[2])) if layout.is_quantised else None
     have = None if pages.scales is None else pages.scales.shape
     if have != want or (pages.scales is not None and pages.scales.dtype != np.float32):
-        raise ValueError(f"pages.scales is {have}; of {row.dtype} pages it must be {want} (float32)")
+        raise ValueError(f"pages.scales is {have}; of {layout.dtype} pages it must be {want} (float32)")
 
 
 def _check_head_param(name: str, value: Array | None, q_heads: int) -> None:
     if value is None:
         return
     if value.shape != (q_heads,) or value.dtype.name not in PLAIN_DTYPES:
-        raise ValueError(f"heads.{name} is {value.dtype}{list(value.shape)}; it must be a floating array [{q_heads}]")
+        raise ValueError(
+            f"head_params.{name} is {value.dtype}{list(value.shape)}; it must be a floating array [{q_heads}]"
+        )
 
 
 def _check_rows(name: str, rows: Array, heads: str) -> None:
@@ -160,12 +162,14 @@ def _check_batch_arrays(batch: RaggedBatch) -> None:
             raise ValueError(f"{name} is {array.dtype}{list(array.shape)}; it must be int32 with {ndim} axes")
     if 0 in batch.page_table.shape:
         raise ValueError(f"page_table {batch.page_table.shape} must have room for at least one sequence and one page")
-    if batch.kv_lens.shape[0] != batch.seqs:
-        raise ValueError(f"kv_lens has {batch.kv_lens.shape[0]} entries; page_table has {batch.seqs} sequences")
-    if batch.q_starts is not None and batch.q_starts.shape[0] != batch.seqs:
-        raise ValueError(f"q_starts has {batch.q_starts.shape[0]} entries; page_table has {batch.seqs} sequences")
-    if batch.cu_q_lens.shape[0] != batch.seqs + 1:
-        raise ValueError(f"cu_q_lens has {batch.cu_q_lens.shape[0]} entries; it must have seqs + 1 = {batch.seqs + 1}")
+    if batch.kv_lens.shape[0] != batch.max_seqs:
+        raise ValueError(f"kv_lens has {batch.kv_lens.shape[0]} entries; page_table has {batch.max_seqs} sequences")
+    if batch.q_starts is not None and batch.q_starts.shape[0] != batch.max_seqs:
+        raise ValueError(f"q_starts has {batch.q_starts.shape[0]} entries; page_table has {batch.max_seqs} sequences")
+    if batch.cu_q_lens.shape[0] != batch.max_seqs + 1:
+        raise ValueError(
+            f"cu_q_lens has {batch.cu_q_lens.shape[0]} entries; it must have seqs + 1 = {batch.max_seqs + 1}"
+        )
 
 
 def _check_tree_mask(batch: RaggedBatch, tokens: int) -> None:

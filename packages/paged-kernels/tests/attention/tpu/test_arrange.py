@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paged_kernels import AttentionSpec, RowLayout
+from paged_kernels import AttentionSpec, KVLayout
 from paged_kernels._src.attention.tpu import arrange
 from paged_kernels._src.attention.tpu.config import Config
 
@@ -15,7 +15,7 @@ CONFIG = Config(
     tokens=21,
     kv_heads=2,
     group=3,
-    row=RowLayout.create(64, "bfloat16"),
+    layout=KVLayout.create(64, "bfloat16"),
     page_size=16,
     pages_per_seq=200,
     q_rows=16,
@@ -29,7 +29,7 @@ CONFIG = Config(
 @pytest.mark.parametrize(("q_rows", "decode"), [(1, False), (16, False), (96, False), (4, True)])
 @pytest.mark.parametrize(("head_dim", "lanes"), [(64, 128), (80, 128), (128, 128), (192, 256)])
 def test_rows_come_back_in_their_order(q_rows, decode, head_dim, lanes):
-    config = dataclasses.replace(CONFIG, q_rows=q_rows, decode=decode, row=RowLayout.create(head_dim, "bfloat16"))
+    config = dataclasses.replace(CONFIG, q_rows=q_rows, decode=decode, layout=KVLayout.create(head_dim, "bfloat16"))
     q = jnp.arange(21 * 6 * head_dim, dtype=jnp.float32).reshape(21, 6, head_dim)
     blocks = arrange.arrange_q(q, config)
     assert blocks.shape == (config.q_blocks * config.operands, config.parts, config.rows, lanes)
@@ -45,8 +45,8 @@ def test_rows_come_back_in_their_order(q_rows, decode, head_dim, lanes):
     [((64, 64), False, 128), ((192, 192), False, 256), ((80, 40), False, 128), ((576, 512), True, 512)],
 )
 def test_the_output_is_the_lanes_that_v_has(sizes, latent, lanes):
-    row = RowLayout.create(sizes[0], "bfloat16", v_head_dim=sizes[1], latent=latent)
-    config = dataclasses.replace(CONFIG, row=row)
+    row = KVLayout.create(sizes[0], "bfloat16", v_head_dim=sizes[1], latent=latent)
+    config = dataclasses.replace(CONFIG, layout=row)
     first = row.v_start - row.v_lanes.start
     blocks = jnp.zeros((2, 2, 48, config.out_lanes)).at[..., first : first + sizes[1]].set(1)
     assert config.out_lanes == lanes

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
-from paged_kernels import AttentionSpec, RowLayout
+from paged_kernels import AttentionSpec, KVLayout
 from paged_kernels._src.attention.tpu.config import Config
 from paged_kernels._src.attention.tpu.sizes import (
     check_fits,
@@ -29,7 +29,7 @@ def preferred(kv_heads, group, head_dim, page_size, dtype, decode):
         tokens=2048,
         kv_heads=kv_heads,
         group=group,
-        row=RowLayout.create(head_dim, dtype),
+        layout=KVLayout.create(head_dim, dtype),
         page_size=page_size,
         pages_per_seq=8192,
         q_rows=q_rows_for(2048, 1 if decode else None, sizes.q_rows),
@@ -83,8 +83,8 @@ def test_q_rows_are_what_the_kernel_can_have(tokens, max_q_len, q_rows, expected
 
 @pytest.mark.parametrize("decode", [True, False])
 def test_defaults_for_latent_rows_of_128_heads_fit_every_chip(decode):
-    row = RowLayout.create(576, "bfloat16", v_head_dim=512, latent=True)
-    config = dataclasses.replace(preferred(1, 128, 64, 16, "bfloat16", decode), row=row)
+    row = KVLayout.create(576, "bfloat16", v_head_dim=512, latent=True)
+    config = dataclasses.replace(preferred(1, 128, 64, 16, "bfloat16", decode), layout=row)
     for chip in CHIPS:
         check_fits(shrink_to_fit(config, chip), chip, tiles=1024)
 
@@ -103,7 +103,7 @@ def test_defaults_for_latent_rows_of_128_heads_fit_every_chip(decode):
 )
 def test_kv_pages_are_what_the_kernel_can_have(page_size, dtype, kv_pages, expected):
     config = preferred(1, 8, 128, page_size, "bfloat16", False)
-    config = dataclasses.replace(config, row=RowLayout.create(128, dtype))
+    config = dataclasses.replace(config, layout=KVLayout.create(128, dtype))
     assert with_kv_pages(config, kv_pages).kv_pages == expected
 
 
@@ -129,9 +129,9 @@ def test_heads_are_split_into_operands_of_at_least_256_rows_if_they_can(kv_heads
 
 def test_what_features_need_is_counted():
     plain = preferred(8, 4, 128, 16, "bfloat16", False)
-    row = RowLayout.create(128, "int8")
+    row = KVLayout.create(128, "int8")
     whole = [
-        dataclasses.replace(plain, row=row),
+        dataclasses.replace(plain, layout=row),
         dataclasses.replace(plain, has_alibi=True),
         dataclasses.replace(plain, has_sinks=True),
         dataclasses.replace(plain, tree_words=4),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from paged_kernels import AttentionSpec, RowLayout
+from paged_kernels import AttentionSpec, KVLayout
 from paged_kernels._src.attention.tpu.config import Config
 from paged_kernels._src.attention.tpu.unpack import load_lanes, unit
 
@@ -19,7 +19,7 @@ def config(dtype, q_dtype, reads_e4m3b11=False):
         tokens=1,
         kv_heads=1,
         group=1,
-        row=RowLayout.create(128 if dtype == "int4" else 64, dtype),
+        layout=KVLayout.create(128 if dtype == "int4" else 64, dtype),
         page_size=16,
         pages_per_seq=3,
         q_rows=1,
@@ -38,7 +38,7 @@ def unpacked(c, lanes):
         out[...] = load_lanes(rows, lanes, c)
 
     shape = jax.ShapeDtypeStruct((48, lanes.stop - lanes.start), c.compute_dtype)
-    stored = jnp.asarray(BYTES).view(c.row.storage_dtype)
+    stored = jnp.asarray(BYTES).view(c.layout.storage_dtype)
     out = pl.pallas_call(kernel, out_shape=shape, interpret=True)(stored)
     return np.asarray(out, np.float64) * unit(c)
 
@@ -65,5 +65,5 @@ def test_int4(q_dtype):
 @pytest.mark.parametrize("dtype", ["int8", "float8_e5m2"])
 def test_types_that_are_cast(dtype):
     c = config(dtype, "bfloat16")
-    want = BYTES.view(c.row.storage_dtype).astype(np.float64).reshape(48, 128)
+    want = BYTES.view(c.layout.storage_dtype).astype(np.float64).reshape(48, 128)
     np.testing.assert_array_equal(unpacked(c, slice(0, 128)), want)

@@ -190,7 +190,7 @@ class TestSizes:
         assert sizes.strip >= max(sizes.span, sizes.row_tile - 1 + longest)
         assert page_size % sizes.span == 0
         assert sizes.scale_strip % 128 == 0
-        assert sizes.scale_strip >= max(pages.row.scale_lanes(page_size), 127 + longest)
+        assert sizes.scale_strip >= max(pages.layout.scale_lanes(page_size), 127 + longest)
 
     def test_huge_pages_are_cut_to_fit(self):
         sizes = WriteSizes.choose(KVPages.shapes(4, 1024, 32, 128, jnp.float32), None)

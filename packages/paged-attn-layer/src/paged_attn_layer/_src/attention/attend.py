@@ -14,8 +14,8 @@ from paged_cache import PagedAttentionCacheView, kv_head_axis, sharded_call
 from paged_cache import PartitionManager as LayerTwoManager
 from paged_kernels import AttentionSpec, Backend, HeadParams, KVPages, RaggedBatch, paged_attention
 
-Rows = Float[Array, "*groups tokens heads head_dim"]
-LogSumExp = Float[Array, "*groups tokens heads"]
+Rows = Float[Array, "*replicas tokens heads head_dim"]
+LogSumExp = Float[Array, "*replicas tokens heads"]
 
 
 class Inputs(NamedTuple):
@@ -26,7 +26,7 @@ class Inputs(NamedTuple):
     v: Rows | None
     view: PagedAttentionCacheView
     batch: RaggedBatch
-    heads: HeadParams
+    head_params: HeadParams
 
 
 def view_on_mesh(
@@ -51,13 +51,13 @@ def place(inputs: Inputs) -> Inputs:
 
     `jax.jit` refuses arrays that are committed to one device, so in eager calls this must come before it.
     """
-    q, k, v, view, batch, heads = inputs
+    q, k, v, view, batch, head_params = inputs
     if view.mesh is None:
         return inputs
     specs = (view.rows_spec, view.pages_spec, view.batch_spec, heads_spec(view))
     places = tuple(NamedSharding(view.mesh, spec) for spec in specs)
-    (q, k, v), pages, batch, heads = jax.device_put(((q, k, v), view.pages, batch, heads), places)
-    return Inputs(q, k, v, dataclasses.replace(view, pages=pages), batch, heads)
+    (q, k, v), pages, batch, head_params = jax.device_put(((q, k, v), view.pages, batch, head_params), places)
+    return Inputs(q, k, v, dataclasses.replace(view, pages=pages), batch, head_params)
 
 
 def heads_spec(view: PagedAttentionCacheView) -> PartitionSpec:
@@ -71,17 +71,17 @@ def write_and_attend(inputs: Inputs, *, spec: AttentionSpec, backend: Backend) -
 
     Compiled by itself, so that eager calls are compiled once, and not run one operation at a time on each device.
     """
-    q, k, v, view, batch, heads = inputs
+    q, k, v, view, batch, head_params = inputs
     if k is not None:
         view = view.write(k, v, batch, backend=backend)
-    return *attend(q, view, batch, heads, spec=spec, backend=backend), view.pages
+    return *attend(q, view, batch, head_params, spec=spec, backend=backend), view.pages
 
 
 def attend(
     q: Rows,
     view: PagedAttentionCacheView,
     batch: RaggedBatch,
-    heads: HeadParams,
+    head_params: HeadParams,
     *,
     spec: AttentionSpec,
     backend: Backend,
@@ -96,14 +96,14 @@ def attend(
     and so are the parameters of the query heads, which every group shares.
     """
     if view.mesh is None:
-        return paged_attention(q, view.pages, batch, spec, heads, backend=backend, return_lse=True)
+        return paged_attention(q, view.pages, batch, spec, head_params, backend=backend, return_lse=True)
 
-    def attend_part(q: Array, pages: KVPages, batch: RaggedBatch, heads: HeadParams) -> tuple[Array, Array]:
+    def attend_part(q: Array, pages: KVPages, batch: RaggedBatch, head_params: HeadParams) -> tuple[Array, Array]:
         if view.data_axis is not None:  # each device sees the one batch of its group
             q, batch = jax.tree.map(lambda leaf: leaf[0], (q, batch))
-        results = paged_attention(q, pages, batch, spec, heads, backend=backend, return_lse=True)
+        results = paged_attention(q, pages, batch, spec, head_params, backend=backend, return_lse=True)
         return results if view.data_axis is None else jax.tree.map(lambda leaf: leaf[None], results)
 
     in_specs = (view.rows_spec, view.pages_spec, view.batch_spec, heads_spec(view))
     out_specs = (view.rows_spec, PartitionSpec(*view.rows_spec[:-1]))
-    return sharded_call(attend_part, view.mesh, in_specs, out_specs, q, view.pages, batch, heads)
+    return sharded_call(attend_part, view.mesh, in_specs, out_specs, q, view.pages, batch, head_params)

@@ -109,11 +109,11 @@ class PagedAttention(nnx.Module):
 
     def __call__(
         self,
-        hidden: Float[Array, "*groups tokens hidden"],
-        positions: Int32[Array, "*groups tokens"],
+        hidden: Float[Array, "*replicas tokens hidden"],
+        positions: Int32[Array, "*replicas tokens"],
         cache_view: PagedAttentionCacheView,
         batch: RaggedBatch,
-    ) -> tuple[Float[Array, "*groups tokens hidden"], PagedAttentionCacheView]:
+    ) -> tuple[Float[Array, "*replicas tokens hidden"], PagedAttentionCacheView]:
         """The output of each token, and the view that holds its key and value; padding rows give no useful output.
 
         Args:
@@ -128,7 +128,7 @@ class PagedAttention(nnx.Module):
         q = self._rotate(self._split_heads(self.q_proj(hidden)), positions)
         k = self._rotate(self._split_heads(self.k_proj(hidden)), positions)
         v = self._split_heads(self.v_proj(hidden))
-        output = PagedAttn(self.metadata)(q, k, v, cache_view, batch, heads=self._head_params())
+        output = PagedAttn(self.metadata)(q, k, v, cache_view, batch, head_params=self._head_params())
         heads = output.attention_outputs
         return self.o_proj(heads.reshape(*heads.shape[:-2], -1)), cast(PagedAttentionCacheView, output.cache_view)
 

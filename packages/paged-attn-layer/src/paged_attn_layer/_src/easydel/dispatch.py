@@ -8,7 +8,7 @@ from paged_cache import PagedAttentionCacheView, PagedAttentionMetadata
 from paged_kernels import HeadParams, RaggedBatch
 
 CacheMetadata = PagedAttentionMetadata | RaggedBatch
-"""A step's sequences: the seed's metadata, or a batch (stacked, one a data group, where the pages are split so)."""
+"""A step's sequences: the seed's metadata, or a batch (stacked, one a replica, where the pages are split so)."""
 
 
 def to_ragged(cache_metadata: CacheMetadata) -> RaggedBatch:
@@ -28,7 +28,7 @@ def to_ragged(cache_metadata: CacheMetadata) -> RaggedBatch:
 
 def to_rows(
     x: Float[Array, "*rows heads head_dim"], cache_metadata: CacheMetadata
-) -> Float[Array, "*groups tokens heads head_dim"]:
+) -> Float[Array, "*replicas tokens heads head_dim"]:
     """`x` without the seed's axis of size 1; with a `RaggedBatch` there is none."""
     return x if isinstance(cache_metadata, RaggedBatch) else x.reshape(-1, *x.shape[2:])
 
@@ -54,9 +54,9 @@ def check_new_tokens(k: Array | None, v: Array | None, q: Array, view: PagedAtte
         ValueError: names what does not fit, what it is, and what it must be.
     """
     pages = view.pages
-    if pages.row.latent and v is not None:
+    if pages.layout.latent and v is not None:
         raise ValueError("v must be None for latent pages, whose values are in their keys")
-    if not pages.row.latent and (k is None) != (v is None):
+    if not pages.layout.latent and (k is None) != (v is None):
         missing, given = ("k", "v") if k is None else ("v", "k")
         raise ValueError(f"{missing} is None but {given} is not; give both to write them, or neither to read only")
     for name, rows, dim in (("k", k, pages.head_dim), ("v", v, pages.v_head_dim)):
@@ -65,16 +65,16 @@ def check_new_tokens(k: Array | None, v: Array | None, q: Array, view: PagedAtte
             raise ValueError(f"{name} {rows.shape} must be {want}: the rows of q, and heads and head_dim of the pages")
 
 
-def check_head_params(heads: HeadParams, q_heads: int) -> None:
+def check_head_params(head_params: HeadParams, q_heads: int) -> None:
     """Refuse parameters that are not one for each query head. Here, where heads are whole.
 
     Raises:
         ValueError: names the parameter, its shape, and what it must be.
     """
-    for field in dataclasses.fields(heads):
-        value = getattr(heads, field.name)
+    for field in dataclasses.fields(head_params):
+        value = getattr(head_params, field.name)
         if value is not None and value.shape != (q_heads,):
-            raise ValueError(f"heads.{field.name} {value.shape} must be ({q_heads},): one for each head of q")
+            raise ValueError(f"head_params.{field.name} {value.shape} must be ({q_heads},): one for each head of q")
 
 
 def _mode_and_lead(cache_metadata: CacheMetadata, view: PagedAttentionCacheView) -> tuple[str, tuple[int | str, ...]]:
@@ -92,7 +92,7 @@ def _mode_and_lead(cache_metadata: CacheMetadata, view: PagedAttentionCacheView)
 
 def _groups(batch: RaggedBatch, view: PagedAttentionCacheView) -> tuple[int, ...]:
     """The leading axis of a stacked batch, or none, as the view has it."""
-    groups = () if view.data_axis is None else (view.groups,)
+    groups = () if view.data_axis is None else (view.replicas,)
     shape = batch.page_table.shape
     if len(shape) != 2 + len(groups) or shape[: len(groups)] != groups:
         want = ", ".join([*map(str, groups), "seqs", "pages_per_seq"])

@@ -31,7 +31,7 @@ class PagedAttn(AttentionImpl):
         RaggedBatch   [tokens, heads, head_dim]              any mix; [groups, tokens, heads, head_dim] on a data axis
 
     The output is shaped as the queries (heads of the values' size), in their dtype or the metadata's `runtime_dtype`.
-    Tree masks and parts of a context are the batch's, attention sinks and ALiBi slopes the `heads` of a call.
+    Tree masks and parts of a context are the batch's, attention sinks and ALiBi slopes the `head_params` of a call.
 
     On a mesh (`resolve_mesh`) each device attends its own heads, KV heads with their queries. KV heads that the mesh
     axis does not divide are computed whole on every device, with the same result.
@@ -50,10 +50,10 @@ class PagedAttn(AttentionImpl):
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
         *,
-        heads: HeadParams | None = None,
+        head_params: HeadParams | None = None,
     ) -> AttentionOutput:
         """The output by plain XLA, which runs everywhere."""
-        return self._forward(q, k, v, cache_view, cache_metadata, heads=heads, backend="xla")
+        return self._forward(q, k, v, cache_view, cache_metadata, head_params=head_params, backend="xla")
 
     def forward_tpu(
         self,
@@ -63,10 +63,10 @@ class PagedAttn(AttentionImpl):
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
         *,
-        heads: HeadParams | None = None,
+        head_params: HeadParams | None = None,
     ) -> AttentionOutput:
         """The output by the Pallas kernels."""
-        return self._forward(q, k, v, cache_view, cache_metadata, heads=heads, backend="tpu")
+        return self._forward(q, k, v, cache_view, cache_metadata, head_params=head_params, backend="tpu")
 
     def _forward(
         self,
@@ -76,7 +76,7 @@ class PagedAttn(AttentionImpl):
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
         *,
-        heads: HeadParams | None,
+        head_params: HeadParams | None,
         backend: Backend,
     ) -> AttentionOutput:
         metadata = self.metadata
@@ -84,13 +84,13 @@ class PagedAttn(AttentionImpl):
         batch = to_ragged(cache_metadata)
         check_queries(q, cache_metadata, cache_view)
         check_new_tokens(k, v, q, cache_view)
-        heads = heads or HeadParams()
-        check_head_params(heads, q.shape[-2])
+        head_params = head_params or HeadParams()
+        check_head_params(head_params, q.shape[-2])
         view = view_on_mesh(cache_view, resolve_mesh(metadata.mesh, cache_view.mesh), metadata.partition_manager)
         q_rows = to_rows(q if metadata.runtime_dtype is None else q.astype(metadata.runtime_dtype), cache_metadata)
         k_rows, v_rows = (None if x is None else to_rows(x, cache_metadata) for x in (k, v))
         view.check_batch(batch, q_rows.shape[-3])
-        inputs = place(Inputs(q_rows, k_rows, v_rows, view, batch, heads))
+        inputs = place(Inputs(q_rows, k_rows, v_rows, view, batch, head_params))
         out, lse, pages = write_and_attend(inputs, spec=metadata.spec(), backend=backend)
         # The caller's own split, not this call's: a view keeps its tree structure through scans and compiled steps.
         new_view = dataclasses.replace(cache_view, pages=pages)

@@ -68,7 +68,7 @@ class AttentionMetadata:
     def spec(self) -> AttentionSpec:
         """The part of it that a kernel is compiled for."""
         return AttentionSpec(
-            scale=self.softmax_scale,
+            softmax_scale=self.softmax_scale,
             soft_cap=self.soft_cap,
             sliding_window=self.sliding_window,
             causal=self.causal,
@@ -122,7 +122,7 @@ class AttentionImpl(abc.ABC):
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
         *,
-        heads: HeadParams | None = None,
+        head_params: HeadParams | None = None,
     ) -> AttentionOutput:
         """The output where there is nothing better for the platform."""
 
@@ -134,10 +134,10 @@ class AttentionImpl(abc.ABC):
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
         *,
-        heads: HeadParams | None = None,
+        head_params: HeadParams | None = None,
     ) -> AttentionOutput:
         """The output on CPU."""
-        return self.forward_native(q, k, v, cache_view, cache_metadata, heads=heads)
+        return self.forward_native(q, k, v, cache_view, cache_metadata, head_params=head_params)
 
     def forward_tpu(
         self,
@@ -147,10 +147,10 @@ class AttentionImpl(abc.ABC):
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
         *,
-        heads: HeadParams | None = None,
+        head_params: HeadParams | None = None,
     ) -> AttentionOutput:
         """The output on TPU."""
-        return self.forward_native(q, k, v, cache_view, cache_metadata, heads=heads)
+        return self.forward_native(q, k, v, cache_view, cache_metadata, head_params=head_params)
 
     def forward_gpu(
         self,
@@ -160,10 +160,10 @@ class AttentionImpl(abc.ABC):
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
         *,
-        heads: HeadParams | None = None,
+        head_params: HeadParams | None = None,
     ) -> AttentionOutput:
         """The output on a GPU of any make."""
-        return self.forward_native(q, k, v, cache_view, cache_metadata, heads=heads)
+        return self.forward_native(q, k, v, cache_view, cache_metadata, head_params=head_params)
 
     def forward_cuda(
         self,
@@ -173,10 +173,10 @@ class AttentionImpl(abc.ABC):
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
         *,
-        heads: HeadParams | None = None,
+        head_params: HeadParams | None = None,
     ) -> AttentionOutput:
         """The output on an NVIDIA GPU."""
-        return self.forward_gpu(q, k, v, cache_view, cache_metadata, heads=heads)
+        return self.forward_gpu(q, k, v, cache_view, cache_metadata, head_params=head_params)
 
     def forward_rocm(
         self,
@@ -186,10 +186,10 @@ class AttentionImpl(abc.ABC):
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
         *,
-        heads: HeadParams | None = None,
+        head_params: HeadParams | None = None,
     ) -> AttentionOutput:
         """The output on an AMD GPU."""
-        return self.forward_gpu(q, k, v, cache_view, cache_metadata, heads=heads)
+        return self.forward_gpu(q, k, v, cache_view, cache_metadata, head_params=head_params)
 
     def __call__(
         self,
@@ -199,7 +199,7 @@ class AttentionImpl(abc.ABC):
         cache_view: PagedAttentionCacheView,
         cache_metadata: CacheMetadata,
         *,
-        heads: HeadParams | None = None,
+        head_params: HeadParams | None = None,
         mesh: Mesh | AbstractMesh | None = None,
         softmax_scale: float | None = None,
         soft_cap: float | None = None,
@@ -209,7 +209,7 @@ class AttentionImpl(abc.ABC):
     ) -> AttentionOutput:
         """The output of the platform's `forward_*`. A keyword that is not `None` stands in for the metadata's field.
 
-        `heads` are the layer's parameters of the query heads: attention sinks, ALiBi slopes.
+        `head_params` are the layer's parameters of the query heads: attention sinks, ALiBi slopes.
 
         Raises:
             NotImplementedError: `return_attention_weights`: the weights of a paged cache are never materialised.
@@ -233,7 +233,7 @@ class AttentionImpl(abc.ABC):
         }
         impl = self.replace({name: value for name, value in overrides.items() if value is not None})
         forward = getattr(impl, f"forward_{impl._platform(cache_view)}")
-        return forward(q, k, v, cache_view, cache_metadata, heads=heads)
+        return forward(q, k, v, cache_view, cache_metadata, head_params=head_params)
 
     def replace(self, overrides: dict[str, object]) -> "AttentionImpl":
         """The same implementation with these fields of its metadata replaced."""

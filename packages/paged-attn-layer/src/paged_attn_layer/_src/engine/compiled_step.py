@@ -58,7 +58,7 @@ class CompiledStep:
         """
         for shape in each(self._shapes.all_shapes()):
             self(self._shapes.warm_up_batch(shape))
-        self._cache = warm_up_moves(self._cache, self._shapes.seqs)
+        self._cache = warm_up_moves(self._cache, self._shapes.max_seqs)
 
     def apply(self, moves: Sequence[PageMoves]) -> None:
         """Copy the pages that the page manager wants copied."""

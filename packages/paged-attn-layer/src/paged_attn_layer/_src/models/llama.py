@@ -54,11 +54,11 @@ class DecoderLayer(nnx.Module):
 
     def __call__(
         self,
-        hidden: Float[Array, "*groups tokens hidden"],
-        positions: Int32[Array, "*groups tokens"],
+        hidden: Float[Array, "*replicas tokens hidden"],
+        positions: Int32[Array, "*replicas tokens"],
         view: PagedAttentionCacheView,
         batch: RaggedBatch,
-    ) -> tuple[Float[Array, "*groups tokens hidden"], PagedAttentionCacheView]:
+    ) -> tuple[Float[Array, "*replicas tokens hidden"], PagedAttentionCacheView]:
         """The hidden rows after this layer, and the view with their keys and values."""
         attended, view = self.attention(self.attention_norm(hidden), positions, view, batch)
         hidden = hidden + attended
@@ -103,12 +103,12 @@ class LlamaForCausalLM(nnx.Module):
 
     def __call__(
         self,
-        token_ids: Int32[Array, "*groups tokens"],
-        positions: Int32[Array, "*groups tokens"],
+        token_ids: Int32[Array, "*replicas tokens"],
+        positions: Int32[Array, "*replicas tokens"],
         cache: PagedAttentionCache,
         batch: RaggedBatch,
-        rows: Int32[Array, "*groups n"],
-    ) -> tuple[Float[Array, "*groups n vocab"], PagedAttentionCache]:
+        rows: Int32[Array, "*replicas n"],
+    ) -> tuple[Float[Array, "*replicas n vocab"], PagedAttentionCache]:
         """Logits (float32) of the token after each of `rows`, and the cache that holds this step's keys and values.
 
         Args:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from paged_cache._src.cache.sharding import PartitionManager, axis_size, kv_head_axis
-from paged_kernels import KVPages, RowLayout
+from paged_kernels import KVLayout, KVPages
 
 HOST_MEMORY_FRACTION = 1 / 8
 """Share of the host's memory that a cache may take where devices report none (CPU): the model and others live there
@@ -28,7 +28,7 @@ MAX_SIZE = 2**31 - 1
 class CacheConfig:
     """Sizes of a paged KV cache: `num_pages` pages a layer, each of `page_size` tokens. Static and hashable.
 
-    With data parallelism `num_pages` is what each data group has. Page 0 is the null page and counts.
+    With data parallelism `num_pages` is what each replica has. Page 0 is the null page and counts.
     """
 
     num_hidden_layers: int
@@ -43,7 +43,7 @@ class CacheConfig:
     """Size of one head's key, and of its value unless `v_head_dim` says otherwise."""
     max_sequence_length: int
     """Tokens of the longest sequence: gives the width of page tables."""
-    batch_size: int
+    max_seqs: int
     """Sequences that run at once: gives the height of page tables."""
     dtype: DTypeLike = jnp.bfloat16
     """Type of the stored keys and values; int8, float8_e4m3fn, float8_e5m2 and int4 bring their scales."""
@@ -60,7 +60,7 @@ class CacheConfig:
             raise ValueError(
                 f"num_pages={self.num_pages} must be at least {MIN_PAGES}: page 0 is the null page, never handed out"
             )
-        RowLayout.create(self.head_dim, self.dtype, v_head_dim=self.v_head_dim, latent=self.latent)  # refuses the dtype
+        KVLayout.create(self.head_dim, self.dtype, v_head_dim=self.v_head_dim, latent=self.latent)  # refuses the dtype
 
     @property
     def pages_per_seq(self) -> int:
@@ -159,7 +159,7 @@ class CacheConfig:
             num_kv_heads=num_kv_heads,
             head_dim=kv_head_dim_size,
             max_sequence_length=max_sequences,
-            batch_size=batch_size,
+            max_seqs=batch_size,
             dtype=dtype,
             v_head_dim=v_head_dim,
             latent=latent,
@@ -178,7 +178,7 @@ _SIZES = (
     "num_kv_heads",
     "head_dim",
     "max_sequence_length",
-    "batch_size",
+    "max_seqs",
 )
 
 
@@ -203,7 +203,7 @@ def _fitting_pages(
         source = f"device memory at hbm_utilization={utilization}, less what is in use"
     else:
         available, source = _host_bytes(mesh, utilization), "the share of host memory"
-        most = max(MIN_PAGES, config.batch_size * config.pages_per_seq + 1)
+        most = max(MIN_PAGES, config.max_seqs * config.pages_per_seq + 1)
     available = _least_of_processes(available, mesh)
     per_device = config.bytes_per_page // split
     pages = available // per_device

@@ -17,8 +17,8 @@ from paged_kernels import Backend, KVPages, RaggedBatch, check_batch, write_kv
 class PagedAttentionCacheView:
     """One layer's KV pages. Immutable: a write returns a new view, and the caller's is unchanged.
 
-    With `data_axis` set, the page axis is split over that mesh axis: each of its `groups` holds a pool of
-    `num_pages / groups` pages with a null page 0 of its own, and page ids count from the group's first page.
+    With `data_axis` set, the page axis is split over that mesh axis: each of its `replicas` holds a pool of
+    `num_pages / replicas` pages with a null page 0 of its own, and page ids count from the group's first page.
     """
 
     pages: KVPages
@@ -48,8 +48,8 @@ class PagedAttentionCacheView:
         return self.pages.v
 
     @property
-    def groups(self) -> int:
-        """Number of data-parallel groups, each with a pool of its own."""
+    def replicas(self) -> int:
+        """Number of data-parallel replicas, each with a pool of its own."""
         return 1 if self.mesh is None else axis_size(self.mesh, self.data_axis)
 
     @property
@@ -59,19 +59,19 @@ class PagedAttentionCacheView:
 
     @property
     def rows_spec(self) -> PartitionSpec:
-        """How the rows of k and v are split: `[tokens, heads, head_dim]`, or with a leading `[groups]` axis."""
+        """How the rows of k and v are split: `[tokens, heads, head_dim]`, or with a leading `[replicas]` axis."""
         rows = (None, self.head_axis, None)
         return PartitionSpec(*rows) if self.data_axis is None else PartitionSpec(self.data_axis, *rows)
 
     @property
     def batch_spec(self) -> PartitionSpec:
-        """How a batch is split: replicated, or one stacked batch a data group."""
+        """How a batch is split: replicated, or one stacked batch a replica."""
         return PartitionSpec() if self.data_axis is None else PartitionSpec(self.data_axis)
 
     def write(
         self,
-        key: Float[Array, "*groups tokens kv_heads head_dim"],
-        value: Float[Array, "*groups tokens kv_heads v_head_dim"] | None,
+        key: Float[Array, "*replicas tokens kv_heads head_dim"],
+        value: Float[Array, "*replicas tokens kv_heads v_head_dim"] | None,
         batch: RaggedBatch,
         *,
         backend: Backend | None = None,
@@ -79,8 +79,8 @@ class PagedAttentionCacheView:
         """The view with the batch's new keys and values stored at their tokens' positions, in the pages' type.
 
         Latent pages take their values from `key`, and `value` must be `None`. Gaps (idle slots) and padding write
-        nothing. With `data_axis`, every argument has a leading `[groups]` axis (`stack_batches`). Inside `jax.jit` with
-        the view donated, nothing is copied.
+        nothing. With `data_axis`, every argument has a leading `[replicas]` axis (`stack_batches`). Inside
+        `jax.jit` with the view donated, nothing is copied.
 
         Raises:
             ValueError: an argument does not fit the pages or the others. Values of the batch (page ids, lengths) are
@@ -138,10 +138,10 @@ class PagedAttentionCacheView:
         """
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(batch)):
             return
-        batches = [batch] if self.data_axis is None else _unstack(batch, self.groups)
+        batches = [batch] if self.data_axis is None else _unstack(batch, self.replicas)
         for each in batches:
             check_batch(
-                each, num_pages=self.pages.num_pages // self.groups, page_size=self.pages.page_size, tokens=tokens
+                each, num_pages=self.pages.num_pages // self.replicas, page_size=self.pages.page_size, tokens=tokens
             )
 
     def _write_pages(self, key: Array, value: Array | None, batch: RaggedBatch, backend: Backend | None) -> KVPages:
@@ -158,12 +158,12 @@ class PagedAttentionCacheView:
 
     def _check_rows(self, key: Array, value: Array | None) -> None:
         """Refuse rows of the wrong shape here, where shapes are whole: under `shard_map` they are a device's part."""
-        if (value is None) != self.pages.row.latent:
-            needs = "None for latent pages, whose values are in their keys" if self.pages.row.latent else "given too"
+        if (value is None) != self.pages.layout.latent:
+            needs = "None for latent pages, whose values are in their keys" if self.pages.layout.latent else "given too"
             raise ValueError(f"value must be {needs}")
-        lead = () if self.data_axis is None else (self.groups,)
+        lead = () if self.data_axis is None else (self.replicas,)
         tokens = key.shape[-3] if key.ndim >= 3 else -1
-        names = "[groups, tokens, kv_heads, head_dim]" if lead else "[tokens, kv_heads, head_dim]"
+        names = "[replicas, tokens, kv_heads, head_dim]" if lead else "[tokens, kv_heads, head_dim]"
         for name, rows, dim in (("key", key, self.pages.head_dim), ("value", value, self.pages.v_head_dim)):
             if rows is not None and rows.shape != (*lead, tokens, self.pages.num_kv_heads, dim):
                 shape = ", ".join(map(str, [*lead, "tokens", self.pages.num_kv_heads, dim]))
@@ -184,8 +184,8 @@ def _check_row_count(key: Array, positions: Array | None, part: str) -> None:
         raise ValueError(f"key has {key.shape[0]} rows, but the {part} part has {positions.shape[0]}; they must match")
 
 
-def _unstack(batch: RaggedBatch, groups: int) -> list[RaggedBatch]:
+def _unstack(batch: RaggedBatch, replicas: int) -> list[RaggedBatch]:
     for leaf in jax.tree.leaves(batch):
-        if leaf.ndim == 0 or leaf.shape[0] != groups:
-            raise ValueError(f"batch must be stacked, one for each of {groups} data groups; use stack_batches")
-    return [jax.tree.map(lambda leaf, g=group: leaf[g], batch) for group in range(groups)]
+        if leaf.ndim == 0 or leaf.shape[0] != replicas:
+            raise ValueError(f"batch must be stacked, one for each of {replicas} replicas; use stack_batches")
+    return [jax.tree.map(lambda leaf, g=group: leaf[g], batch) for group in range(replicas)]

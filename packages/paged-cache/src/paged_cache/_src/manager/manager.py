@@ -28,7 +28,7 @@ class PageManager:
 
         seq = manager.admit(prompt)                       # its prefix may be in pages already
         cache = apply_moves(cache, manager.take_moves())  # what the device must copy first
-        ... write keys and values of tokens computed .. length through manager.tables(seq), attend, sample ...
+        ... write keys and values of tokens computed .. length through manager.page_tables(seq), attend, sample ...
         manager.commit(seq, length - computed)            # they are written: others may find them
         manager.extend(seq, 1, [token])                   # a slot for the next token
 
@@ -126,7 +126,7 @@ class PageManager:
         """How many owners each page has: table entries that name it, and pins."""
         return self._pages.pool.owners(pages)
 
-    def tables(self, seqs: ArrayLike, out: np.ndarray | None = None) -> np.ndarray:
+    def page_tables(self, seqs: ArrayLike, out: np.ndarray | None = None) -> np.ndarray:
         """The page tables int32 `[groups, n, pages_per_seq]` of some sequences, in `out` if that is given.
 
         Entries without a page are the null page.

@@ -36,7 +36,7 @@ NOT_PLANNED: Mapping[str, Sequence[str]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelShape:
+class CacheSpec:
     """What of a model decides the size of its cache; every layer has KV heads of the same number and size."""
 
     groups: tuple[LayerGroup, ...]
@@ -65,7 +65,7 @@ class ModelShape:
     def from_hf_config(cls, config: Mapping[str, Any]) -> Self:
         """The shape of the model that a Hugging Face config.json describes; of its text, where it is nested.
 
-        >>> shape = ModelShape.from_hf_config({"num_hidden_layers": 2, "num_attention_heads": 8, "head_dim": 64,
+        >>> shape = CacheSpec.from_hf_config({"num_hidden_layers": 2, "num_attention_heads": 8, "head_dim": 64,
         ...     "num_key_value_heads": 2, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8})
         >>> [(group.kind, group.tokens, group.layers) for group in shape.groups], shape.num_kv_heads, shape.head_dim
         ([('window', 8, (0,)), ('full', 0, (1,))], 2, 64)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from paged_cache._src.cache.config import MAX_SIZE
-from paged_cache._src.planning.cache_spec import ModelShape
+from paged_cache._src.planning.cache_spec import CacheSpec
 from paged_cache._src.planning.plan import Plan, plan
 
 DESCRIPTION = """\
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> str:
         NotImplementedError: the model's cache is not of a kind that is planned here.
         OSError: the file cannot be read.
     """
-    shape = ModelShape.from_hf_config(read_config(args.model_config) | dict(args.set))
+    shape = CacheSpec.from_hf_config(read_config(args.model_config) | dict(args.set))
     plans = [
         plan(
             shape,
@@ -243,13 +243,13 @@ def record(of: Plan, contexts: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _layers(shape: ModelShape) -> str:
+def _layers(shape: CacheSpec) -> str:
     sees = {"full": "full", "window": "with a window of {:,}", "chunked": "in chunks of {:,}"}
     parts = [f"{len(group.layers)} {sees[group.kind].format(group.tokens)}" for group in shape.groups]
     return f"{shape.num_layers} layers ({', '.join(parts)})"
 
 
-def _heads(shape: ModelShape) -> str:
+def _heads(shape: CacheSpec) -> str:
     if shape.latent:
         return f"latent rows of {shape.head_dim}, of which {shape.v_head_dim} are the value"
     values = "" if shape.v_head_dim in (None, shape.head_dim) else f", values of {shape.v_head_dim}"

@@ -11,8 +11,8 @@ from paged_cache._src.cache.config import MAX_SIZE, MIN_PAGES, CacheConfig
 from paged_cache._src.cache.sharding import kv_heads_per_device
 from paged_cache._src.manager.groups import LayerGroup
 from paged_cache._src.manager.sequences import check_whole
-from paged_cache._src.planning.cache_spec import ModelShape
-from paged_kernels import KVPages, RowLayout
+from paged_cache._src.planning.cache_spec import CacheSpec
+from paged_kernels import KVLayout, KVPages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Plan:
         num_pages = memory_bytes // bytes_per_page           one of them the null page
     """
 
-    shape: ModelShape
+    shape: CacheSpec
     memory_bytes: int
     page_size: int
     dtype: str
@@ -84,7 +84,7 @@ class Plan:
     @property
     def number_bytes_per_token(self) -> float:
         """Bytes of the stored numbers of one token's keys and values on each device, bare."""
-        row = self._row
+        row = self._layout
         dims = row.k_dim if row.latent else row.k_dim + row.v_dim
         bits = jnp.iinfo(self.dtype).bits if self.dtype.startswith("int") else jnp.finfo(self.dtype).bits
         return self.shape.num_layers * self.kv_heads_per_device * dims * bits / 8
@@ -92,7 +92,7 @@ class Plan:
     @property
     def scale_bytes_per_token(self) -> int:
         """Bytes of the scales of one token's keys and values on each device, bare."""
-        scales = self.shape.num_layers * self.kv_heads_per_device * self._row.scales_per_row
+        scales = self.shape.num_layers * self.kv_heads_per_device * self._layout.scales_per_row
         return scales * jnp.dtype(jnp.float32).itemsize
 
     @property
@@ -123,7 +123,7 @@ class Plan:
         """Pages that a sequence of at most `length` tokens holds at most, given at most `new_tokens` in a step."""
         return sum(most_pages(group, length, new_tokens, self.page_size) for group in self.groups)
 
-    def cache_config(self, *, batch_size: int, max_sequence_length: int) -> CacheConfig:
+    def cache_config(self, *, max_seqs: int, max_sequence_length: int) -> CacheConfig:
         """The sizes of this cache, to allocate it with; its layers are the views that the groups share."""
         shape = self.shape
         return CacheConfig(
@@ -133,20 +133,20 @@ class Plan:
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
             max_sequence_length=max_sequence_length,
-            batch_size=batch_size,
+            max_seqs=max_seqs,
             dtype=self.dtype,
             v_head_dim=shape.v_head_dim,
             latent=shape.latent,
         )
 
     @property
-    def _row(self) -> RowLayout:
+    def _layout(self) -> KVLayout:
         shape = self.shape
-        return RowLayout.create(shape.head_dim, self.dtype, v_head_dim=shape.v_head_dim, latent=shape.latent)
+        return KVLayout.create(shape.head_dim, self.dtype, v_head_dim=shape.v_head_dim, latent=shape.latent)
 
 
 def plan(
-    shape: ModelShape,
+    shape: CacheSpec,
     memory_bytes: int,
     *,
     page_size: int = 16,
@@ -156,7 +156,7 @@ def plan(
 ) -> Plan:
     """What fits into `memory_bytes` of each device. Touches no device.
 
-    >>> llama_3_8b = ModelShape(groups=(LayerGroup.full(range(32)),), num_kv_heads=8, head_dim=128)
+    >>> llama_3_8b = CacheSpec(groups=(LayerGroup.full(range(32)),), num_kv_heads=8, head_dim=128)
     >>> fits = plan(llama_3_8b, 16 * 2**30)
     >>> fits.bytes_per_token, fits.num_pages, fits.sequences(8192), fits.longest_sequence
     (131072.0, 8192, 15, 131056)

@@ -36,7 +36,7 @@ class BatchShapes:
 
     tokens: tuple[int, ...]
     """Row counts of steps that are not decode only, ascending."""
-    seqs: int
+    max_seqs: int
     """Most sequences in a step."""
     pages_per_seq: int
     """Most pages of a sequence."""
@@ -50,7 +50,7 @@ class BatchShapes:
         object.__setattr__(self, "cross_groups", tuple(self.cross_groups))
         if not self.tokens or any(a >= b for a, b in itertools.pairwise(self.tokens)) or self.tokens[0] < 1:
             raise ValueError(f"tokens={self.tokens} must be ascending row counts of at least 1, such as (64, 256)")
-        for name in ("seqs", "pages_per_seq", "groups"):
+        for name in ("max_seqs", "pages_per_seq", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not set(self.cross_groups) <= set(range(self.groups)):
@@ -63,14 +63,14 @@ class BatchShapes:
 
     @functools.cached_property
     def _layouts(self) -> dict[StepShape, StepLayout]:
-        shapes = [StepShape(self.seqs, 1), *(StepShape(tokens, tokens) for tokens in self.tokens)]
-        sizes = (self.seqs, self.pages_per_seq, self.groups, self.cross_groups)
+        shapes = [StepShape(self.max_seqs, 1), *(StepShape(tokens, tokens) for tokens in self.tokens)]
+        sizes = (self.max_seqs, self.pages_per_seq, self.groups, self.cross_groups)
         return {shape: StepLayout(shape, *sizes) for shape in shapes}
 
     def all_shapes(self) -> list[StepShape]:
         """Every shape that a step can have; warm them all up and nothing compiles later.
 
-        >>> BatchShapes(tokens=(64, 256), seqs=8, pages_per_seq=4).all_shapes()
+        >>> BatchShapes(tokens=(64, 256), max_seqs=8, pages_per_seq=4).all_shapes()
         [StepShape(tokens=8, max_q_len=1), StepShape(tokens=64, max_q_len=64), StepShape(tokens=256, max_q_len=256)]
         """
         return list(self._layouts)
@@ -78,9 +78,9 @@ class BatchShapes:
     def shape_for(self, *q_lens: np.ndarray) -> StepShape:
         """The smallest shape that holds a step of sequences with these query lengths, or each of several such steps.
 
-        Data groups run as one, so their steps need one shape: that of all of them.
+        Replicas run as one, so their steps need one shape: that of all of them.
 
-        >>> shapes = BatchShapes(tokens=(64, 256), seqs=8, pages_per_seq=4)
+        >>> shapes = BatchShapes(tokens=(64, 256), max_seqs=8, pages_per_seq=4)
         >>> shapes.shape_for(np.array([1, 1]), np.array([100, 1]))
         StepShape(tokens=256, max_q_len=256)
 
@@ -117,7 +117,8 @@ class BatchShapes:
         The same arguments give the same buffer, bit for bit, so on many hosts every process can pack for itself.
 
         Args:
-            page_tables: int32 `[groups, n, pages_per_seq]`, the pages of each sequence in order (`PageManager.tables`).
+            page_tables: int32 `[groups, n, pages_per_seq]`, the pages of each sequence in order
+                (`PageManager.page_tables`).
                 Pages that are not written in this step may be the null page: those which no query of a group with
                 a window sees any more, and those past the sequence's end, which are ignored.
             kv_lens: tokens of each sequence, this step's included, `[n]`.
@@ -126,7 +127,7 @@ class BatchShapes:
             num_pages: pages of the pool, the null page included.
             page_size: tokens a page holds.
             cross_tokens: keys that cross-attention of each sequence sees, `[n]`; `None` without cross groups.
-            shape: the shape to pad to, for data groups that need the same (`shape_for`); `None` takes the smallest.
+            shape: the shape to pad to, for replicas that need the same (`shape_for`); `None` takes the smallest.
 
         Raises:
             ValueError: an array has the wrong shape or type; too many sequences, tokens or pages for the shapes; a
@@ -183,7 +184,7 @@ class BatchShapes:
         if self.cross_groups:
             step.array("cross_tokens")[: len(left)] = manager.cross_tokens(seqs)
         tables = step.array("page_tables")
-        manager.tables(seqs, out=tables[:, : len(left)])
+        manager.page_tables(seqs, out=tables[:, : len(left)])
         tables[:, len(left) :] = 0
         return step
 
@@ -248,10 +249,12 @@ class BatchShapes:
         return StepBatch(buffer, layout)
 
     def _smallest(self, seqs: int, rows: int, is_decode: bool) -> StepShape:
-        if seqs > self.seqs:
-            raise ValueError(f"{seqs} sequences are more than seqs={self.seqs}; schedule fewer, or raise seqs")
+        if seqs > self.max_seqs:
+            raise ValueError(
+                f"{seqs} sequences are more than max_seqs={self.max_seqs}; schedule fewer, or raise max_seqs"
+            )
         if is_decode:
-            return StepShape(self.seqs, 1)
+            return StepShape(self.max_seqs, 1)
         if rows > self.max_tokens:
             raise ValueError(
                 f"{rows} tokens are more than the largest of tokens={self.tokens}; schedule smaller chunks, "

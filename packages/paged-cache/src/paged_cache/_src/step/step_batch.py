@@ -33,13 +33,13 @@ class StepLayout:
         num_seqs | kv_lens | cu_q_lens | last_rows | cross_tokens | positions | token_ids | page_tables
         1          seqs      seqs + 1    seqs        seqs or 0      tokens      tokens      groups * seqs * pages
 
-    >>> StepLayout(StepShape(tokens=8, max_q_len=8), seqs=2, pages_per_seq=3).slices["page_tables"]
+    >>> StepLayout(StepShape(tokens=8, max_q_len=8), max_seqs=2, pages_per_seq=3).slices["page_tables"]
     slice(24, 30, None)
     """
 
     shape: StepShape
     """Rows of the step."""
-    seqs: int
+    max_seqs: int
     """Sequence slots."""
     pages_per_seq: int
     """Width of a page table."""
@@ -53,13 +53,13 @@ class StepLayout:
         """Shape of each array, in the buffer's order."""
         return {
             "num_seqs": (),
-            "kv_lens": (self.seqs,),
-            "cu_q_lens": (self.seqs + 1,),
-            "last_rows": (self.seqs,),
-            "cross_tokens": (self.seqs if self.cross_groups else 0,),
+            "kv_lens": (self.max_seqs,),
+            "cu_q_lens": (self.max_seqs + 1,),
+            "last_rows": (self.max_seqs,),
+            "cross_tokens": (self.max_seqs if self.cross_groups else 0,),
             "positions": (self.shape.tokens,),
             "token_ids": (self.shape.tokens,),
-            "page_tables": (self.groups, self.seqs, self.pages_per_seq),
+            "page_tables": (self.groups, self.max_seqs, self.pages_per_seq),
         }
 
     @functools.cached_property
@@ -85,7 +85,7 @@ class StepBatch:
     (`stack_batches`) has stacked arrays.
     """
 
-    buffer: Int32[Array | np.ndarray, "*groups size"]
+    buffer: Int32[Array | np.ndarray, "*replicas size"]
     """All arrays of the step, as `layout` says."""
     layout: StepLayout = dataclasses.field(metadata={"static": True})
     """Where each array lies."""
@@ -118,17 +118,17 @@ class StepBatch:
         )
 
     @property
-    def positions(self) -> Int32[Array, "*groups tokens"]:
+    def positions(self) -> Int32[Array, "*replicas tokens"]:
         """Position of each row in its sequence; 0 on padding."""
         return self.array("positions")
 
     @property
-    def token_ids(self) -> Int32[Array, "*groups tokens"]:
+    def token_ids(self) -> Int32[Array, "*replicas tokens"]:
         """Token of each row; 0 on padding, and everywhere when the step was packed without."""
         return self.array("token_ids")
 
     @property
-    def last_rows(self) -> Int32[Array, "*groups seqs"]:
+    def last_rows(self) -> Int32[Array, "*replicas seqs"]:
         """Row of each sequence's newest token, the one to sample from; 0 where there is no sequence."""
         return self.array("last_rows")
 
@@ -139,7 +139,7 @@ class StepBatch:
 
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:
-    """One batch for each data group, stacked: every array gets a leading `[groups]` axis.
+    """One batch for each replica, stacked: every array gets a leading `[groups]` axis.
 
     Batches on the host stay there, so that all groups' steps can be placed by one
     `jax.device_put(stack_batches(steps), NamedSharding(mesh, PartitionSpec("dp")))`.
@@ -149,7 +149,7 @@ def stack_batches(batches: Sequence[Batch]) -> Batch:
             have; build them with one `BatchShapes`, and steps with one `shape`.
     """
     if not batches:
-        raise ValueError("batches is empty; give one for each data group")
+        raise ValueError("batches is empty; give one for each replica")
     kinds = {(_static_part(batch), *_shapes(batch)) for batch in batches}
     if len(kinds) > 1:
         raise ValueError(

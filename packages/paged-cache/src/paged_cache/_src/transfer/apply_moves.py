@@ -27,7 +27,7 @@ from paged_cache._src.transfer.host_pages import Held, HostPages
 from paged_kernels import KVPages
 
 Phase = Sequence[PageMoves]
-"""What each data group does at the same time."""
+"""What each replica does at the same time."""
 
 _NOTHING = PageMoves(**{field.name: np.empty(0, np.int32) for field in dataclasses.fields(PageMoves)})
 
@@ -47,7 +47,7 @@ def apply_moves(
         host: where pages are swapped to and from, the same each time; `None` if none are.
 
     Raises:
-        ValueError: an id is no page's, pages are swapped without `host`, or the cache has data groups. Nothing has been
+        ValueError: an id is no page's, pages are swapped without `host`, or the cache has replicas. Nothing has been
             done then. A host page that is to be read holds nothing.
     """
     return apply_moves_by_group(cache, [moves], host)
@@ -56,14 +56,14 @@ def apply_moves(
 def apply_moves_by_group(
     cache: PagedAttentionCache, moves: Sequence[Sequence[PageMoves]], host: HostPages | None = None
 ) -> PagedAttentionCache:
-    """As `apply_moves`, with a list of moves for each data group, all of them at once.
+    """As `apply_moves`, with a list of moves for each replica, all of them at once.
 
     Raises:
-        ValueError: as `apply_moves`, or there is not one list for each data group.
+        ValueError: as `apply_moves`, or there is not one list for each replica.
     """
-    if len(moves) != (groups := cache.views[0].groups):
+    if len(moves) != (groups := cache.views[0].replicas):
         raise ValueError(
-            f"there are moves of {len(moves)} data groups, but the cache has {groups}; give apply_moves_by_group one "
+            f"there are moves of {len(moves)} replicas, but the cache has {groups}; give apply_moves_by_group one "
             "list for each"
         )
     # Groups share no page, so that any order between their phases is right.
@@ -75,9 +75,9 @@ def apply_moves_by_group(
     return cache
 
 
-def moves_of_one(cache: PagedAttentionCache, moves: Sequence[PageMoves], data_group: int) -> list[Sequence[PageMoves]]:
-    """What `apply_moves_by_group` takes where only one data group has moves."""
-    return [moves if group == data_group else [] for group in range(cache.views[0].groups)]
+def moves_of_one(cache: PagedAttentionCache, moves: Sequence[PageMoves], replica: int) -> list[Sequence[PageMoves]]:
+    """What `apply_moves_by_group` takes where only one replica has moves."""
+    return [moves if group == replica else [] for group in range(cache.views[0].replicas)]
 
 
 def warm_up_moves(cache: PagedAttentionCache, most: int, host: HostPages | None = None) -> PagedAttentionCache:
@@ -86,13 +86,13 @@ def warm_up_moves(cache: PagedAttentionCache, most: int, host: HostPages | None 
     With `host`, also what swapping needs, of any number of pages. The cache is donated.
     """
     for size in padded_sizes(most):
-        cache = _copy(cache, sent(cache, np.zeros((cache.views[0].groups, 2, size), np.int32)))
+        cache = _copy(cache, sent(cache, np.zeros((cache.views[0].replicas, 2, size), np.int32)))
     return cache if host is None else compile_contents(cache)
 
 
 def _check(cache: PagedAttentionCache, phase: Phase, host: HostPages | None) -> None:
     view = cache.views[0]
-    num_pages = view.pages.num_pages // view.groups
+    num_pages = view.pages.num_pages // view.replicas
     swaps = any(len(moves.out_to) or len(moves.in_from) for moves in phase)
     if swaps and host is None:
         raise ValueError("moves swap pages, but host is None; pass a HostPages, the same one each time")
@@ -147,7 +147,7 @@ def _swap_out(cache: PagedAttentionCache, leaving: Int32[np.ndarray, "groups 2 n
 
 
 def _swap_in(
-    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "groups n"], host: HostPages, held: list[Held]
+    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "replicas n"], host: HostPages, held: list[Held]
 ) -> PagedAttentionCache:
     for chunk in chunks(len(held)):
         cache = write_contents(cache, page_ids[:, chunk], host.to_devices(held[chunk]))

@@ -28,13 +28,13 @@ STAGED_PAGES = 32
 """Contents that one call reads or writes, at most: so much memory it takes on the devices beside the cache."""
 
 
-def read_contents(cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "groups n"]) -> list[KVPages]:
+def read_contents(cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "replicas n"]) -> list[KVPages]:
     """The contents of these pages, at most `STAGED_PAGES`; zeros of a group where its id is the null page."""
     return _read(cache, sent(cache, padded(page_ids)))[: page_ids.shape[1]]
 
 
 def write_contents(
-    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "groups n"], contents: Sequence[KVPages]
+    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "replicas n"], contents: Sequence[KVPages]
 ) -> PagedAttentionCache:
     """The cache, donated, with these contents in these pages, at most `STAGED_PAGES` of them."""
     ids = sent(cache, padded(page_ids))
@@ -44,7 +44,7 @@ def write_contents(
 def compile_contents(cache: PagedAttentionCache) -> PagedAttentionCache:
     """The same pages, donated, once reading and writing contents is compiled for every size."""
     for size in padded_sizes(STAGED_PAGES):
-        nowhere = sent(cache, np.zeros((cache.views[0].groups, size), np.int32))
+        nowhere = sent(cache, np.zeros((cache.views[0].replicas, size), np.int32))
         cache = _write(cache, nowhere, _read(cache, nowhere))
     return cache
 
@@ -55,13 +55,13 @@ def content_shape(cache: PagedAttentionCache) -> KVPages:
 
     def shape(array: Array) -> jax.ShapeDtypeStruct:
         where = array.sharding if view.mesh is None else NamedSharding(view.mesh, view.pages_spec)
-        return jax.ShapeDtypeStruct((view.groups * len(cache.views), *array.shape[1:]), array.dtype, sharding=where)
+        return jax.ShapeDtypeStruct((view.replicas * len(cache.views), *array.shape[1:]), array.dtype, sharding=where)
 
     return jax.tree.map(shape, view.pages)
 
 
-def data_group_of(part: tuple[slice, ...] | None, views: int) -> int:
-    """The data group whose part of a content's arrays this is."""
+def replica_of(part: tuple[slice, ...] | None, views: int) -> int:
+    """The replica whose part of a content's arrays this is."""
     return 0 if part is None else (part[0].start or 0) // views
 
 
@@ -71,7 +71,7 @@ def check_alike(cache: PagedAttentionCache) -> None:
     Raises:
         NotImplementedError: the layers' pages are not all of one shape.
     """
-    kinds = {(view.pages.data.shape[1:], view.pages.row, view.mesh, view.pages_spec) for view in cache.views}
+    kinds = {(view.pages.data.shape[1:], view.pages.layout, view.mesh, view.pages_spec) for view in cache.views}
     if len(kinds) > 1:
         raise NotImplementedError(
             f"the cache's layers have pages of {len(kinds)} kinds (heads, page size, row, sharding), but pages are "
@@ -100,7 +100,7 @@ def chunks(n: int) -> list[slice]:
 
 
 def on_devices(function: Callable[..., Any], cache: PagedAttentionCache, page_ids: Any, *contents: Any) -> Any:
-    """`function(views' pages, page_ids, *contents)` on each device's part of the pages, with the ids of its data group.
+    """`function(views' pages, page_ids, *contents)` on each device's part of the pages, with the ids of its replica.
 
     `page_ids` has a leading axis `[groups]`, which `function` does not see. The result is split as pages are.
     """
@@ -117,7 +117,7 @@ def on_devices(function: Callable[..., Any], cache: PagedAttentionCache, page_id
 
 
 def sent(cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "*lead n"]) -> Int32[Array, "*lead n"]:
-    """Page ids on the devices, of each data group on its own; nothing else of a call is transferred.
+    """Page ids on the devices, of each replica on its own; nothing else of a call is transferred.
 
     Every process has all ids and sends those of its devices, so that none waits for another.
     """
@@ -168,7 +168,7 @@ def _or_outside(array: Array, page_ids: Array) -> Array:
 
 
 @jax.jit
-def _read(cache: PagedAttentionCache, page_ids: Int32[Array, "groups n"]) -> list[KVPages]:
+def _read(cache: PagedAttentionCache, page_ids: Int32[Array, "replicas n"]) -> list[KVPages]:
     def part(views: list[KVPages], page_ids: Array) -> list[KVPages]:
         taken = [jax.tree.map(lambda array: take(array, page_ids), pages) for pages in views]
         stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays, axis=1), *taken)  # [n, views, kv_heads, ...]
@@ -178,7 +178,7 @@ def _read(cache: PagedAttentionCache, page_ids: Int32[Array, "groups n"]) -> lis
 
 
 def _write_all(
-    cache: PagedAttentionCache, page_ids: Int32[Array, "groups n"], contents: list[KVPages]
+    cache: PagedAttentionCache, page_ids: Int32[Array, "replicas n"], contents: list[KVPages]
 ) -> PagedAttentionCache:
     def part(views: list[KVPages], page_ids: Array, contents: list[KVPages]) -> list[KVPages]:
         def into(view: int, array: Array, *pages: Array) -> Array:

@@ -10,7 +10,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Int32
 
 from paged_cache._src.cache.cache import PagedAttentionCache
-from paged_cache._src.transfer.contents import check_alike, content_shape, data_group_of
+from paged_cache._src.transfer.contents import check_alike, content_shape, replica_of
 from paged_kernels import KVPages
 
 PINNED = "pinned_host"
@@ -21,7 +21,7 @@ Held = dict[tuple[int, jax.Device], Array | np.ndarray]
 
 
 class HostPages:
-    """Room on the host for the contents of `num_pages` pages of each data group, in parts as the devices have them.
+    """Room on the host for the contents of `num_pages` pages of each replica, in parts as the devices have them.
 
     They lie in pinned memory where the devices have that kind, and a copy then does not wait for the host; otherwise
     in numpy arrays. A host page takes memory when it is first used, and keeps it. `apply_moves` fills and reads host
@@ -32,9 +32,9 @@ class HostPages:
         """See `create`.
 
         Args:
-            num_pages: host pages of each data group.
+            num_pages: host pages of each replica.
             shape: of a content, as `content_shape` gives it.
-            groups: data groups.
+            groups: replicas.
             memory_kind: jax's name of the memory that the pages shall lie in; `None` for numpy arrays.
         """
         self.num_pages = num_pages
@@ -42,8 +42,8 @@ class HostPages:
         self._shape = shape
         views = shape.data.shape[0] // groups
         parts = shape.data.sharding.addressable_devices_indices_map(shape.data.shape)
-        self._groups = {device: data_group_of(part, views) for device, part in parts.items()}
-        self._held: dict[tuple[int, int], Held] = {}  # by data group and host page
+        self._groups = {device: replica_of(part, views) for device, part in parts.items()}
+        self._held: dict[tuple[int, int], Held] = {}  # by replica and host page
 
     @classmethod
     def create(cls, cache: PagedAttentionCache, num_host_pages: int) -> Self:
@@ -61,7 +61,7 @@ class HostPages:
         shape = content_shape(cache)
         memories = [device.addressable_memories() for device in shape.data.sharding.addressable_devices]
         pinned = all(PINNED in {memory.kind for memory in each} for each in memories)
-        return cls(num_host_pages, shape, cache.views[0].groups, PINNED if pinned else None)
+        return cls(num_host_pages, shape, cache.views[0].replicas, PINNED if pinned else None)
 
     @property
     def nbytes(self) -> int:
@@ -76,7 +76,7 @@ class HostPages:
         return self.num_pages * part * len(self._groups)
 
     def store(
-        self, host_pages: Int32[np.ndarray, "groups n"], contents: Sequence[KVPages]
+        self, host_pages: Int32[np.ndarray, "replicas n"], contents: Sequence[KVPages]
     ) -> list[Array] | list[np.ndarray]:
         """Copy these contents to these host pages; a group's part for host page 0 goes nowhere.
 
@@ -96,7 +96,7 @@ class HostPages:
             self._held.setdefault(page, {})[part_of] = copy
         return copies
 
-    def held(self, host_pages: Int32[np.ndarray, "groups n"]) -> list[Held]:
+    def held(self, host_pages: Int32[np.ndarray, "replicas n"]) -> list[Held]:
         """What these host pages hold in this process, whatever is stored in them later; of host page 0 nothing.
 
         Raises:
@@ -124,7 +124,7 @@ class HostPages:
     def _stored(self, page: tuple[int, int]) -> Held:
         if page not in self._held:
             raise ValueError(
-                f"host page {page[1]} of data group {page[0]} holds nothing; give apply_moves every list of "
+                f"host page {page[1]} of replica {page[0]} holds nothing; give apply_moves every list of "
                 "PageManager.take_moves, in order, and the same HostPages each time"
             )
         return self._held[page]

@@ -14,8 +14,8 @@ from paged_cache._src.transfer.contents import (
     check_alike,
     chunks,
     content_shape,
-    data_group_of,
     read_contents,
+    replica_of,
     write_contents,
 )
 from paged_cache._src.transfer.host_pages import HostPages
@@ -29,11 +29,11 @@ def layout_of(cache: PagedAttentionCache) -> dict[str, Any]:
     """What two caches must have in common for one's pages to be of use in the other, as JSON can say it."""
     pages = cache.views[0].pages
     sizes = {"page_size": pages.page_size, "kv_heads": pages.num_kv_heads, "views": len(cache.views)}
-    return sizes | dataclasses.asdict(pages.row)
+    return sizes | dataclasses.asdict(pages.layout)
 
 
-def check_pool(cache: PagedAttentionCache, num_pages: int, data_group: int) -> None:
-    """Refuse a manager of more pages than the cache has, a data group that it has not, and layers that differ.
+def check_pool(cache: PagedAttentionCache, num_pages: int, replica: int) -> None:
+    """Refuse a manager of more pages than the cache has, a replica that it has not, and layers that differ.
 
     Raises:
         ValueError: says which of the first two.
@@ -41,9 +41,9 @@ def check_pool(cache: PagedAttentionCache, num_pages: int, data_group: int) -> N
     """
     check_alike(cache)
     view = cache.views[0]
-    if not 0 <= data_group < view.groups:
-        raise ValueError(f"data_group={data_group} must lie in 0..{view.groups - 1}, the cache's data groups")
-    pool = view.pages.num_pages // view.groups
+    if not 0 <= replica < view.replicas:
+        raise ValueError(f"replica={replica} must lie in 0..{view.replicas - 1}, the cache's replicas")
+    pool = view.pages.num_pages // view.replicas
     if num_pages > pool:
         raise ValueError(f"the manager has num_pages={num_pages}, but the cache has {pool}; both must have as many")
 
@@ -80,31 +80,31 @@ def check_fits(cache: PagedAttentionCache, layout: dict[str, Any], arrays: dict[
 
 
 def arrays_from_pages(
-    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, " n"], data_group: int, progress: Progress = iter
+    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, " n"], replica: int, progress: Progress = iter
 ) -> dict[str, np.ndarray]:
-    """What these pages of one data group hold: for each view `[n, kv_heads, ...]`, its data and its scales.
+    """What these pages of one replica hold: for each view `[n, kv_heads, ...]`, its data and its scales.
 
     Raises:
         NotImplementedError: other processes have parts of the pages.
     """
     _check_addressable(cache)
     arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in _array_types(cache, len(page_ids)).items()}
-    ids = _of_group(cache, page_ids, data_group)
+    ids = _of_group(cache, page_ids, replica)
     for chunk in progress(chunks(len(page_ids))):
         for index, content in enumerate(jax.device_get(read_contents(cache, ids[:, chunk])), start=chunk.start):
-            for name, array in _by_view(content, data_group, len(cache.views)).items():
+            for name, array in _by_view(content, replica, len(cache.views)).items():
                 arrays[name][index] = array
     return arrays
 
 
 def pages_from_arrays(
-    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, " n"], arrays: dict[str, np.ndarray], data_group: int
+    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, " n"], arrays: dict[str, np.ndarray], replica: int
 ) -> PagedAttentionCache:
-    """The cache, donated, with the arrays' pages in these pages of one data group, but for the null page."""
-    ids = _of_group(cache, page_ids, data_group)
+    """The cache, donated, with the arrays' pages in these pages of one replica, but for the null page."""
+    ids = _of_group(cache, page_ids, replica)
     wanted = np.flatnonzero(page_ids)
     for chunk in chunks(len(wanted)):
-        contents = [_place(cache, arrays, index, data_group) for index in wanted[chunk].tolist()]
+        contents = [_place(cache, arrays, index, replica) for index in wanted[chunk].tolist()]
         cache = write_contents(cache, ids[:, wanted[chunk]], contents)
         if chunk.stop < len(wanted):  # else the next contents would need memory beside these
             jax.block_until_ready(cache)
@@ -127,17 +127,17 @@ def _kinds(pages: KVPages) -> dict[str, Any]:
     return {"data": pages.data} if pages.scales is None else {"data": pages.data, "scales": pages.scales}
 
 
-def _by_view(content: KVPages, data_group: int, views: int) -> dict[str, np.ndarray]:
+def _by_view(content: KVPages, replica: int, views: int) -> dict[str, np.ndarray]:
     """A group's part of a content, as arrays."""
     return {
-        _name(view, kind): array[data_group * views + view]
+        _name(view, kind): array[replica * views + view]
         for kind, array in _kinds(content).items()
         for view in range(views)
     }
 
 
-def _place(cache: PagedAttentionCache, arrays: dict[str, np.ndarray], index: int, data_group: int) -> KVPages:
-    """The content of one of the arrays' pages on the devices of a data group, and zeros on the others."""
+def _place(cache: PagedAttentionCache, arrays: dict[str, np.ndarray], index: int, replica: int) -> KVPages:
+    """The content of one of the arrays' pages on the devices of a replica, and zeros on the others."""
     shape, views = content_shape(cache), len(cache.views)
 
     def place(kind: str, like: Array) -> Array:
@@ -145,7 +145,7 @@ def _place(cache: PagedAttentionCache, arrays: dict[str, np.ndarray], index: int
 
         def part(where: tuple[slice, ...] | None) -> np.ndarray:
             heads = page if where is None else page[(slice(None), *where[1:])]
-            return heads if data_group_of(where, views) == data_group else np.zeros_like(heads)
+            return heads if replica_of(where, views) == replica else np.zeros_like(heads)
 
         return jax.make_array_from_callback(like.shape, like.sharding, part)
 
@@ -153,11 +153,11 @@ def _place(cache: PagedAttentionCache, arrays: dict[str, np.ndarray], index: int
 
 
 def _of_group(
-    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, " n"], data_group: int
-) -> Int32[np.ndarray, "groups n"]:
-    """The ids for one data group, and null pages for the others."""
-    ids = np.zeros((cache.views[0].groups, len(page_ids)), np.int32)
-    ids[data_group] = page_ids
+    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, " n"], replica: int
+) -> Int32[np.ndarray, "replicas n"]:
+    """The ids for one replica, and null pages for the others."""
+    ids = np.zeros((cache.views[0].replicas, len(page_ids)), np.int32)
+    ids[replica] = page_ids
     return ids
 
 

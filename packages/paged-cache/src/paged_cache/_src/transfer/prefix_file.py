@@ -34,7 +34,7 @@ def save_prefix_cache(
     manager: PageManager,
     *,
     model: str = "",
-    data_group: int = 0,
+    replica: int = 0,
     progress: Progress = iter,
 ) -> None:
     """Write every page that can be found, and what it is found by, to a safetensors file with checksums.
@@ -47,16 +47,16 @@ def save_prefix_cache(
         cache: the pages of all layers.
         manager: knows which pages can be found.
         model: what has computed the pages, such as a model's name and revision.
-        data_group: with a `data_axis`, the data group whose manager it is.
+        replica: with a `data_axis`, the replica whose manager it is.
         progress: a bar to put around the reading of the pages, such as `tqdm.tqdm`.
 
     Raises:
         NotImplementedError: the layers' pages are not all of one shape, or other processes have parts of them.
     """
-    check_pool(cache, manager.num_pages, data_group)
+    check_pool(cache, manager.num_pages, replica)
     kept = manager.kept_pages()
     page_ids = np.array([content.page for content in kept], np.int32)
-    arrays = arrays_from_pages(cache, page_ids, data_group, progress)
+    arrays = arrays_from_pages(cache, page_ids, replica, progress)
     facts = {"pages": len(kept), "layout": layout_of(cache), **_origin(manager, model)}
     Archive(KIND, facts, arrays | _kept_arrays(kept)).save(path)
 
@@ -67,7 +67,7 @@ def load_prefix_cache(
     manager: PageManager,
     *,
     model: str = "",
-    data_group: int = 0,
+    replica: int = 0,
     host: HostPages | None = None,
 ) -> PagedAttentionCache:
     """The cache, donated, with the file's pages in empty ones, where the manager finds them from now on.
@@ -80,7 +80,7 @@ def load_prefix_cache(
         cache: the pages of all layers.
         manager: gets the pages.
         model: what the caller computes with; the file must say the same.
-        data_group: with a `data_axis`, the data group whose manager it is.
+        replica: with a `data_axis`, the replica whose manager it is.
         host: as for `apply_moves`, for moves that are waiting; needed if the manager has host pages.
 
     Raises:
@@ -89,7 +89,7 @@ def load_prefix_cache(
         FileNotFoundError: there is no such file.
         NotImplementedError: the layers' pages are not all of one shape.
     """
-    check_pool(cache, manager.num_pages, data_group)
+    check_pool(cache, manager.num_pages, replica)
     check_host(manager, host)
     archive = Archive.load(path, KIND)
     check_fits(cache, archive.facts["layout"], archive.arrays, archive.facts["pages"])
@@ -100,8 +100,8 @@ def load_prefix_cache(
                 "the same, or start with an empty cache"
             )
     page_ids = manager.restore(_kept_pages(archive.arrays))
-    cache = apply_moves_by_group(cache, moves_of_one(cache, manager.take_moves(), data_group), host)
-    return pages_from_arrays(cache, page_ids, archive.arrays, data_group)
+    cache = apply_moves_by_group(cache, moves_of_one(cache, manager.take_moves(), replica), host)
+    return pages_from_arrays(cache, page_ids, archive.arrays, replica)
 
 
 def _origin(manager: PageManager, model: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class SequencePages:
     groups: tuple[LayerGroup, ...]
     """The groups of layers that have page tables."""
     layout: dict[str, Any]
-    """Page size, heads, number of views, and the fields of `RowLayout`."""
+    """Page size, heads, number of views, and the fields of `KVLayout`."""
     arrays: dict[str, np.ndarray]
     """The pages: `view.0.data` `[n, kv_heads, page_size, storage_lanes]`, `view.0.scales` if they have any, ..."""
 
@@ -89,9 +89,7 @@ class SequencePages:
         )
 
 
-def export_sequence(
-    cache: PagedAttentionCache, manager: PageManager, seq: int, *, data_group: int = 0
-) -> SequencePages:
+def export_sequence(cache: PagedAttentionCache, manager: PageManager, seq: int, *, replica: int = 0) -> SequencePages:
     """What the pages of a sequence hold, as far as it is computed; the sequence stays as it is.
 
     Call it when all of `manager.take_moves` has been applied to the cache.
@@ -100,13 +98,13 @@ def export_sequence(
         cache: the pages of all layers.
         manager: whose sequence it is.
         seq: the sequence.
-        data_group: with a `data_axis`, the data group whose manager it is.
+        replica: with a `data_axis`, the replica whose manager it is.
 
     Raises:
         ValueError: nothing of the sequence is computed, its tokens are not known, or it is swapped out.
         NotImplementedError: the layers' pages are not all of one shape, or other processes have parts of them.
     """
-    check_pool(cache, manager.num_pages, data_group)
+    check_pool(cache, manager.num_pages, replica)
     (computed,), (cross_tokens,) = manager.computed(seq).tolist(), manager.cross_tokens(seq).tolist()
     token_ids = manager.token_ids(seq)[:computed]
     if not computed or token_ids.min() < 0:
@@ -114,7 +112,7 @@ def export_sequence(
             f"sequence {seq} has {computed} computed tokens, {(token_ids < 0).sum()} of them not known; export it "
             "after commit, and tell extend or commit the token ids"
         )
-    tables = manager.tables(seq)[:, 0]
+    tables = manager.page_tables(seq)[:, 0]
     tokens = np.array([computed if group.grows else cross_tokens for group in manager.groups])
     within = np.arange(tables.shape[1]) * manager.page_size < tokens[:, None]
     places = np.argwhere((tables > 0) & within).astype(np.int32)
@@ -124,7 +122,7 @@ def export_sequence(
         places=places,
         groups=manager.groups,
         layout=layout_of(cache),
-        arrays=arrays_from_pages(cache, tables[tuple(places.T)], data_group),
+        arrays=arrays_from_pages(cache, tables[tuple(places.T)], replica),
     )
 
 
@@ -137,7 +135,7 @@ def import_sequence(
     adapter: str = "",
     media: Sequence[Media] = (),
     host: HostPages | None = None,
-    data_group: int = 0,
+    replica: int = 0,
 ) -> tuple[PagedAttentionCache, int]:
     """The cache, donated, with these pages in it, and the new sequence whose they are, all of it computed.
 
@@ -152,14 +150,14 @@ def import_sequence(
         adapter: as for `Prompt`.
         media: as for `Prompt`.
         host: as for `apply_moves`, for moves that are waiting; needed if the manager has host pages.
-        data_group: with a `data_axis`, the data group whose manager it is.
+        replica: with a `data_axis`, the replica whose manager it is.
 
     Raises:
         ValueError: the pages do not fit the cache or the manager; nothing is taken.
         OutOfPages: not enough pages are free; nothing is taken.
         NotImplementedError: the layers' pages are not all of one shape.
     """
-    check_pool(cache, manager.num_pages, data_group)
+    check_pool(cache, manager.num_pages, replica)
     check_host(manager, host)
     check_fits(cache, pages.layout, pages.arrays, len(pages.places))
     if (manager.groups, manager.page_size) != (pages.groups, pages.layout["page_size"]):
@@ -170,8 +168,8 @@ def import_sequence(
     prompt = Prompt(pages.token_ids, namespace=namespace, adapter=adapter, media=media)
     seq = manager.admit(prompt, cross_tokens=pages.cross_tokens, arriving=True)
     (computed,) = manager.computed(seq).tolist()
-    cache = apply_moves_by_group(cache, moves_of_one(cache, manager.take_moves(), data_group), host)
-    cache = pages_from_arrays(cache, _targets(manager, seq, pages, computed), pages.arrays, data_group)
+    cache = apply_moves_by_group(cache, moves_of_one(cache, manager.take_moves(), replica), host)
+    cache = pages_from_arrays(cache, _targets(manager, seq, pages, computed), pages.arrays, replica)
     manager.commit(seq, len(prompt) - computed)
     return cache, seq
 
@@ -181,4 +179,4 @@ def _targets(manager: PageManager, seq: int, pages: SequencePages, computed: int
     group, index = pages.places.T
     grows = np.array([each.grows for each in pages.groups])[group]
     here = grows & (index < computed // manager.page_size)
-    return np.where(here, 0, manager.tables(seq)[group, 0, index]).astype(np.int32)
+    return np.where(here, 0, manager.page_tables(seq)[group, 0, index]).astype(np.int32)

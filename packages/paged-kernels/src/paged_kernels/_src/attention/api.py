@@ -28,7 +28,7 @@ def paged_attention(
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
-    heads: HeadParams | None = None,
+    head_params: HeadParams | None = None,
     *,
     backend: Backend | None = None,
     block_sizes: BlockSizes | None = None,
@@ -40,7 +40,7 @@ def paged_attention(
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
-    heads: HeadParams | None = None,
+    head_params: HeadParams | None = None,
     *,
     backend: Backend | None = None,
     block_sizes: BlockSizes | None = None,
@@ -51,7 +51,7 @@ def paged_attention(
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
-    heads: HeadParams | None = None,
+    head_params: HeadParams | None = None,
     *,
     backend: Backend | None = None,
     block_sizes: BlockSizes | None = None,
@@ -68,7 +68,7 @@ def paged_attention(
         pages: one layer's keys and values; the batch's own tokens must have been written (`write_kv`).
         batch: which rows belong to which sequence, and its pages.
         spec: scale, masks and cap.
-        heads: sinks and ALiBi slopes of the query heads.
+        head_params: sinks and ALiBi slopes of the query heads.
         backend: `None` picks by platform.
         block_sizes: how a backend cuts the work; never changes the result beyond rounding. `None` picks by chip.
         return_lse: also return the log of the softmax denominator, `log sum_p exp(s(t, p))` (and the sink),
@@ -80,10 +80,12 @@ def paged_attention(
         NotImplementedError: the backend does not have what the arguments ask for, or a gradient is taken through one
             that has none; says what does.
     """
-    heads = heads or HeadParams()
-    check_attention_inputs(q, pages, batch, heads)
+    head_params = head_params or HeadParams()
+    check_attention_inputs(q, pages, batch, head_params)
     backend = resolve_backend(backend)
-    out, lse = _attend(q, pages, batch, spec, heads, backend=backend, block_sizes=block_sizes, return_lse=return_lse)
+    out, lse = _attend(
+        q, pages, batch, spec, head_params, backend=backend, block_sizes=block_sizes, return_lse=return_lse
+    )
     return (out, lse) if return_lse else out
 
 
@@ -94,21 +96,21 @@ def _attend(
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
-    heads: HeadParams,
+    head_params: HeadParams,
     *,
     backend: Backend,
     block_sizes: BlockSizes | None,
     return_lse: bool,
 ) -> tuple[Output, LogSumExp | None]:
     if backend == "reference":
-        return paged_attention_reference(q, pages, batch, spec, heads)
+        return paged_attention_reference(q, pages, batch, spec, head_params)
 
-    def attend(q, pages, batch, heads):
+    def attend(q, pages, batch, head_params):
         if backend == "xla":
-            return paged_attention_xla(q, pages, batch, spec, heads, block_sizes=block_sizes)
+            return paged_attention_xla(q, pages, batch, spec, head_params, block_sizes=block_sizes)
         interpret = backend == "tpu_interpret"
         return paged_attention_tpu(
-            q, pages, batch, spec, heads, block_sizes=block_sizes, interpret=interpret, return_lse=return_lse
+            q, pages, batch, spec, head_params, block_sizes=block_sizes, interpret=interpret, return_lse=return_lse
         )
 
-    return without_gradient(attend, backend)(q, pages, batch, heads)
+    return without_gradient(attend, backend)(q, pages, batch, head_params)

@@ -18,7 +18,7 @@ def paged_attention_reference(
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
-    heads: HeadParams,
+    head_params: HeadParams,
 ) -> tuple[Float[Array, "tokens q_heads v_head_dim"], Float[Array, "tokens q_heads"]]:
     """The output in `q.dtype`, and the log of each row's softmax denominator (-inf for a row that is no token)."""
     exact = jax.dtypes.canonicalize_dtype(jnp.float64)  # float32 where float64 is not enabled
@@ -28,7 +28,8 @@ def paged_attention_reference(
     rows = token_rows(batch, tokens)
     p = jnp.arange(batch.pages_per_seq * pages.page_size)  # the position of each key
     sinks, slopes = (
-        None if x is None else x.astype(exact).reshape(kv_heads, -1) for x in (heads.sinks, heads.alibi_slopes)
+        None if x is None else x.astype(exact).reshape(kv_heads, -1)
+        for x in (head_params.sinks, head_params.alibi_slopes)
     )
 
     def attend(row):

@@ -24,7 +24,7 @@ def write_kv(
     """Pages that hold the batch's new keys and values, each at its token's position; all else is unchanged.
 
     Row `r` of sequence `i` at position `p` goes to slot `p % page_size` of page `page_table[i, p // page_size]`,
-    rounded to the pages' dtype; for types with scales, each row of K and of V gets a scale of its own (`RowLayout`).
+    rounded to the pages' dtype; for types with scales, each row of K and of V gets a scale of its own (`KVLayout`).
     Padding, gaps and rows for the null page are not written. Donate `pages` to `jax.jit` and nothing is copied.
 
     Args:

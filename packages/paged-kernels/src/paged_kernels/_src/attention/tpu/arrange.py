@@ -14,9 +14,9 @@ def arrange_q(
     """The left operands; within a part, row `g * operand_rows + r` is its query head `g` of token row `r`."""
     c = config
     q = jnp.pad(q, ((0, c.q_blocks * c.q_rows - c.tokens), (0, 0), (0, 0)))
-    q = q.reshape(-1, c.operand_rows, c.parts * c.part, c.row.k_dim).swapaxes(1, 2)
-    q = q.reshape(-1, c.parts, c.part * c.operand_rows, c.row.k_dim)
-    q = jnp.pad(q, ((0, 0), (0, 0), (0, c.rows - c.part * c.operand_rows), (0, c.q_lanes - c.row.k_dim)))
+    q = q.reshape(-1, c.operand_rows, c.parts * c.part, c.layout.k_dim).swapaxes(1, 2)
+    q = q.reshape(-1, c.parts, c.part * c.operand_rows, c.layout.k_dim)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, c.rows - c.part * c.operand_rows), (0, c.q_lanes - c.layout.k_dim)))
     return q.astype(c.compute_dtype)
 
 
@@ -35,7 +35,7 @@ def restore_output(
     operands: Float[Array, "operands parts rows out_lanes"], config: Config
 ) -> Float[Array, "tokens q_heads v_head_dim"]:
     """The output rows, without the lanes that are not V's."""
-    row = config.row
+    row = config.layout
     first = row.v_start - row.v_lanes.start
     return restore_rows(operands[..., first : first + row.v_dim], config)
 

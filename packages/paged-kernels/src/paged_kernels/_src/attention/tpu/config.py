@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paged_kernels._src.attention.tpu.scales import pages_per_register
-from paged_kernels._src.kv_layout import RowLayout
+from paged_kernels._src.kv_layout import KVLayout
 from paged_kernels._src.spec import AttentionSpec
 from paged_kernels._src.tpu.registers import LANES, SUBLANES, cdiv, round_up
 
@@ -34,7 +34,7 @@ class Config:
     kv_heads: int
     group: int
     """Query heads for each KV head."""
-    row: RowLayout
+    layout: KVLayout
     page_size: int
     pages_per_seq: int
     q_rows: int
@@ -113,22 +113,22 @@ class Config:
     @property
     def clears_unseen(self) -> bool:
         """Whether values that no row sees are zeroed in VMEM, and not each time that they are loaded."""
-        return self.decode and not self.row.is_quantised
+        return self.decode and not self.layout.is_quantised
 
     @property
     def q_lanes(self) -> int:
         """Lanes of q: those of the registers that hold K."""
-        return self.row.k_lanes.stop
+        return self.layout.k_lanes.stop
 
     @property
     def out_lanes(self) -> int:
         """Lanes of the output: those of the registers that hold V."""
-        return self.row.v_lanes.stop - self.row.v_lanes.start
+        return self.layout.v_lanes.stop - self.layout.v_lanes.start
 
     @property
     def compute_dtype(self) -> np.dtype:
         """Type of the operands of both products."""
-        return self.q_dtype if self.row.is_quantised else jnp.promote_types(self.q_dtype, self.row.dtype)
+        return self.q_dtype if self.layout.is_quantised else jnp.promote_types(self.q_dtype, self.layout.dtype)
 
     @property
     def part_rows(self) -> int:
@@ -144,7 +144,7 @@ class Config:
     def scales_shape(self) -> tuple[int, int, int]:
         """The scales of a block's pages, held in such a number that their keys fill whole registers."""
         pages = round_up(self.kv_pages, pages_per_register(self.page_size))
-        return (pages, self.kv_heads, self.row.scale_lanes(self.page_size))
+        return (pages, self.kv_heads, self.layout.scale_lanes(self.page_size))
 
     @property
     def lse_rows(self) -> int:

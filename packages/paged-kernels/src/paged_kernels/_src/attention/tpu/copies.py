@@ -58,9 +58,11 @@ class PageBuffers:
     @classmethod
     def shapes(cls, c: Config) -> "PageBuffers":
         """What to allocate."""
-        quantised, chunks = c.row.is_quantised, c.chunks if c.decode else 1
+        quantised, chunks = c.layout.is_quantised, c.chunks if c.decode else 1
         return cls(
-            kv=pltpu.VMEM((c.buffers, c.kv_heads, c.kv_pages, c.page_size, c.row.storage_lanes), c.row.storage_dtype),
+            kv=pltpu.VMEM(
+                (c.buffers, c.kv_heads, c.kv_pages, c.page_size, c.layout.storage_lanes), c.layout.storage_dtype
+            ),
             kv_arrived=pltpu.SemaphoreType.DMA((c.buffers, chunks)),
             scales=pltpu.VMEM((c.buffers, *c.scales_shape), jnp.float32) if quantised else None,
             scales_arrived=pltpu.SemaphoreType.DMA((c.buffers, chunks)) if quantised else None,

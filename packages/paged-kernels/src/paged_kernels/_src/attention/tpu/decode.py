@@ -209,7 +209,7 @@ class DecodeStep:
         pages = self.scratch.pages.kv.at[self.stream.slot(block)]
 
         def clear(page, _):
-            values = pages.at[:, i * c.chunk_pages + page, :, c.row.v_lanes]
+            values = pages.at[:, i * c.chunk_pages + page, :, c.layout.v_lanes]
             p = (chunk.page + page) * c.page_size + jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
             values[...] = jnp.where((p >= first) & (p < end), values[...], jnp.zeros_like(values))
 

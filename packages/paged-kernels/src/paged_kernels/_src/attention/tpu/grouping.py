@@ -39,7 +39,7 @@ def group_pages(pages: KVPages, batch: RaggedBatch) -> tuple[KVPages, RaggedBatc
     table = jnp.pad(batch.page_table, ((0, 0), (0, groups * count - batch.pages_per_seq)))
     ids = table.reshape(-1, count)
     rows, scales = pages.take(ids)
-    grouped = KVPages.from_rows(_join(rows), None if scales is None else _join(scales), pages.row)
+    grouped = KVPages.from_rows(_join(rows), None if scales is None else _join(scales), pages.layout)
     table = jnp.arange(len(ids), dtype=jnp.int32).reshape(-1, groups)
     return grouped, dataclasses.replace(batch, page_table=table)
 

@@ -41,7 +41,7 @@ def paged_attention_tpu(
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
-    heads: HeadParams,
+    head_params: HeadParams,
     *,
     block_sizes: BlockSizes | None,
     interpret: Interpret,
@@ -54,7 +54,7 @@ def paged_attention_tpu(
         pages: keys and values, float32, bfloat16 or a type with scales.
         batch: the sequences; `max_q_len=1` compiles for decode.
         spec: what to compute.
-        heads: sinks and ALiBi slopes.
+        head_params: sinks and ALiBi slopes.
         block_sizes: `None` picks by chip.
         interpret: `True` for Pallas's TPU interpreter at its strictest, or the interpreter's own parameters.
         return_lse: whether to compute the log-sum-exp, which is `None` otherwise.
@@ -67,16 +67,16 @@ def paged_attention_tpu(
     chip = chip_in_scope()
 
     def attend(q, batch, block_sizes):
-        config = make_config(q, pages, batch, spec, heads, block_sizes=block_sizes, chip=chip)
+        config = make_config(q, pages, batch, spec, head_params, block_sizes=block_sizes, chip=chip)
         config = dataclasses.replace(config, has_lse=return_lse)
-        check_fits(config, chip, max_tiles(config.tokens, batch.seqs, config.q_rows) + 1)
+        check_fits(config, chip, max_tiles(config.tokens, batch.max_seqs, config.q_rows) + 1)
         with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
-            inputs = Inputs.arranged(q, pages, batch, heads, config)
+            inputs = Inputs.arranged(q, pages, batch, head_params, config)
             return _call_kernel(inputs, batch, config, chip=chip, interpret=interpreter(interpret))
 
-    q_rows = make_config(q, pages, batch, spec, heads, block_sizes=block_sizes, chip=chip).q_rows
+    q_rows = make_config(q, pages, batch, spec, head_params, block_sizes=block_sizes, chip=chip).q_rows
     # A row alone costs no more than a small block. A batch of one sequence is taken to be no decode.
-    if q_rows <= MIN_Q_ROWS or batch.max_q_len == 1 or batch.seqs == 1:
+    if q_rows <= MIN_Q_ROWS or batch.max_q_len == 1 or batch.max_seqs == 1:
         return attend(q, batch, block_sizes)
     rows, singles, rest = take_singles(batch, len(q))
     of_singles = attend(q.at[rows].get(mode="clip"), singles, None)
@@ -111,7 +111,7 @@ def make_config(
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
-    heads: HeadParams,
+    head_params: HeadParams,
     *,
     block_sizes: BlockSizes | None,
     chip: Chip,
@@ -125,7 +125,7 @@ def make_config(
         tokens=tokens,
         kv_heads=pages.num_kv_heads,
         group=group,
-        row=pages.row,
+        layout=pages.layout,
         page_size=pages.page_size,
         pages_per_seq=batch.pages_per_seq,
         q_rows=q_rows_for(tokens, batch.max_q_len, sizes.q_rows),
@@ -134,8 +134,8 @@ def make_config(
         buffers=BUFFERS,
         q_dtype=q.dtype,
         decode=batch.max_q_len == 1,
-        has_sinks=heads.sinks is not None,
-        has_alibi=heads.alibi_slopes is not None,
+        has_sinks=head_params.sinks is not None,
+        has_alibi=head_params.alibi_slopes is not None,
         tree_words=0 if batch.tree_mask is None else batch.tree_mask.shape[1],
         reads_e4m3b11=chip.reads_e4m3b11,
     )
@@ -146,7 +146,7 @@ def make_config(
 def default_block_sizes(q: Array, pages: KVPages, batch: RaggedBatch, chip: Chip) -> BlockSizes:
     """Those that a search found for the shape on this chip, else by the heuristic."""
     decode, group = batch.max_q_len == 1, q.shape[1] // pages.num_kv_heads
-    itemsize = q.dtype.itemsize if pages.row.is_quantised else max(q.dtype.itemsize, pages.data.dtype.itemsize)
+    itemsize = q.dtype.itemsize if pages.layout.is_quantised else max(q.dtype.itemsize, pages.data.dtype.itemsize)
     shape = Shape(
         mode="decode" if decode else "prefill",
         group=group,
@@ -161,8 +161,8 @@ def default_block_sizes(q: Array, pages: KVPages, batch: RaggedBatch, chip: Chip
 
 
 def _check_supported(q: Array, pages: KVPages) -> None:
-    for name, dtype in (("q", q.dtype.name), ("pages", pages.row.dtype)):
-        quantised = name == "pages" and pages.row.is_quantised
+    for name, dtype in (("q", q.dtype.name), ("pages", pages.layout.dtype)):
+        quantised = name == "pages" and pages.layout.is_quantised
         if dtype not in KERNEL_DTYPES and not quantised:
             raise NotImplementedError(
                 f"{name} has dtype {dtype}; the TPU kernel has float32 and bfloat16: cast it, or use backend='xla'"

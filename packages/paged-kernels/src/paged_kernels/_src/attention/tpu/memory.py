@@ -31,7 +31,7 @@ class Inputs:
     slopes: Memory  # VMEM [parts, part_rows, 128], to base 2, or None
 
     @classmethod
-    def arranged(cls, q: jax.Array, pages: KVPages, batch: RaggedBatch, heads: HeadParams, c: Config) -> "Inputs":
+    def arranged(cls, q: jax.Array, pages: KVPages, batch: RaggedBatch, head_params: HeadParams, c: Config) -> "Inputs":
         """The contract's arguments as the kernel wants them."""
         return cls(
             table=arrange.arrange_table(batch.page_table, pages.num_pages, c),
@@ -39,8 +39,8 @@ class Inputs:
             data=pages.data,
             scales=pages.scales,
             tree=None if batch.tree_mask is None else arrange.arrange_tree(batch.tree_mask, c),
-            sinks=None if heads.sinks is None else arrange.arrange_heads(heads.sinks, c),
-            slopes=None if heads.alibi_slopes is None else arrange.arrange_heads(heads.alibi_slopes, c),
+            sinks=None if head_params.sinks is None else arrange.arrange_heads(head_params.sinks, c),
+            slopes=None if head_params.alibi_slopes is None else arrange.arrange_heads(head_params.alibi_slopes, c),
         )
 
     def specs(self) -> "Inputs":
@@ -69,7 +69,7 @@ class Scratch:
     @classmethod
     def shapes(cls, c: Config) -> "Scratch":
         """What to allocate."""
-        scales = (c.row.scales_per_row, c.kv_heads, c.scales_shape[0] * c.page_size)
+        scales = (c.layout.scales_per_row, c.kv_heads, c.scales_shape[0] * c.page_size)
         return cls(
             pages=PageBuffers.shapes(c),
             rows=RowBuffers.shapes(c),
@@ -77,6 +77,6 @@ class Scratch:
             l=pltpu.VMEM((c.parts, c.rows, LANES), jnp.float32),
             acc=pltpu.VMEM((c.parts, c.rows, c.out_lanes), jnp.float32),
             lse=pltpu.VMEM((c.lse_rows + c.decode * c.parts * c.rows, LANES), jnp.float32) if c.has_lse else None,
-            scales=pltpu.VMEM(scales, jnp.float32) if c.row.is_quantised else None,
+            scales=pltpu.VMEM(scales, jnp.float32) if c.layout.is_quantised else None,
             notes=notes_shape(c) if c.decode else None,
         )

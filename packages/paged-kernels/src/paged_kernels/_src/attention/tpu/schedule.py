@@ -61,7 +61,7 @@ def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: 
     """The tiles of a batch; gaps, padding and rows before position 0 have none."""
     end = jnp.minimum(batch.cu_q_lens[1:], tokens)
     kv_lens = jnp.minimum(batch.kv_lens, batch.pages_per_seq * page_size)
-    in_use = (jnp.arange(batch.seqs) < batch.num_seqs) & (kv_lens > 0)
+    in_use = (jnp.arange(batch.max_seqs) < batch.num_seqs) & (kv_lens > 0)
     start, first_position = batch.cu_q_lens[:-1], batch.q_starts
     if first_position is None:
         first_position = kv_lens - (end - start)
@@ -71,9 +71,9 @@ def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: 
     tiles_of_seq = jnp.where(has_rows, (end - 1) // q_rows + 1 - first_block, 0)
     tile_ends = jnp.cumsum(tiles_of_seq)
 
-    tile = jnp.arange(max_tiles(tokens, batch.seqs, q_rows) + 1)
+    tile = jnp.arange(max_tiles(tokens, batch.max_seqs, q_rows) + 1)
     seq = jnp.sum(tile_ends[None] <= tile[:, None], axis=1)
-    valid = seq < batch.seqs
+    valid = seq < batch.max_seqs
     seq = jnp.where(valid, seq, 0)
     block = first_block[seq] + tile - (tile_ends - tiles_of_seq)[seq]
     row_lo = jnp.maximum(start[seq] - block * q_rows, 0)

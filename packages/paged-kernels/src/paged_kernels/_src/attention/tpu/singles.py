@@ -20,7 +20,7 @@ def take_singles(batch: RaggedBatch, tokens: int) -> tuple[Int32[Array, " seqs"]
     singles = dataclasses.replace(
         batch,
         kv_lens=jnp.where(is_single, batch.kv_lens, 0),
-        cu_q_lens=jnp.arange(batch.seqs + 1, dtype=jnp.int32),
+        cu_q_lens=jnp.arange(batch.max_seqs + 1, dtype=jnp.int32),
         max_q_len=1,
         tree_mask=None if batch.tree_mask is None else batch.tree_mask.at[rows].get(mode="clip"),
     )

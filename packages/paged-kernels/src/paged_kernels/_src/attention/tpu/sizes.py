@@ -60,7 +60,7 @@ def with_kv_pages(c: Config, kv_pages: int) -> Config:
         kv_pages = min(kv_pages, c.pages_per_seq)
         chunks = cdiv(kv_pages, chunk_pages)
         chunk_pages = cdiv(kv_pages, chunks)
-    keys = LANES if c.row.is_quantised or chunks > 1 else register_rows(c.row.storage_dtype)
+    keys = LANES if c.layout.is_quantised or chunks > 1 else register_rows(c.layout.storage_dtype)
     chunk_pages = _filling(keys, chunk_pages, c.page_size)
     return dataclasses.replace(c, kv_pages=chunks * chunk_pages, chunk_pages=chunk_pages)
 
@@ -99,16 +99,16 @@ def shrink_to_fit(c: Config, chip: Chip) -> Config:
 def vmem_bytes(c: Config) -> int:
     """VMEM that the kernel needs, bytes: its buffers, and the values in flight in one step."""
     logits = 6 + c.has_alibi
-    in_flight = logits * c.rows * round_up(c.block_tokens, LANES) * 4 + 2 * c.block_tokens * c.row.lanes * 4
+    in_flight = logits * c.rows * round_up(c.block_tokens, LANES) * 4 + 2 * c.block_tokens * c.layout.lanes * 4
     return _kv_bytes(c) + _row_bytes(c) + in_flight
 
 
 def _kv_bytes(c: Config) -> int:
-    keys = c.buffers * c.kv_heads * c.block_tokens * c.row.storage_lanes * c.row.storage_dtype.itemsize
-    if not c.row.is_quantised:
+    keys = c.buffers * c.kv_heads * c.block_tokens * c.layout.storage_lanes * c.layout.storage_dtype.itemsize
+    if not c.layout.is_quantised:
         return keys
     pages, kv_heads, lanes = c.scales_shape
-    return keys + 4 * kv_heads * pages * (c.buffers * lanes + c.row.scales_per_row * c.page_size)
+    return keys + 4 * kv_heads * pages * (c.buffers * lanes + c.layout.scales_per_row * c.page_size)
 
 
 def _row_bytes(c: Config) -> int:

@@ -97,7 +97,7 @@ class Step:
         self.spread_scales(kv_slot)
         return Keys(
             kv=s.pages.kv.at[kv_slot],
-            scales=s.scales.at[:, :, pl.ds(0, c.block_tokens)] if c.row.is_quantised else None,
+            scales=s.scales.at[:, :, pl.ds(0, c.block_tokens)] if c.layout.is_quantised else None,
             distance=self._distance(at.tile, at.page * c.page_size, c.block_tokens),
         )
 
@@ -121,7 +121,7 @@ class Step:
         tree = self._in_tree(tile, first_key, p, q_slot) if c.tree_words else None
         first, end = self.seen(tile)
         scales = None
-        if c.row.is_quantised:
+        if c.layout.is_quantised:
             scales = s.scales.at[:, :, pl.ds(start, size)]
             scales[...] = jnp.where((p[:1] >= first) & (p[:1] < end), scales[...], 0)
         at_rows = first_key + jax.lax.broadcasted_iota(jnp.int32, (size, c.out_lanes), 0)
@@ -194,10 +194,10 @@ class Step:
     def score(self, part, q_slot, keys: Keys) -> Float[Array, "rows keys"]:
         """The logits of a part, to base 2."""
         c, head = self.config, part // self.config.splits
-        x = softmax.score(self.scratch.rows.q[q_slot, part], load_lanes(keys.kv.at[head], c.row.k_lanes, c))
+        x = softmax.score(self.scratch.rows.q[q_slot, part], load_lanes(keys.kv.at[head], c.layout.k_lanes, c))
         if keys.scales is not None:
             x *= keys.scales[0, pl.ds(head, 1)]
-        x = softmax.Logits(scale=c.spec.resolved_scale(c.row.k_dim), soft_cap=c.spec.soft_cap)(x)
+        x = softmax.Logits(scale=c.spec.resolved_scale(c.layout.k_dim), soft_cap=c.spec.soft_cap)(x)
         if keys.distance is not None:
             x -= self._by_row(self.inputs.slopes[part])[:, :1] * keys.distance
         return x if keys.mask is None else jnp.where(keys.mask, x, softmax.MASKED)
@@ -205,22 +205,22 @@ class Step:
     def absorb(self, state: softmax.State, part, x: Float[Array, "rows keys"], keys: Keys) -> softmax.State:
         """The state after a part's logits and values."""
         c, head = self.config, part // self.config.splits
-        v = load_lanes(keys.kv.at[head], c.row.v_lanes, c)
+        v = load_lanes(keys.kv.at[head], c.layout.v_lanes, c)
         v = v if keys.real is None else jnp.where(keys.real, v, jnp.zeros_like(v))
-        scales = None if keys.scales is None else keys.scales[c.row.scales_per_row - 1, pl.ds(head, 1)]
+        scales = None if keys.scales is None else keys.scales[c.layout.scales_per_row - 1, pl.ds(head, 1)]
         return softmax.absorb(state, x, v, scales)
 
     def spread_scales(self, kv_slot) -> None:
         """Put the scales of a block, if it has any, where the keys of a head find theirs in a row."""
         c, s = self.config, self.scratch
-        if not c.row.is_quantised:
+        if not c.layout.is_quantised:
             return
         pages = s.pages.scales.at[kv_slot]
 
         def store(kind, first, scales):
             s.scales[kind, :, pl.ds(first, scales.shape[1])] = scales * unit(c)
 
-        kinds = c.row.scales_per_row
+        kinds = c.layout.scales_per_row
         spread_scales(lambda i: pages[i], store, pages=c.kv_pages, page_size=c.page_size, kinds=kinds)
 
     def for_parts(self, body) -> None:

@@ -18,7 +18,7 @@ NOT_SIGNS = 0x7F7F7F7F
 
 def unit(c: Config) -> float:
     """What the operands are multiplied by to give stored values."""
-    if c.row.dtype == "int4":
+    if c.layout.dtype == "int4":
         return 1 / 16
     return 16.0 if _as_b11(c) else 1.0
 
@@ -28,17 +28,17 @@ def load_lanes(rows: Memory, lanes: slice, c: Config) -> Float[Array, "keys lane
 
     Args:
         rows: a head's rows of some pages, in VMEM, `[pages, page_size, storage_lanes]`.
-        lanes: which of `RowLayout.lanes`.
+        lanes: which of `KVLayout.lanes`.
         c: the static facts.
     """
-    if c.row.dtype == "int4":
+    if c.layout.dtype == "int4":
         return _load_nibbles(rows, lanes, c)
     stored = rows[:, :, lanes]
     return _as_matrix(_e4m3_as_b11(stored) if _as_b11(c) else stored, c)
 
 
 def _load_nibbles(rows: Memory, lanes: slice, c: Config) -> Float[Array, "keys lanes"]:
-    half = c.row.lanes // 2
+    half = c.layout.lanes // 2
     low, high = slice(lanes.start, min(lanes.stop, half)), slice(max(lanes.start - half, 0), lanes.stop - half)
     parts = [low_nibbles(rows[:, :, low])] if low.start < low.stop else []
     parts += [high_nibbles(rows[:, :, high])] if high.start < high.stop else []
@@ -60,7 +60,7 @@ def high_nibbles(x: Int8[Array, "pages page_size lanes"]) -> Int8[Array, "pages 
 
 
 def _as_b11(c: Config) -> bool:
-    return c.row.dtype == "float8_e4m3fn" and c.reads_e4m3b11
+    return c.layout.dtype == "float8_e4m3fn" and c.reads_e4m3b11
 
 
 def _e4m3_as_b11(x: Shaped[Array, "pages page_size lanes"]) -> Shaped[Array, "pages page_size lanes"]:

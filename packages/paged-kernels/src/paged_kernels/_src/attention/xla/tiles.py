@@ -60,14 +60,14 @@ def list_tiles(
         lone_rows: list the sequences that have a single row; otherwise list the others.
     """
     q_lens = batch.cu_q_lens[1:] - batch.cu_q_lens[:-1]
-    slots = jnp.arange(batch.seqs, dtype=jnp.int32)
+    slots = jnp.arange(batch.max_seqs, dtype=jnp.int32)
     listed = (slots < batch.num_seqs) & (batch.kv_lens > 0) & ((q_lens == 1) == lone_rows)
     ends = jnp.cumsum(jnp.where(listed, -(-q_lens // q_rows), 0), dtype=jnp.int32)
 
-    most = min(tokens, batch.seqs if lone_rows else tokens // q_rows + batch.seqs)
+    most = min(tokens, batch.max_seqs if lone_rows else tokens // q_rows + batch.max_seqs)
     tile = jnp.arange(most, dtype=jnp.int32)
     seq = jnp.searchsorted(ends, tile, side="right", method="compare_all").astype(jnp.int32)
-    seq = jnp.minimum(seq, batch.seqs - 1)
+    seq = jnp.minimum(seq, batch.max_seqs - 1)
     rows_before = (tile - jnp.where(seq > 0, ends[seq - 1], 0)) * q_rows  # of the sequence, in earlier tiles
     num_rows = jnp.minimum(q_rows, q_lens[seq] - rows_before)
     position = batch.first_positions[seq] + rows_before

@@ -30,7 +30,7 @@ def paged_attention_xla(
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
-    heads: HeadParams,
+    head_params: HeadParams,
     *,
     block_sizes: BlockSizes | None,
 ) -> tuple[Output, LogSumExp]:
@@ -55,7 +55,7 @@ def paged_attention_xla(
         jnp.full(q.shape[:2], -jnp.inf, jnp.float32),
     )
     for lone_rows in (True,) if batch.max_q_len == 1 else (True, False):
-        walk = Walk(q, pages, batch, spec, heads, q_rows=1 if lone_rows else most_rows, kv_pages=blocks.kv_pages)
+        walk = Walk(q, pages, batch, spec, head_params, q_rows=1 if lone_rows else most_rows, kv_pages=blocks.kv_pages)
         results = walk.fill(results, tokens, lone_rows=lone_rows)
     out, lse = results
     return out[:tokens], lse[:tokens]
@@ -84,7 +84,7 @@ class Walk:
     pages: KVPages
     batch: RaggedBatch
     spec: AttentionSpec
-    heads: HeadParams
+    head_params: HeadParams
     q_rows: int
     kv_pages: int
 
@@ -155,19 +155,19 @@ class Walk:
         self, t: Int32[Array, "q_rows 1"], p: Int32[Array, " keys"]
     ) -> Float[Array, "kv_heads rows keys"] | Literal[0]:
         """What ALiBi adds to the logits."""
-        if self.heads.alibi_slopes is None:
+        if self.head_params.alibi_slopes is None:
             return 0
-        slopes = jnp.tile(self.of_kv_heads(self.heads.alibi_slopes), self.q_rows)  # [kv_heads, rows]
+        slopes = jnp.tile(self.of_kv_heads(self.head_params.alibi_slopes), self.q_rows)  # [kv_heads, rows]
         distance = jnp.repeat(jnp.abs(t - p), self.group, axis=0)  # [rows, keys]
         return -slopes[..., None] * distance
 
     def sinks(self, t: Int32[Array, "q_rows 1"]) -> Float[Array, "kv_heads rows"]:
         """The sink of each row; -inf for none."""
         kv_heads = self.pages.num_kv_heads
-        if self.heads.sinks is None:
+        if self.head_params.sinks is None:
             return jnp.full((kv_heads, self.q_rows * self.group), -jnp.inf)
         sinks = jnp.where(
-            self.is_token(t), self.of_kv_heads(self.heads.sinks)[:, None], -jnp.inf
+            self.is_token(t), self.of_kv_heads(self.head_params.sinks)[:, None], -jnp.inf
         )  # [kv_heads, q_rows, group]
         return sinks.reshape(kv_heads, -1)
 
@@ -207,7 +207,7 @@ def take_float32(
     """
     pages, page_ids = jax.lax.optimization_barrier((pages, page_ids))
     rows, scales = jax.tree.map(_as_bits, pages).take(page_ids)
-    k, v = pages.row.unpack(_from_bits(rows, pages.row.storage_dtype), scales)
+    k, v = pages.layout.unpack(_from_bits(rows, pages.layout.storage_dtype), scales)
     return k.astype(jnp.float32), v.astype(jnp.float32)
 
 

@@ -60,7 +60,7 @@ class WriteSizes:
         # The run may start at the last row of a tile.
         longest = min(longest, span)
         strip = max(span, round_up(row_tile - 1 + longest, row_tile))
-        scale_strip = max(pages.row.scale_lanes(pages.page_size), round_up(LANES - 1 + longest, LANES))
+        scale_strip = max(pages.layout.scale_lanes(pages.page_size), round_up(LANES - 1 + longest, LANES))
         depth = BUFFER_BYTES // ((span + strip) * _row_bytes(pages))
         return cls(
             span=span,
@@ -98,7 +98,7 @@ def write_kv_tpu(
 ) -> KVPages:
     """Pages with each row in its slot, in place if `pages` is donated; rows that go nowhere are dropped.
 
-    Rows are packed first (`RowLayout.pack`); bits of slots that get no row do not change. Pages that no copy can move
+    Rows are packed first (`KVLayout.pack`); bits of slots that get no row do not change. Pages that no copy can move
     as they lie are left to XLA's scatter.
 
     Args:
@@ -120,10 +120,10 @@ def write_kv_tpu(
         return write_kv_xla(pages, k, v, batch)
     sizes = WriteSizes.choose(pages, batch.max_q_len)
     tokens = k.shape[0]
-    new = _new_by_head(*pages.row.pack(k, v), sizes)
+    new = _new_by_head(*pages.layout.pack(k, v), sizes)
     with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
         page_ids, slots = row_slots(pages, batch, tokens)
-        runs = plan_runs(page_ids, slots, span=sizes.span, size=max_runs(tokens, batch.seqs, sizes.span))
+        runs = plan_runs(page_ids, slots, span=sizes.span, size=max_runs(tokens, batch.max_seqs, sizes.span))
         data, *scales = _call_kernel(runs, new, pages, sizes, interpreter(interpret))
         return dataclasses.replace(pages, data=data, scales=scales[0] if scales else None)
 
@@ -171,7 +171,7 @@ def _buffers(pages: KVPages, sizes: WriteSizes) -> tuple[Any, ...]:
         spans, strips = (pltpu.VMEM((sizes.depth, *shape), dtype) for shape in (span, strip))
         return Buffers(spans, strips, span_read=semaphores, strip_read=semaphores, span_written=semaphores)
 
-    heads, lanes, kinds = pages.num_kv_heads, pages.row.storage_lanes, pages.row.scales_per_row
+    heads, lanes, kinds = pages.num_kv_heads, pages.layout.storage_lanes, pages.layout.scales_per_row
     rows = buffers((heads, sizes.span, lanes), (heads, sizes.strip, lanes), pages.data.dtype)
     if pages.scales is None:
         return (rows,)
@@ -196,7 +196,7 @@ def _new_by_head(
 
 
 def _row_bytes(pages: KVPages) -> int:
-    return pages.num_kv_heads * pages.row.storage_lanes * pages.data.dtype.itemsize
+    return pages.num_kv_heads * pages.layout.storage_lanes * pages.data.dtype.itemsize
 
 
 def _check_page_fits(pages: KVPages) -> None:
