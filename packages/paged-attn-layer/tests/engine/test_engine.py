@@ -12,7 +12,7 @@ from paged_attn_layer._src.engine.compilations import COMPILE_EVENT, count_compi
 from paged_attn_layer._src.engine.config import EngineConfig
 from paged_attn_layer._src.engine.engine import Engine
 from paged_attn_layer._src.models.config import ModelConfig
-from paged_attn_layer._src.models.llama import LlamaForCausalLM
+from paged_attn_layer._src.models.decoder import Decoder as LlamaForCausalLM
 from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, PageManager, ScheduledSequence
 
 VOCABULARY = 61

@@ -17,7 +17,7 @@ from paged_attn_layer._src.convert.rules import LLAMA_RULES, Filling, plan
 from paged_attn_layer._src.convert.source import WeightSource
 from paged_attn_layer._src.easydel.registry import AttentionMetadata
 from paged_attn_layer._src.models.config import ModelConfig
-from paged_attn_layer._src.models.llama import LlamaForCausalLM
+from paged_attn_layer._src.models.decoder import Decoder
 from paged_attn_layer._src.models.sharding import partition_spec
 
 
@@ -27,7 +27,7 @@ def load_model(
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
     partition_manager: PartitionManager | None = None,
-) -> LlamaForCausalLM:
+) -> Decoder:
     """The model of a Hugging Face directory (safetensors) or a GGUF file, without torch.
 
     Everything is checked before the first weight is read. Weights are then read, cast and placed one at a time, so
@@ -85,9 +85,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> WeightSource:
     raise ValueError(f"{path} {kind}; give a Hugging Face model directory or a .gguf file")
 
 
-def _abstract_model(config: ModelConfig, metadata: AttentionMetadata | None, dtype: DTypeLike) -> LlamaForCausalLM:
+def _abstract_model(config: ModelConfig, metadata: AttentionMetadata | None, dtype: DTypeLike) -> Decoder:
     """The model with shapes in place of weights: nothing is computed."""
-    return nnx.eval_shape(lambda: LlamaForCausalLM(config, metadata=metadata, param_dtype=dtype, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Decoder(config, metadata=metadata, param_dtype=dtype, rngs=nnx.Rngs(0)))
 
 
 def _sharding(

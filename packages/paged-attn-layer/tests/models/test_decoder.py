@@ -8,7 +8,7 @@ from flax import nnx
 from tiny_checkpoints import CONFIG
 
 from paged_attn_layer._src.blocks.rope import apply_rope
-from paged_attn_layer._src.models import LlamaForCausalLM, ModelConfig, llama
+from paged_attn_layer._src.models import ModelConfig, decoder
 from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, ScheduledSequence
 
 SHAPES = BatchShapes(tokens=(8,), max_seqs=2, pages_per_seq=4)
@@ -18,7 +18,7 @@ TOKENS = np.random.default_rng(1).integers(0, 32, 7).astype(np.int32)
 
 def make(**settings):
     config = ModelConfig.from_hf({**CONFIG, **settings})
-    return LlamaForCausalLM(config, rngs=nnx.Rngs(0))
+    return decoder.Decoder(config, rngs=nnx.Rngs(0))
 
 
 def make_cache(model, num_layers=2):
@@ -29,7 +29,7 @@ def make_cache(model, num_layers=2):
         num_kv_heads=model.config.num_key_value_heads,
         head_dim=model.config.head_dim,
         max_sequence_length=16,
-        batch_size=2,
+        max_seqs=2,
         dtype=jnp.float32,
     )
     return PagedAttentionCache.init_cache(None, None, config, None)
@@ -120,8 +120,8 @@ def test_the_callers_cache_is_unchanged():
 
 def test_layers_of_one_kind_are_traced_once(monkeypatch):
     traced = []
-    call = llama.DecoderLayer.__call__
-    monkeypatch.setattr(llama.DecoderLayer, "__call__", lambda self, *args: traced.append(1) or call(self, *args))
+    call = decoder.DecoderLayer.__call__
+    monkeypatch.setattr(decoder.DecoderLayer, "__call__", lambda self, *args: traced.append(1) or call(self, *args))
     model = make(num_hidden_layers=5, hidden_size=24)  # sizes of no other test, so nothing is traced already
     graph, weights = nnx.split(model)
     step = SHAPES.warm_up_batch(SHAPES.all_shapes()[1])
@@ -133,7 +133,7 @@ def test_layers_of_one_kind_are_traced_once(monkeypatch):
 
 
 def test_logits_are_float32_in_a_bfloat16_model():
-    model = LlamaForCausalLM(ModelConfig.from_hf(CONFIG), param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    model = decoder.Decoder(ModelConfig.from_hf(CONFIG), param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     logits, _ = run(model, make_cache(model), [ScheduledSequence([2], 3, 3)], TOKENS[:3])
     assert logits.dtype == jnp.float32
 

@@ -65,7 +65,7 @@ class DecoderLayer(nnx.Module):
         return hidden + self.mlp(self.mlp_norm(hidden)), view
 
 
-class LlamaForCausalLM(nnx.Module):
+class Decoder(nnx.Module):
     """A decoder that turns a step's tokens into the logits of the rows asked for.
 
         x = embed[token_ids];  x, view_l = layer_l(x, view_l) for each layer l;  logits = norm(x[rows]) head^T
