@@ -19,7 +19,7 @@ def test_scale_defaults_to_one_over_the_root_of_head_dim():
 
 
 @pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan, True, "0.1"])
-@pytest.mark.parametrize("name", ["scale", "soft_cap"])
+@pytest.mark.parametrize("name", ["softmax_scale", "soft_cap"])
 def test_refuses_factors_that_mean_nothing(name, value):
     with pytest.raises(ValueError, match=f"{name}={value!r} must be a positive finite Python number, or None"):
         AttentionSpec(**{name: value})

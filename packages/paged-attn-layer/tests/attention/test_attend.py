@@ -106,7 +106,7 @@ def test_parts_of_a_context_merge_to_the_whole():
 
 
 def test_parameters_of_too_few_heads_are_refused_where_heads_are_whole():
-    with pytest.raises(ValueError, match=r"heads.sinks \(6,\) must be \(16,\): one for each head of q"):
+    with pytest.raises(ValueError, match=r"head_params.sinks \(6,\) must be \(16,\): one for each head of q"):
         PagedAttn()(*STEP.rows(TOKENS), view_on(STEP, mesh_of(2)), STEP.batch, head_params=THREE.heads())
 
 

@@ -24,7 +24,7 @@ BACKEND = "reference"  # compiles in a third of the time
 GROUPS = (LayerGroup.full((0,)), LayerGroup.window(6, (1,)))
 SHAPES = BatchShapes(tokens=(32,), max_seqs=4, pages_per_seq=6, groups=len(GROUPS))
 (_, SHAPE) = SHAPES.all_shapes()  # decodes too are padded to this, so that little is compiled
-LENGTHS = {"max_seqs": SHAPES.seqs, "max_sequence_length": SHAPES.pages_per_seq * PAGE_SIZE}
+LENGTHS = {"max_seqs": SHAPES.max_seqs, "max_sequence_length": SHAPES.pages_per_seq * PAGE_SIZE}
 POOL = {"num_pages": 18, "page_size": PAGE_SIZE}
 PROMPTS = [range(10, 20), range(30, 43)]
 NUMBERS = np.random.default_rng(0).normal(size=(len(GROUPS), 2, 997, 4, HEAD_DIM)).astype(np.float32)
@@ -46,7 +46,7 @@ class ServingLoop:
             num_kv_heads=heads,
             head_dim=HEAD_DIM,
             max_sequence_length=LENGTHS["max_sequence_length"],
-            batch_size=SHAPES.seqs,
+            batch_size=SHAPES.max_seqs,
             dtype="float32",
         )
         self.heads = heads
