@@ -66,7 +66,7 @@ def test_keys_and_values_that_do_not_fit(case, new, call, change, message):
         ({"data": np.zeros((4, 2, 16, 128), np.int8)}, r"pages.data is int8\[4, 2, 16, 128\]; it must be float32"),
         ({"scales": np.zeros((4, 2, 32))}, r"pages.scales is \(4, 2, 32\); of float32 pages it must be None"),
         (
-            {"row": KVLayout.create(64, "int8"), "data": np.zeros((4, 2, 16, 128), np.int8)},
+            {"layout": KVLayout.create(64, "int8"), "data": np.zeros((4, 2, 16, 128), np.int8)},
             r"must be \(4, 2, 1, 128\)",
         ),
     ],
