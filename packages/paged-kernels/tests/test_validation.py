@@ -81,7 +81,7 @@ def test_arrays_that_are_no_pages(case, new, change, message):
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        (HeadParams(sinks=np.zeros(3, np.float32)), r"head_params.sinks is float32\[3\]; it must be a floating array \[4\]"),
+        (HeadParams(sinks=np.zeros(3, np.float32)), r"head_params.sinks is float32\[3\]; it must be a floating array"),
         (HeadParams(alibi_slopes=np.zeros(4, np.int32)), r"head_params.alibi_slopes is int32\[4\]"),
     ],
 )
