@@ -92,7 +92,7 @@ def shape_of(workload: Workload) -> Shape:
     """The key of the tuning data."""
     return Shape(
         mode="decode" if workload.mode == "decode" else "prefill",
-        group=workload.q_heads // workload.kv_heads,
+        q_per_kv=workload.q_heads // workload.kv_heads,
         kv_heads=workload.kv_heads,
         head_dim=workload.head_dim,
         page_size=workload.page_size,

@@ -1,4 +1,4 @@
-"""The seed's two calls against the float64 oracle, and its faults that they must not repeat."""
+"""EasyDeL's two calls against the float64 oracle, and what they must never do."""
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,7 @@ def test_decode(spec):
 
 @pytest.mark.parametrize("pages_per_compute_block", [1, 2, 3, 8])
 @pytest.mark.parametrize("pages_per_seq", [5, 7])
-def test_fault_10_any_block_and_any_width_of_the_table(pages_per_compute_block, pages_per_seq):
-    """Fault 10: the seed's tables had to be a multiple of 8 pages wide."""
+def test_any_block_and_any_width_of_the_page_table(pages_per_compute_block, pages_per_seq):
     case = make_case(decode(37, 16, tokens=2, seqs=2, pages_per_seq=pages_per_seq))
     arrays = (case.q, case.pages.k, case.pages.v, case.batch.kv_lens, case.batch.page_table)
     out = pallas_paged_attention(*arrays, pages_per_compute_block=pages_per_compute_block)
@@ -62,8 +61,8 @@ def test_prefill_of_nothing_gives_zeros():
     assert not out.any()
 
 
-def test_fault_9_prefill_accumulates_in_float32():
-    """Fault 9: the seed accumulated in `q.dtype`; 2,000 equal weights would stop adding up at 256 in bfloat16."""
+def test_prefill_accumulates_in_float32():
+    """A sum of 2,000 equal weights in bfloat16 would stop at 256."""
     length = 2000
     case = make_case(
         Workload(kv_lens=(length,), q_lens=(16,), tokens=16, seqs=1, pages_per_seq=125, num_pages=128), dtype="bfloat16"
@@ -77,7 +76,6 @@ def test_fault_9_prefill_accumulates_in_float32():
 @pytest.mark.parametrize("option", ["sliding_window", "causal", "bias", "segment_ids"])
 @pytest.mark.parametrize("call", [pallas_paged_attention, pallas_prefill_attention])
 def test_swallows_no_option(call, option):
-    """Fault 8: the seed took any keyword and ignored it."""
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
         call(None, None, None, None, None, **{option: None})
 

@@ -95,7 +95,7 @@ def test_quantised_keys_are_near_to_those_given_and_are_what_the_pages_read_as(k
     ],
 )
 def test_check_names_the_worst_row(fault, message):
-    good = make_case(WORKLOADS["decode_idle_slots"]).q.at[np.array([1, 3, 5])].set(0).at[1].set(1.0)
+    good = make_case(WORKLOADS["decode_idle_sequences"]).q.at[np.array([1, 3, 5])].set(0).at[1].set(1.0)
     assert_rows_close(good, good, "float32")
     with pytest.raises(AssertionError, match=f"(?s){message}"):
         assert_rows_close(fault(good), good, "float32")

@@ -26,33 +26,33 @@ def rows(dim, seed=0):
     ],
 )
 def test_registers_of_a_row(k_dim, v_dim, v_start, lanes, k_lanes, v_lanes):
-    row = KVLayout.create(k_dim, "bfloat16", v_head_dim=v_dim)
-    assert (row.v_start, row.lanes) == (v_start, lanes)
-    assert (row.k_lanes, row.v_lanes) == (slice(*k_lanes), slice(*v_lanes))
+    layout = KVLayout.create(k_dim, "bfloat16", v_head_dim=v_dim)
+    assert (layout.v_start, layout.lanes) == (v_start, lanes)
+    assert (layout.k_lanes, layout.v_lanes) == (slice(*k_lanes), slice(*v_lanes))
 
 
 def test_latent_row_is_stored_once():
-    row = KVLayout.create(576, "bfloat16", v_head_dim=512, latent=True)
-    assert (row.v_start, row.lanes, row.k_lanes, row.v_lanes) == (0, 640, slice(0, 640), slice(0, 512))
-    assert KVLayout.create(576, "int8", v_head_dim=512, latent=True).scales_per_row == 1
+    layout = KVLayout.create(576, "bfloat16", v_head_dim=512, latent=True)
+    assert (layout.v_start, layout.lanes, layout.k_lanes, layout.v_lanes) == (0, 640, slice(0, 640), slice(0, 512))
+    assert KVLayout.create(576, "int8", v_head_dim=512, latent=True).scales_per_entry == 1
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 128])
 def test_int4_fills_registers_of_bytes(head_dim):
-    row = KVLayout.create(head_dim, "int4")
-    assert (row.lanes, row.storage_lanes, row.storage_dtype) == (256, 128, jnp.int8)
+    layout = KVLayout.create(head_dim, "int4")
+    assert (layout.lanes, layout.storage_lanes, layout.storage_dtype) == (256, 128, jnp.int8)
 
 
 @pytest.mark.parametrize("sizes", [(64, 64), (80, 80), (192, 128), (6, 10)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_plain_rows_come_back(sizes, dtype):
-    row = KVLayout.create(sizes[0], dtype, v_head_dim=sizes[1])
+    layout = KVLayout.create(sizes[0], dtype, v_head_dim=sizes[1])
     k, v = rows(sizes[0]).astype(dtype), rows(sizes[1], seed=1).astype(dtype)
-    packed, scales = row.pack(k, v)
+    packed, scales = layout.pack(k, v)
     assert scales is None
-    assert packed.shape == (7, 3, row.lanes)
+    assert packed.shape == (7, 3, layout.lanes)
     assert np.count_nonzero(packed) == np.count_nonzero(k) + np.count_nonzero(v)  # padding is zero
-    for have, want in zip(row.unpack(packed, None), (k, v), strict=True):
+    for have, want in zip(layout.unpack(packed, None), (k, v), strict=True):
         np.testing.assert_array_equal(have, want)
 
 
@@ -61,12 +61,12 @@ def test_plain_rows_come_back(sizes, dtype):
 )
 @pytest.mark.parametrize("latent", [False, True])
 def test_quantised_rows_come_back_to_half_a_step(dtype, largest_error, latent):
-    row = KVLayout.create(96, dtype, v_head_dim=80, latent=latent)
+    layout = KVLayout.create(96, dtype, v_head_dim=80, latent=latent)
     k, v = rows(96) * 10.0 ** np.arange(-3, 4)[:, None, None], rows(80, seed=1)
-    packed, scales = row.pack(k, None if latent else v)
-    assert packed.dtype == row.storage_dtype
-    assert scales.shape == (7, 3, row.scales_per_row)
-    for have, want in zip(row.unpack(packed, scales), (k, k[..., :80] if latent else v), strict=True):
+    packed, scales = layout.pack(k, None if latent else v)
+    assert packed.dtype == layout.storage_dtype
+    assert scales.shape == (7, 3, layout.scales_per_entry)
+    for have, want in zip(layout.unpack(packed, scales), (k, k[..., :80] if latent else v), strict=True):
         largest = jnp.abs(k if latent else want).max(axis=-1, keepdims=True)
         assert (jnp.abs(have - want) / largest).max() <= largest_error
 
@@ -81,9 +81,9 @@ def test_largest_magnitude_takes_the_largest_stored_value(dtype):
 
 @pytest.mark.parametrize("dtype", LARGEST)
 def test_rows_of_zeros_and_rows_that_are_not_finite(dtype):
-    row = KVLayout.create(64, dtype)
+    layout = KVLayout.create(64, dtype)
     k = jnp.zeros((4, 64)).at[1, 3].set(jnp.inf).at[2, 5].set(jnp.nan).at[3, 7].set(1e-42)
-    back, _ = row.unpack(*row.pack(k, k))
+    back, _ = layout.unpack(*layout.pack(k, k))
     assert (back[0] == 0).all()
     assert jnp.isnan(back[1:3]).all()  # a poisoned row cannot pass for a number
     assert jnp.isfinite(back[3]).all()
@@ -92,15 +92,15 @@ def test_rows_of_zeros_and_rows_that_are_not_finite(dtype):
 @pytest.mark.parametrize("dtype", LARGEST)
 def test_many_rows_of_nan_do_not_pass_for_numbers(dtype):
     """XLA's reduction to the largest drops NaN on CPU, where there are enough of them."""
-    row = KVLayout.create(64, dtype)
+    layout = KVLayout.create(64, dtype)
     k = jnp.full((128, 64), jnp.nan)
-    assert jnp.isnan(row.unpack(*row.pack(k, k))[0]).all()
+    assert jnp.isnan(layout.unpack(*layout.pack(k, k))[0]).all()
 
 
 def test_int4_halves_share_a_byte():
-    row = KVLayout.create(128, "int4")
+    layout = KVLayout.create(128, "int4")
     k, v = jnp.full((1, 128), -7.0), jnp.full((1, 128), 3.0).at[0, 0].set(7.0)
-    packed, _ = row.pack(k, v)
+    packed, _ = layout.pack(k, v)
     assert (int(packed[0, 0]) & 0xFF, int(packed[0, 1]) & 0xFF) == (0x79, 0x39)
 
 

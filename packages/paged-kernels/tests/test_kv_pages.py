@@ -55,7 +55,7 @@ def test_put_rows_changes_those_slots_alone(kv):
     rows = jnp.arange(5 * 3 * 32, dtype=jnp.float32).reshape(5, 3, 32)
     k, v = rows[..., :16], rows[..., 16:]
     ids = jnp.array([2, 0, 4, 5, -1])  # a page, the null page, a page, and two that are no page
-    put = jax.jit(KVPages.put_rows)(pages, ids, jnp.array([1, 1, 7, 1, 1]), k, v)
+    put = jax.jit(KVPages.put_entries)(pages, ids, jnp.array([1, 1, 7, 1, 1]), k, v)
     expected = np.array(pages.k), np.array(pages.v)
     for whole, new in zip(expected, (k, v), strict=True):
         whole[:, 2, 1], whole[:, 4, 7] = new[0], new[2]
@@ -71,7 +71,7 @@ def test_put_rows_equals_from_kv_where_rows_have_scales(kv, dtype, latent):
     pages = KVPages.zeros(5, 8, 3, 16, dtype, latent=latent)
     ids, slots = jnp.repeat(jnp.arange(1, 5), 8), jnp.tile(jnp.arange(8), 4)
     rows = [None if x is None else x[:, 1:].reshape(3, 32, 16).swapaxes(0, 1) for x in (k, v)]
-    put = jax.jit(KVPages.put_rows)(pages, ids, slots, *rows)
+    put = jax.jit(KVPages.put_entries)(pages, ids, slots, *rows)
     assert put.scales.shape == KVPages.shapes(5, 8, 3, 16, dtype, latent=latent).scales.shape
     for have, want in zip(jax.tree.leaves(put), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(have[1:], want[1:])
@@ -80,7 +80,7 @@ def test_put_rows_equals_from_kv_where_rows_have_scales(kv, dtype, latent):
 
 def test_put_rows_rounds_to_the_type_of_the_pages():
     pages = KVPages.zeros(2, 8, 1, 2, jnp.bfloat16)
-    put = pages.put_rows(jnp.array([1]), jnp.array([0]), jnp.full((1, 1, 2), 1.001), jnp.full((1, 1, 2), 1.0))
+    put = pages.put_entries(jnp.array([1]), jnp.array([0]), jnp.full((1, 1, 2), 1.001), jnp.full((1, 1, 2), 1.0))
     assert put.dtype == jnp.bfloat16
     assert put.k[0, 1, 0, 0] == 1
 

@@ -1,4 +1,4 @@
-"""The ordinary workloads catch a kernel's faults: the twin passes them, and with any of the seeded faults it fails."""
+"""The ordinary workloads catch a kernel's faults: the twin passes them, and with any of the faults below it fails."""
 
 import functools
 
@@ -175,7 +175,7 @@ class AlwaysCausal(Twin):
 
 
 class RowsAtTheStart(Twin):
-    """A chunk's rows stand at the start of the sequence in place of its end (the seed's first fault)."""
+    """The rows of a prefill chunk are placed at the start of the sequence instead of its end."""
 
     def in_causal(self, t, p):
         return super().in_causal(t - t[0], p)

@@ -145,7 +145,7 @@ BAD_VALUES = [
     ({"cu_q_lens": {0: 1}}, r"cu_q_lens\[0\]=1 must be 0"),
     ({"cu_q_lens": {5: 41}}, r"cu_q_lens\[5\]=41 must be at most the 40 rows given"),
     ({"cu_q_lens": {2: 17}}, r"cu_q_lens decreases at sequence 1 \(by 1\); it must not"),
-    ({"kv_lens": {3: -1}}, r"kv_lens\[3\]=-1 must not be negative; use 0 for an idle slot"),
+    ({"kv_lens": {3: -1}}, r"kv_lens\[3\]=-1 must not be negative; use 0 for an idle sequence"),
     ({"kv_lens": {1: 11}}, r"kv_lens\[1\]=11 must count the 12 new rows of the sequence too"),
     ({"kv_lens": {4: 81}}, r"kv_lens\[4\]=81 needs 6 pages of 16, but the page table has 5 a sequence"),
     ({"page_table": {(0, 3): 0}}, r"page_table\[0, 3\]=0 must lie in 1..31 \(page 0 is the null page\)"),

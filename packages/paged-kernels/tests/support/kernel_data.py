@@ -181,15 +181,15 @@ def shuffled_pages(workload: Workload, rng: np.random.Generator) -> list[list[in
 def make_batch(workload: Workload, page_lists: list[list[int]], trees: np.ndarray | None = None) -> RaggedBatch:
     """The batch at the workload's shapes; what is not in use names a page that nobody owns, or is nonsense."""
     unowned = next(p for p in range(1, workload.num_pages) if p not in {p for pages in page_lists for p in pages})
-    table = np.full((workload.seqs, workload.pages_per_seq), unowned, np.int32)
-    for row, pages in zip(table, page_lists, strict=False):
+    page_table = np.full((workload.seqs, workload.pages_per_seq), unowned, np.int32)
+    for row, pages in zip(page_table, page_lists, strict=False):
         row[: len(pages)] = pages
     kv_lens = np.full(workload.seqs, 999, np.int32)
     kv_lens[: len(page_lists)] = workload.kv_lens
     starts = np.full(workload.seqs + 1, -7, np.int32)
     starts[: len(page_lists) + 1] = np.cumsum([0, *workload.q_lens])
     return RaggedBatch(
-        page_table=jnp.asarray(table),
+        page_table=jnp.asarray(page_table),
         kv_lens=jnp.asarray(kv_lens),
         cu_q_lens=jnp.asarray(starts),
         num_seqs=jnp.int32(len(page_lists)),
@@ -218,8 +218,8 @@ def make_pages(workload: Workload, page_lists, rows, spec: AttentionSpec | None,
         source = "float64" if kv_dtype == "float64" else "float32"
         k, v = (jnp.asarray(fill_pages(workload, page_lists, of, spec), source) for of in (keys, values))
         pages = from_kv(k, None if workload.latent else v, kv_dtype)
-        row = KVLayout.create(workload.head_dim, kv_dtype, v_head_dim=workload.value_dim, latent=workload.latent)
-        return dataclasses.replace(pages, layout=row)
+        layout = KVLayout.create(workload.head_dim, kv_dtype, v_head_dim=workload.value_dim, latent=workload.latent)
+        return dataclasses.replace(pages, layout=layout)
 
     pages = build(spec)
     if pages.scales is None:
@@ -238,14 +238,14 @@ def make_pages(workload: Workload, page_lists, rows, spec: AttentionSpec | None,
 
 def dequantised(pages: KVPages) -> tuple[np.ndarray, np.ndarray]:
     """K and V of quantised pages, `[pages, kv_heads, page_size, dim]`, float64: `stored * scale`, from the bytes."""
-    stored, scales, row = np.asarray(pages.data), np.asarray(pages.scales, np.float64), pages.layout
-    if row.dtype == "int4":
+    stored, scales, layout = np.asarray(pages.data), np.asarray(pages.scales, np.float64), pages.layout
+    if layout.dtype == "int4":
         stored = np.concatenate([stored & 0xF, (stored >> 4) & 0xF], axis=-1)  # the low nibbles are the first lanes
         stored = np.where(stored < 8, stored, stored - 16)
     stored = stored.astype(np.float64)
-    kinds = [scales[:, :, 0, kind * pages.page_size :][..., : pages.page_size, None] for kind in (0, 1 - row.latent)]
-    v = stored[..., row.v_start : row.v_start + row.v_dim]
-    return stored[..., : row.k_dim] * kinds[0], v * kinds[1]
+    kinds = [scales[:, :, 0, kind * pages.page_size :][..., : pages.page_size, None] for kind in (0, 1 - layout.latent)]
+    v = stored[..., layout.v_start : layout.v_start + layout.v_dim]
+    return stored[..., : layout.k_dim] * kinds[0], v * kinds[1]
 
 
 def with_any_integers(pages: KVPages) -> KVPages:

@@ -17,7 +17,7 @@ class Twin:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Output and log-sum-exp, as `paged_attention`."""
         self.spec, self.heads, self.layout, self.page_size = spec, heads, pages.layout, pages.page_size
-        self.q, self.group = np.asarray(q, np.float32), q.shape[1] // pages.num_kv_heads
+        self.q, self.q_per_kv = np.asarray(q, np.float32), q.shape[1] // pages.num_kv_heads
         self.read_pages(pages)
         self.table, self.kv_lens, self.starts = map(np.asarray, (batch.page_table, batch.kv_lens, batch.cu_q_lens))
         self.q_starts, self.tree = (None if x is None else np.asarray(x) for x in (batch.q_starts, batch.tree_mask))
@@ -42,7 +42,7 @@ class Twin:
         if pages.scales is None:
             self.scales = np.ones((2, *lanes.shape[:3]), np.float32)
         else:
-            kinds = np.arange(self.layout.scales_per_row)[[0, -1]]  # K's and V's; a latent row has one scale for both
+            kinds = np.arange(self.layout.scales_per_entry)[[0, -1]]  # K's and V's; a latent row has one scale for both
             slots = kinds[:, None] * self.page_size + np.arange(self.page_size)
             self.scales = np.asarray(pages.scales)[:, :, 0, slots].transpose(2, 0, 1, 3)
 
@@ -78,7 +78,7 @@ class Twin:
         return self.layout.v_start
 
     def kv_head(self, head: int) -> int:
-        return head // self.group
+        return head // self.q_per_kv
 
     def first_position(self, seq: int, rows: int) -> int:
         return self.kv_lens[seq] - rows if self.q_starts is None else self.q_starts[seq]

@@ -54,7 +54,7 @@ def decode(*kv_lens: int, **shape: int) -> Workload:
 
 WORKLOADS = {
     "decode": decode(37, 1, 16, 48, 17, 70),
-    "decode_idle_slots": decode(23, 0, 5, 0, 41),
+    "decode_idle_sequences": decode(23, 0, 5, 0, 41),
     "decode_mqa": decode(33, 64, 7, q_heads=4, kv_heads=1),
     "decode_mha": decode(19, 35, 50, q_heads=2, kv_heads=2),
     "prefill": Workload(kv_lens=(35,), q_lens=(35,)),

@@ -75,15 +75,15 @@ def make_batch(write: Write, *, max_q_len: int | None = None, seed: int = 0) -> 
     """The write's batch: shuffled pages, each owned by one sequence, and nonsense in the slots not in use."""
     rng = np.random.default_rng(seed)
     count = len(write.kv_lens)
-    table = 1 + rng.permutation(NUM_PAGES - 1)[: SEQS * PAGES_PER_SEQ].reshape(SEQS, PAGES_PER_SEQ)
+    page_table = 1 + rng.permutation(NUM_PAGES - 1)[: SEQS * PAGES_PER_SEQ].reshape(SEQS, PAGES_PER_SEQ)
     for at, page in write.page_ids.items():
-        table[at] = page
+        page_table[at] = page
     kv_lens = np.full(SEQS, 7)
     kv_lens[:count] = write.kv_lens
     starts = np.full(SEQS + 1, 3)
     starts[: count + 1] = np.cumsum([0, *write.q_lens])
     return RaggedBatch(
-        page_table=jnp.asarray(table, jnp.int32),
+        page_table=jnp.asarray(page_table, jnp.int32),
         kv_lens=jnp.asarray(kv_lens, jnp.int32),
         cu_q_lens=jnp.asarray(starts, jnp.int32),
         num_seqs=jnp.int32(count),
@@ -136,20 +136,20 @@ def bits(array: jax.Array) -> np.ndarray:
 def written_by_loop(pages: KVPages, k: jax.Array, v: jax.Array | None, batch: RaggedBatch) -> KVPages:
     """The bits of the pages after the write, by the definition, a row at a time."""
     data, scales = (None if array is None else bits(array).copy() for array in (pages.data, pages.scales))
-    rows, row_scales = (None if array is None else bits(array) for array in pages.layout.pack(k, v))
-    table, kv_lens, starts = (np.asarray(array) for array in (batch.page_table, batch.kv_lens, batch.cu_q_lens))
+    rows, entry_scales = (None if array is None else bits(array) for array in pages.layout.pack(k, v))
+    page_table, kv_lens, starts = (np.asarray(array) for array in (batch.page_table, batch.kv_lens, batch.cu_q_lens))
     for seq in range(int(batch.num_seqs)):
         n = starts[seq + 1] - starts[seq]
         for j in range(n if kv_lens[seq] else 0):
             position = kv_lens[seq] - n + j
             if not 0 <= position < batch.pages_per_seq * pages.page_size:
                 continue
-            page, slot = table[seq, position // pages.page_size], position % pages.page_size
+            page, slot = page_table[seq, position // pages.page_size], position % pages.page_size
             if 0 < page < pages.num_pages:
                 data[page, :, slot] = rows[starts[seq] + j]
                 if scales is not None:
-                    for kind in range(pages.layout.scales_per_row):
-                        scales[page, :, 0, kind * pages.page_size + slot] = row_scales[starts[seq] + j, :, kind]
+                    for kind in range(pages.layout.scales_per_entry):
+                        scales[page, :, 0, kind * pages.page_size + slot] = entry_scales[starts[seq] + j, :, kind]
     return dataclasses.replace(pages, data=data, scales=scales)
 
 

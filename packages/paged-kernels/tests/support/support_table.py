@@ -35,7 +35,7 @@ def make_rows() -> dict[str, list[dict[str, str]]]:
     """What is asked, by the words for it."""
     heads, pages = sizes(head_size), sizes(lambda workload: workload.page_size)
     kinds = {"decode": "decode", "prefill": "prefill", "chunked prefill": "chunked_prefill", "mixed": "mixed"}
-    kinds |= {"multi-token decode": "multi_token_decode", "idle slots": "decode_idle_slots", "padding": "gaps"}
+    kinds |= {"multi-token decode": "multi_token_decode", "idle sequences": "decode_idle_sequences", "padding": "gaps"}
     ratios = {"MHA": "decode_mha", "GQA": "decode", "MQA": "decode_mqa"}
     rows = {
         ", ".join(kinds): [{"workload": name} for name in kinds.values()],

@@ -21,7 +21,7 @@ class RaggedBatch:
     at position `kv_lens[i] - n + j`. Its key at position `p` lies in slot `p % page_size` of page
     `page_table[i, p // page_size]`. Decode has one row a sequence, prefill many; a batch may hold any mix.
 
-    A sequence with `kv_lens[i] == 0` is a gap (an idle slot, padding between sequences): its rows, like the rows
+    A sequence with `kv_lens[i] == 0` is a gap (an idle sequence, padding between sequences): its rows, like the rows
     past the last sequence, give zeros and write nothing, whatever q, k and v hold there. So does a row whose
     position would be negative.
     Page 0 is the null page: it fills unused table entries and is never read or written.
@@ -86,15 +86,15 @@ class RaggedBatch:
                 "must have one entry for each sequence"
             )
         width = max([1, *map(len, page_lists)])
-        table = np.zeros((max(1, len(page_lists)), width), np.int32)
-        for row, pages in zip(table, page_lists, strict=False):
+        page_table = np.zeros((max(1, len(page_lists)), width), np.int32)
+        for row, pages in zip(page_table, page_lists, strict=False):
             row[: len(pages)] = pages
-        lens = np.zeros(len(table), np.int32)
+        lens = np.zeros(len(page_table), np.int32)
         lens[: len(kv_lens)] = kv_lens
-        starts = np.zeros(len(table) + 1, np.int32)
+        starts = np.zeros(len(page_table) + 1, np.int32)
         np.cumsum(q_lens, out=starts[1 : len(q_lens) + 1])
         return cls(
-            page_table=jnp.asarray(table),
+            page_table=jnp.asarray(page_table),
             kv_lens=jnp.asarray(lens),
             cu_q_lens=jnp.asarray(starts),
             num_seqs=jnp.int32(len(page_lists)),

@@ -61,13 +61,13 @@ class KVLayout:
         return self.dtype in LARGEST
 
     @property
-    def scales_per_row(self) -> int:
+    def scales_per_entry(self) -> int:
         """Scales of one row: K's and V's, or the latent's, or none."""
         return (1 if self.latent else 2) if self.is_quantised else 0
 
     def scale_lanes(self, page_size: int) -> int:
         """Lanes of the scales of one page and head: whole registers."""
-        return round_up(self.scales_per_row * page_size, LANES)
+        return round_up(self.scales_per_entry * page_size, LANES)
 
     @property
     def v_start(self) -> int:
@@ -107,7 +107,7 @@ class KVLayout:
 
     def pack(
         self, k: Float[Array, "*rows k_dim"], v: Float[Array, "*rows v_dim"] | None
-    ) -> tuple[Shaped[Array, "*rows storage_lanes"], Float[Array, "*rows scales_per_row"] | None]:
+    ) -> tuple[Shaped[Array, "*rows storage_lanes"], Float[Array, "*rows scales_per_entry"] | None]:
         """The rows as they are stored, rounded to `dtype`, and their scales (`None` if they have none)."""
         parts = [(k, 0)] if v is None else [(k, 0), (v, self.v_start)]
         if not self.is_quantised:
@@ -120,7 +120,7 @@ class KVLayout:
         return _pack_nibbles(rows) if self.dtype == "int4" else rows, jnp.stack(scales, axis=-1)
 
     def unpack(
-        self, rows: Shaped[Array, "*rows storage_lanes"], scales: Float[Array, "*rows scales_per_row"] | None
+        self, rows: Shaped[Array, "*rows storage_lanes"], scales: Float[Array, "*rows scales_per_entry"] | None
     ) -> tuple[Float[Array, "*rows k_dim"], Float[Array, "*rows v_dim"]]:
         """K and V of stored rows; float32 where they have scales."""
         if scales is not None:

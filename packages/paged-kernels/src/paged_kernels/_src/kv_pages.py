@@ -125,10 +125,10 @@ class KVPages:
             latent=v_pages is None,
         )
         v = None if v_pages is None else jnp.swapaxes(v_pages, 0, 1)
-        return cls.from_rows(*layout.pack(jnp.swapaxes(k_pages, 0, 1), v), layout)
+        return cls.from_entries(*layout.pack(jnp.swapaxes(k_pages, 0, 1), v), layout)
 
     @classmethod
-    def from_rows(
+    def from_entries(
         cls,
         rows: Shaped[Array, "pages kv_heads page_size storage_lanes"],
         scales: Float[Array, "pages kv_heads page_size kinds"] | None,
@@ -223,7 +223,7 @@ class KVPages:
             scales = self._scales_by_slot(scales.at[page_ids].get(mode="clip"))
         return self.data.at[page_ids].get(mode="clip"), scales
 
-    def put_rows(
+    def put_entries(
         self,
         page_ids: Int32[Array, " rows"],
         slots: Int32[Array, " rows"],
@@ -241,10 +241,10 @@ class KVPages:
         slots: Int32[Array, " rows"],
         scales: Float[Array, "rows kv_heads kinds"] | None,
     ) -> Array | None:
-        """`self.scales` with these at these slots, dropped as by `put_rows`; `None` where rows have no scales."""
+        """`self.scales` with these at these slots, dropped as by `put_entries`; `None` where rows have no scales."""
         if self.scales is None or scales is None:
             return self.scales
-        lanes = slots[:, None] + jnp.arange(self.layout.scales_per_row) * self.page_size  # [rows, kinds]
+        lanes = slots[:, None] + jnp.arange(self.layout.scales_per_entry) * self.page_size  # [rows, kinds]
         at = self.scales.at[self._or_none(page_ids)[:, None], :, 0, lanes]
         return at.set(jnp.swapaxes(scales, 1, 2), mode="drop")
 
@@ -259,5 +259,5 @@ class KVPages:
 
     def _scales_by_slot(self, scales: Array) -> Array:
         """`[..., 1, scale_lanes]` as `[..., page_size, kinds]`."""
-        kinds, size = self.layout.scales_per_row, self.page_size
+        kinds, size = self.layout.scales_per_entry, self.page_size
         return jnp.swapaxes(scales[..., 0, : kinds * size].reshape(*scales.shape[:-2], kinds, size), -1, -2)

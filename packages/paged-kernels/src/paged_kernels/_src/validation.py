@@ -79,7 +79,7 @@ def check_batch(batch: RaggedBatch, *, num_pages: int, page_size: int, tokens: i
     Raises:
         ValueError: names the field and the sequence, what it is, and what it must be.
     """
-    table, kv_lens, starts, num_seqs = (
+    page_table, kv_lens, starts, num_seqs = (
         np.asarray(a) for a in (batch.page_table, batch.kv_lens, batch.cu_q_lens, batch.num_seqs)
     )
     if not 0 <= num_seqs <= batch.max_seqs:
@@ -92,7 +92,7 @@ def check_batch(batch: RaggedBatch, *, num_pages: int, page_size: int, tokens: i
         q_len = int(starts[seq + 1] - starts[seq])
         kv_len = int(kv_lens[seq])
         _check_lengths(seq, q_len, kv_len, batch)
-        _check_table_row(seq, kv_len, table[seq], num_pages=num_pages, page_size=page_size)
+        _check_page_ids(seq, kv_len, page_table[seq], num_pages=num_pages, page_size=page_size)
 
 
 def _check_lengths(seq: int, q_len: int, kv_len: int, batch: RaggedBatch) -> None:
@@ -102,22 +102,23 @@ def _check_lengths(seq: int, q_len: int, kv_len: int, batch: RaggedBatch) -> Non
     if max_q_len is not None and q_len > max_q_len:
         raise ValueError(f"sequence {seq} has {q_len} rows, more than the promised max_q_len={max_q_len}")
     if kv_len < 0:
-        raise ValueError(f"kv_lens[{seq}]={kv_len} must not be negative; use 0 for an idle slot")
+        raise ValueError(f"kv_lens[{seq}]={kv_len} must not be negative; use 0 for an idle sequence")
     if 0 < kv_len < q_len and batch.q_starts is None:
         raise ValueError(f"kv_lens[{seq}]={kv_len} must count the {q_len} new rows of the sequence too")
 
 
-def _check_table_row(seq: int, kv_len: int, table: np.ndarray, *, num_pages: int, page_size: int) -> None:
+def _check_page_ids(seq: int, kv_len: int, page_table: np.ndarray, *, num_pages: int, page_size: int) -> None:
     used = -(-kv_len // page_size)
-    if used > len(table):
+    if used > len(page_table):
         raise ValueError(
-            f"kv_lens[{seq}]={kv_len} needs {used} pages of {page_size}, but the page table has {len(table)} a sequence"
+            f"kv_lens[{seq}]={kv_len} needs {used} pages of {page_size}, "
+            f"but the page table has {len(page_table)} a sequence"
         )
-    outside = (table[:used] < 1) | (table[:used] >= num_pages)
+    outside = (page_table[:used] < 1) | (page_table[:used] >= num_pages)
     if outside.any():
         at = int(np.argmax(outside))
         raise ValueError(
-            f"page_table[{seq}, {at}]={table[at]} must lie in 1..{num_pages - 1} (page 0 is the null page)"
+            f"page_table[{seq}, {at}]={page_table[at]} must lie in 1..{num_pages - 1} (page 0 is the null page)"
         )
 
 

@@ -14,13 +14,13 @@ CONFIG = Config(
     spec=AttentionSpec(),
     tokens=21,
     kv_heads=2,
-    group=3,
+    q_per_kv=3,
     layout=KVLayout.create(64, "bfloat16"),
     page_size=16,
     pages_per_seq=200,
     q_rows=16,
     kv_pages=4,
-    chunk_pages=4,
+    subblock_pages=4,
     buffers=3,
     q_dtype=jnp.dtype("float32"),
 )
@@ -45,9 +45,9 @@ def test_rows_come_back_in_their_order(q_rows, decode, head_dim, lanes):
     [((64, 64), False, 128), ((192, 192), False, 256), ((80, 40), False, 128), ((576, 512), True, 512)],
 )
 def test_the_output_is_the_lanes_that_v_has(sizes, latent, lanes):
-    row = KVLayout.create(sizes[0], "bfloat16", v_head_dim=sizes[1], latent=latent)
-    config = dataclasses.replace(CONFIG, layout=row)
-    first = row.v_start - row.v_lanes.start
+    layout = KVLayout.create(sizes[0], "bfloat16", v_head_dim=sizes[1], latent=latent)
+    config = dataclasses.replace(CONFIG, layout=layout)
+    first = layout.v_start - layout.v_lanes.start
     blocks = jnp.zeros((2, 2, 48, config.out_lanes)).at[..., first : first + sizes[1]].set(1)
     assert config.out_lanes == lanes
     assert arrange.restore_output(blocks, config).shape == (21, 6, sizes[1])
@@ -58,19 +58,19 @@ def test_the_output_is_the_lanes_that_v_has(sizes, latent, lanes):
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("decode", [False, True])
 def test_a_copy_of_the_table_holds_all_ids_of_any_block(kv_pages, window, decode):
-    pages = {"kv_pages": 4 * kv_pages, "chunk_pages": kv_pages} if decode else {"kv_pages": kv_pages}
+    pages = {"kv_pages": 4 * kv_pages, "subblock_pages": kv_pages} if decode else {"kv_pages": kv_pages}
     config = dataclasses.replace(CONFIG, **pages, decode=decode, spec=AttentionSpec(sliding_window=window))
-    table = np.asarray(arrange.arrange_table(jnp.arange(400, dtype=jnp.int32).reshape(2, 200), 1000, config))
+    page_table = np.asarray(arrange.arrange_page_table(jnp.arange(400, dtype=jnp.int32).reshape(2, 200), 1000, config))
     for first in range(0, 200, kv_pages if window is None else 1):
-        ids = table[1, 0, first // 128 * 128 :][: config.ids]
+        ids = page_table[1, 0, first // 128 * 128 :][: config.ids]
         assert len(ids) == config.ids  # none was cut off at the end
         wanted = np.arange(first, min(first + kv_pages, 200)) + 200
         np.testing.assert_array_equal(ids[first % 128 :][: len(wanted)], wanted)
 
 
 def test_ids_of_no_page_are_clamped():
-    table = arrange.arrange_table(jnp.array([[-4, 7, 99]]), 8, dataclasses.replace(CONFIG, pages_per_seq=3))
-    assert table[0, 0, :3].tolist() == [0, 7, 7]
+    page_table = arrange.arrange_page_table(jnp.array([[-4, 7, 99]]), 8, dataclasses.replace(CONFIG, pages_per_seq=3))
+    assert page_table[0, 0, :3].tolist() == [0, 7, 7]
 
 
 @pytest.mark.parametrize(("q_rows", "shape"), [(1, (21, 1, 128)), (16, (2, 16, 128))])

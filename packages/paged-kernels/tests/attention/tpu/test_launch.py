@@ -169,8 +169,8 @@ def test_queries_and_pages_of_different_types(q_dtype, kv_dtype):
 
 
 @pytest.mark.parametrize("workload", ["decode", "mixed"])
-def test_fault_7_no_copy_is_read_early_or_overwritten(workload):
-    """Fault 7: the seed's K, V and both their buffers shared a semaphore, so a wait could be for another's copy."""
+def test_no_copy_is_read_early_or_overwritten(workload):
+    """K, V and each buffer have a semaphore of their own, so a wait is never satisfied by another copy."""
     check(
         WORKLOADS[workload],
         SPECS["plain"],
@@ -207,7 +207,7 @@ def test_runs_where_64_bit_types_are_on():
 
 
 def test_more_than_128_pages_a_sequence():
-    """The page ids of one block come from a later row of the table's copy, and from two rows at once (fault 10)."""
+    """The page ids of one block come from a later row of the table's copy, and from two rows at once."""
     workload = Workload(
         kv_lens=(130 * 16 + 5, 20), q_lens=(1, 1), tokens=2, q_heads=1, kv_heads=1, pages_per_seq=131, num_pages=140,
         max_q_len=1,

@@ -15,8 +15,8 @@ from paged_kernels._src.tpu.registers import LANES, cdiv, round_up
     [(4, 3, 1, 2), (16, 8, 3, 2), (16, 11, 8, 1), (64, 3, 2, 2), (128, 2, 10, 1), (256, 2, 1, 2)],
 )
 def test_each_scale_goes_to_the_lane_of_its_key(page_size, pages, kv_heads, kinds):
-    group = pages_per_register(page_size)
-    held, keys = round_up(pages, group), cdiv(pages, group) * group * page_size
+    at_once = pages_per_register(page_size)
+    held, keys = round_up(pages, at_once), cdiv(pages, at_once) * at_once * page_size
     scales = np.random.default_rng(0).normal(size=(held, kv_heads, round_up(kinds * page_size, LANES)))
     scales[pages:] = np.nan  # what lies behind the last page is not part of any other
 

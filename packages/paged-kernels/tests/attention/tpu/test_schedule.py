@@ -88,9 +88,9 @@ def test_tree_rows_need_the_pages_of_all_new_tokens():
     assert tiles.first_new.tolist() == [30, 30, 30, 0]
 
 
-def test_blocks_of_chunks_belong_to_one_block_of_rows():
+def test_blocks_of_subblocks_belong_to_one_block_of_rows():
     batch = RaggedBatch.from_lists([[1] * 5, [1], [1] * 2, [1] * 9, [1]], [80, 3, 0, 130, 16], [1] * 5, max_q_len=1)
     tiles = make_tiles(batch, AttentionSpec(), tokens=6, q_rows=2, page_size=16)
     assert tiles.block_end[:4].tolist() == [2, 2, 3, 4]
-    # Of 2 pages at most: 3 chunks and 1 in the first two rows, then 5 (the gap has none), then 1.
-    assert page_block_starts(tiles, chunk_pages=2, chunks=4).tolist() == [0, 1, 3, 4]
+    # Of 2 pages at most: 3 sub-blocks and 1 in the first two rows, then 5 (the gap has none), then 1.
+    assert page_block_starts(tiles, subblock_pages=2, subblocks=4).tolist() == [0, 1, 3, 4]

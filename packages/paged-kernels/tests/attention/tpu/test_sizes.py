@@ -19,22 +19,22 @@ from paged_kernels._src.attention.tpu.sizes import (
 from paged_kernels._src.tpu.chip import CHIPS
 
 
-def preferred(kv_heads, group, head_dim, page_size, dtype, decode):
+def preferred(kv_heads, q_per_kv, head_dim, page_size, dtype, decode):
     dtype = jnp.dtype(dtype)
     sizes = preferred_block_sizes(
-        kv_heads=kv_heads, group=group, page_size=page_size, itemsize=dtype.itemsize, decode=decode
+        kv_heads=kv_heads, q_per_kv=q_per_kv, page_size=page_size, itemsize=dtype.itemsize, decode=decode
     )
     config = Config(
         spec=AttentionSpec(),
         tokens=2048,
         kv_heads=kv_heads,
-        group=group,
+        q_per_kv=q_per_kv,
         layout=KVLayout.create(head_dim, dtype),
         page_size=page_size,
         pages_per_seq=8192,
         q_rows=q_rows_for(2048, 1 if decode else None, sizes.q_rows),
         kv_pages=1,
-        chunk_pages=1,
+        subblock_pages=1,
         buffers=3,
         q_dtype=dtype,
         decode=decode,
@@ -43,20 +43,20 @@ def preferred(kv_heads, group, head_dim, page_size, dtype, decode):
 
 
 @pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.name)
-@pytest.mark.parametrize(("kv_heads", "group"), [(8, 4), (1, 8), (32, 1), (3, 3)])
+@pytest.mark.parametrize(("kv_heads", "q_per_kv"), [(8, 4), (1, 8), (32, 1), (3, 3)])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("decode", [True, False])
-def test_defaults_fit_every_chip(chip, kv_heads, group, head_dim, dtype, decode):
-    config = shrink_to_fit(preferred(kv_heads, group, head_dim, 16, dtype, decode), chip)
+def test_defaults_fit_every_chip(chip, kv_heads, q_per_kv, head_dim, dtype, decode):
+    config = shrink_to_fit(preferred(kv_heads, q_per_kv, head_dim, 16, dtype, decode), chip)
     check_fits(config, chip, tiles=1024)
     assert vmem_bytes(config) <= chip.vmem_bytes * 3 // 4
 
 
-@pytest.mark.parametrize(("kv_heads", "group", "keys"), [(1, 8, 4096), (1, 16, 4096), (1, 17, 2048), (2, 8, 2048)])
-def test_one_head_has_more_keys_a_block_for_decode(kv_heads, group, keys):
-    assert preferred(kv_heads, group, 128, 16, "bfloat16", decode=True).kv_pages * 16 == keys
-    assert preferred(kv_heads, group, 128, 16, "float32", decode=True).kv_pages * 16 == 512
+@pytest.mark.parametrize(("kv_heads", "q_per_kv", "keys"), [(1, 8, 4096), (1, 16, 4096), (1, 17, 2048), (2, 8, 2048)])
+def test_one_head_has_more_keys_a_block_for_decode(kv_heads, q_per_kv, keys):
+    assert preferred(kv_heads, q_per_kv, 128, 16, "bfloat16", decode=True).kv_pages * 16 == keys
+    assert preferred(kv_heads, q_per_kv, 128, 16, "float32", decode=True).kv_pages * 16 == 512
 
 
 def test_defaults_shrink_only_where_they_must():
@@ -83,8 +83,8 @@ def test_q_rows_are_what_the_kernel_can_have(tokens, max_q_len, q_rows, expected
 
 @pytest.mark.parametrize("decode", [True, False])
 def test_defaults_for_latent_rows_of_128_heads_fit_every_chip(decode):
-    row = KVLayout.create(576, "bfloat16", v_head_dim=512, latent=True)
-    config = dataclasses.replace(preferred(1, 128, 64, 16, "bfloat16", decode), layout=row)
+    layout = KVLayout.create(576, "bfloat16", v_head_dim=512, latent=True)
+    config = dataclasses.replace(preferred(1, 128, 64, 16, "bfloat16", decode), layout=layout)
     for chip in CHIPS:
         check_fits(shrink_to_fit(config, chip), chip, tiles=1024)
 
@@ -95,10 +95,10 @@ def test_defaults_for_latent_rows_of_128_heads_fit_every_chip(decode):
         (16, "bfloat16", 3, 3),
         (2, "bfloat16", 3, 8),  # 16 rows fill a register
         (1, "float32", 1000, 1024),
-        (16, "bfloat16", 50, 64),  # two chunks of whole registers of logits
+        (16, "bfloat16", 50, 64),  # two sub-blocks of whole registers of logits
         (16, "int8", 1, 8),  # a register of scales
         (24, "float32", 0, 1),
-        (128, "int8", 9, 10),  # chunks of two
+        (128, "int8", 9, 10),  # sub-blocks of two
     ],
 )
 def test_kv_pages_are_what_the_kernel_can_have(page_size, dtype, kv_pages, expected):
@@ -111,27 +111,27 @@ def test_kv_pages_are_what_the_kernel_can_have(page_size, dtype, kv_pages, expec
     ("pages_per_seq", "kv_pages", "expected"),
     [(8192, 128, (128, 32)), (32, 128, (128, 32)), (20, 128, (96, 24)), (4, 8, (4, 4)), (4, 128, (64, 8))],
 )
-def test_in_decode_a_block_has_chunks_of_several_sequences(pages_per_seq, kv_pages, expected):
+def test_in_decode_a_block_has_subblocks_of_several_sequences(pages_per_seq, kv_pages, expected):
     config = dataclasses.replace(preferred(1, 8, 128, 16, "bfloat16", True), pages_per_seq=pages_per_seq)
     config = with_kv_pages(config, kv_pages)
-    assert (config.kv_pages, config.chunk_pages) == expected
+    assert (config.kv_pages, config.subblock_pages) == expected
 
 
 @pytest.mark.parametrize(
-    ("kv_heads", "group", "q_rows", "expected"),
+    ("kv_heads", "q_per_kv", "q_rows", "expected"),
     [(8, 4, 128, 1), (8, 4, 256, 2), (1, 8, 256, 8), (1, 8, 32, 1), (1, 9, 64, 3), (1, 7, 64, 7), (2, 1, 1024, 1)],
 )
-def test_heads_are_split_into_operands_of_at_least_256_rows_if_they_can(kv_heads, group, q_rows, expected):
-    config = dataclasses.replace(preferred(kv_heads, group, 128, 16, "bfloat16", False), q_rows=q_rows)
+def test_heads_are_split_into_operands_of_at_least_256_rows_if_they_can(kv_heads, q_per_kv, q_rows, expected):
+    config = dataclasses.replace(preferred(kv_heads, q_per_kv, 128, 16, "bfloat16", False), q_rows=q_rows)
     assert (config.splits, config.parts) == (expected, kv_heads * expected)
-    assert config.splits * config.part == group
+    assert config.splits * config.part == q_per_kv
 
 
 def test_what_features_need_is_counted():
     plain = preferred(8, 4, 128, 16, "bfloat16", False)
-    row = KVLayout.create(128, "int8")
+    layout = KVLayout.create(128, "int8")
     whole = [
-        dataclasses.replace(plain, layout=row),
+        dataclasses.replace(plain, layout=layout),
         dataclasses.replace(plain, has_alibi=True),
         dataclasses.replace(plain, has_sinks=True),
         dataclasses.replace(plain, tree_words=4),

@@ -127,7 +127,7 @@ def test_with_64_bit_types_enabled():
 
 
 def test_eager_calls_are_right_too():
-    case = make_case(WORKLOADS["decode_idle_slots"])
+    case = make_case(WORKLOADS["decode_idle_sequences"])
     out = paged_attention(case.q, case.pages, case.batch, AttentionSpec(), backend="xla")
     assert_rows_close(out, attend_densely(case, AttentionSpec())[0], "float32")
 

@@ -14,7 +14,7 @@ from paged_kernels._src.tpu.tuning.lookup import Entry, Shape, entries, lookup
 
 NAMED = [(chip, entry) for chip in CHIPS for entry in entries(chip.name)]
 """Every entry that ships, with its chip."""
-SHAPE = Shape(mode="decode", group=4, kv_heads=2, head_dim=128, page_size=16, kv_dtype="bfloat16")
+SHAPE = Shape(mode="decode", q_per_kv=4, kv_heads=2, head_dim=128, page_size=16, kv_dtype="bfloat16")
 LINE = {
     "shape": dataclasses.asdict(SHAPE),
     "block_sizes": {"q_rows": 1, "kv_pages": 8},
@@ -39,7 +39,7 @@ def config_of(chip, shape, block_sizes=None, pages_per_seq=512):
         max_q_len=1 if shape.mode == "decode" else None,
     )
     pages = KVPages.shapes(2, shape.page_size, shape.kv_heads, shape.head_dim, shape.kv_dtype)
-    q = np.broadcast_to(jnp.zeros((), jnp.bfloat16), (rows, shape.group * shape.kv_heads, shape.head_dim))
+    q = np.broadcast_to(jnp.zeros((), jnp.bfloat16), (rows, shape.q_per_kv * shape.kv_heads, shape.head_dim))
     return launch.make_config(q, pages, batch, AttentionSpec(), HeadParams(), block_sizes=block_sizes, chip=chip)
 
 
@@ -83,7 +83,14 @@ def test_the_callers_block_sizes_come_before_the_entry(tuned):
 
 @pytest.mark.parametrize(
     "change",
-    [{"mode": "prefill"}, {"group": 8}, {"kv_heads": 1}, {"head_dim": 64}, {"page_size": 32}, {"kv_dtype": "float32"}],
+    [
+        {"mode": "prefill"},
+        {"q_per_kv": 8},
+        {"kv_heads": 1},
+        {"head_dim": 64},
+        {"page_size": 32},
+        {"kv_dtype": "float32"},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_other_shapes_fall_to_the_heuristic(tuned, monkeypatch, change):

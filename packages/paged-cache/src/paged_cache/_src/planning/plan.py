@@ -92,7 +92,7 @@ class Plan:
     @property
     def scale_bytes_per_token(self) -> int:
         """Bytes of the scales of one token's keys and values on each device, bare."""
-        scales = self.shape.num_layers * self.kv_heads_per_device * self._layout.scales_per_row
+        scales = self.shape.num_layers * self.kv_heads_per_device * self._layout.scales_per_entry
         return scales * jnp.dtype(jnp.float32).itemsize
 
     @property

@@ -15,4 +15,4 @@ def write_kv_xla(
 ) -> KVPages:
     """Pages with each row in its slot; rows that go nowhere are dropped."""
     page_ids, slots = row_slots(pages, batch, k.shape[0])
-    return pages.put_rows(page_ids, slots, k, v)
+    return pages.put_entries(page_ids, slots, k, v)

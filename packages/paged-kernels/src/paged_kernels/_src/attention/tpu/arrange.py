@@ -35,9 +35,9 @@ def restore_output(
     operands: Float[Array, "operands parts rows out_lanes"], config: Config
 ) -> Float[Array, "tokens q_heads v_head_dim"]:
     """The output rows, without the lanes that are not V's."""
-    row = config.layout
-    first = row.v_start - row.v_lanes.start
-    return restore_rows(operands[..., first : first + row.v_dim], config)
+    layout = config.layout
+    first = layout.v_start - layout.v_lanes.start
+    return restore_rows(operands[..., first : first + layout.v_dim], config)
 
 
 def restore_lse(
@@ -49,7 +49,7 @@ def restore_lse(
     return restore_rows(flat.reshape(-1, c.parts, c.rows), c)
 
 
-def arrange_table(
+def arrange_page_table(
     page_table: Int32[Array, "seqs pages_per_seq"], num_pages: int, config: Config
 ) -> Int32[Array, "seqs 1 table_ids"]:
     """The page table in HBM, each sequence's ids in a row of their own, so that a copy may start at any 128th.

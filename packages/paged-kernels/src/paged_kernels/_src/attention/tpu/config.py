@@ -16,8 +16,8 @@ Memory = Any
 """A reference in the kernel; before the call, what to allocate for it. (Pallas has no one type for both.)"""
 
 
-CHUNK_KEYS = 512
-"""Most keys in a chunk of a block for decode, unless a page has more."""
+SUBBLOCK_KEYS = 512
+"""Most keys in a sub-block of a block for decode, unless a page has more."""
 PARTS_AT_ONCE = 8
 """How many left operands are attended side by side, each one's products beside the softmax of the one before."""
 PART_ROWS = (256, 512)
@@ -32,7 +32,7 @@ class Config:
     tokens: int
     """Rows of q, padding included."""
     kv_heads: int
-    group: int
+    q_per_kv: int
     """Query heads for each KV head."""
     layout: KVLayout
     page_size: int
@@ -40,9 +40,9 @@ class Config:
     q_rows: int
     """Rows in a block of queries: for decode any number, else 1 or a multiple of 16."""
     kv_pages: int
-    """Pages in a block of keys, a multiple of `chunk_pages`."""
-    chunk_pages: int
-    """Pages in a chunk of a block. In decode, the chunks of a block may belong to several sequences."""
+    """Pages in a block of keys, a multiple of `subblock_pages`."""
+    subblock_pages: int
+    """Pages in a sub-block of a block. In decode, the sub-blocks of a block may belong to several sequences."""
     buffers: int
     """Blocks of keys in VMEM: one in use, the others on their way."""
     q_dtype: np.dtype
@@ -75,15 +75,15 @@ class Config:
     @property
     def splits(self) -> int:
         """Equal parts of a KV head's query heads, each a left operand of its own."""
-        rows, (least, most) = self.group * self.operand_rows, PART_ROWS
+        rows, (least, most) = self.q_per_kv * self.operand_rows, PART_ROWS
         part_rows = min(max(least, self.kv_heads * rows // PARTS_AT_ONCE), most)
-        divisors = (n for n in range(1, self.group) if self.group % n == 0)
-        return next((n for n in divisors if rows <= n * part_rows), self.group)
+        divisors = (n for n in range(1, self.q_per_kv) if self.q_per_kv % n == 0)
+        return next((n for n in divisors if rows <= n * part_rows), self.q_per_kv)
 
     @property
     def part(self) -> int:
         """Query heads of a part."""
-        return self.group // self.splits
+        return self.q_per_kv // self.splits
 
     @property
     def parts(self) -> int:
@@ -101,14 +101,14 @@ class Config:
         return self.kv_pages * self.page_size
 
     @property
-    def chunks(self) -> int:
+    def subblocks(self) -> int:
         """Equal parts of a block, attended one after the other where the block is not whole."""
-        return self.kv_pages // self.chunk_pages
+        return self.kv_pages // self.subblock_pages
 
     @property
-    def chunk_tokens(self) -> int:
-        """Keys in a chunk."""
-        return self.chunk_pages * self.page_size
+    def subblock_tokens(self) -> int:
+        """Keys in a sub-block."""
+        return self.subblock_pages * self.page_size
 
     @property
     def clears_unseen(self) -> bool:
@@ -153,8 +153,8 @@ class Config:
 
     @property
     def ids(self) -> int:
-        """Page ids in a copy of the table for any block (in decode, any chunk), in whole registers' widths."""
-        pages = self.chunk_pages if self.decode else self.kv_pages
+        """Page ids in a copy of the table for any block (in decode, any sub-block), in whole registers' widths."""
+        pages = self.subblock_pages if self.decode else self.kv_pages
         # They start at multiples of `pages`, unless a window makes them start at any page.
         step = math.gcd(pages, LANES) if self.spec.sliding_window is None else 1
         return round_up(LANES - step + pages, LANES)

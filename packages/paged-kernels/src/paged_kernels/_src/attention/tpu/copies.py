@@ -1,6 +1,6 @@
 """The kernel's copies between HBM and the core: pages, page ids, query rows, output rows.
 
-Blocks of pages stream through `buffers` slots of VMEM in the order in which they are attended, whatever tile they
+Blocks of pages stream through `buffers` buffers of VMEM in the order in which they are attended, whatever tile they
 belong to, so the next sequence's pages are on their way while this one's are attended:
 
     step          0        1        2        3            with 4 buffers
@@ -8,7 +8,7 @@ belong to, so the next sequence's pages are on their way while this one's are at
     pages     |3 . . . |4 . . . |5 . . . |6 . . .         buffers - 1 steps ahead of use
     attend    |   0    |   1    |   2    |   3
 
-Every slot has semaphores of its own, in decode one for each chunk: a wait for one block cannot be satisfied by
+Every buffer has semaphores of its own, in decode one for each sub-block: a wait for one block cannot be satisfied by
 another's copies.
 """
 
@@ -35,7 +35,7 @@ IDS_AHEAD = 2
 class Cursor:
     """One block of pages in the order of attending."""
 
-    step: jax.Array
+    block: jax.Array
     """How many blocks come before it."""
     tile: jax.Array
     """Its tile; the number of tiles when there is no such block."""
@@ -49,24 +49,24 @@ class PageBuffers:
     """Memory of the page copies."""
 
     kv: Memory  # [buffers, kv_heads, kv_pages, page_size, storage_lanes]
-    kv_arrived: Memory  # semaphores [buffers, chunks in decode, else 1]
+    kv_arrived: Memory  # semaphores [buffers, sub-blocks in decode, else 1]
     scales: Memory  # [buffers, pages_held, kv_heads, scale_lanes], or None
     scales_arrived: Memory  # semaphores [as many], or None
-    ids: Memory  # SMEM [(IDS_AHEAD + 1) * chunks * ids]
+    ids: Memory  # SMEM [(IDS_AHEAD + 1) * sub-blocks * ids]
     ids_arrived: Memory  # semaphores [IDS_AHEAD + 1]
 
     @classmethod
     def shapes(cls, c: Config) -> "PageBuffers":
         """What to allocate."""
-        quantised, chunks = c.layout.is_quantised, c.chunks if c.decode else 1
+        quantised, subblocks = c.layout.is_quantised, c.subblocks if c.decode else 1
         return cls(
             kv=pltpu.VMEM(
                 (c.buffers, c.kv_heads, c.kv_pages, c.page_size, c.layout.storage_lanes), c.layout.storage_dtype
             ),
-            kv_arrived=pltpu.SemaphoreType.DMA((c.buffers, chunks)),
+            kv_arrived=pltpu.SemaphoreType.DMA((c.buffers, subblocks)),
             scales=pltpu.VMEM((c.buffers, *c.scales_shape), jnp.float32) if quantised else None,
-            scales_arrived=pltpu.SemaphoreType.DMA((c.buffers, chunks)) if quantised else None,
-            ids=pltpu.SMEM(((IDS_AHEAD + 1) * chunks * c.ids,), jnp.int32),
+            scales_arrived=pltpu.SemaphoreType.DMA((c.buffers, subblocks)) if quantised else None,
+            ids=pltpu.SMEM(((IDS_AHEAD + 1) * subblocks * c.ids,), jnp.int32),
             ids_arrived=pltpu.SemaphoreType.DMA((IDS_AHEAD + 1,)),
         )
 
@@ -83,23 +83,23 @@ class Places:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PageCopies:
-    """The copies of single pages, and of their scales if they have any, into the slots of `PageBuffers`."""
+    """The copies of single pages, and of their scales if they have any, into the buffers of `PageBuffers`."""
 
     config: Config
     data: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
     scales: Memory  # HBM [pages, kv_heads, 1, scale_lanes], or None
     buffers: PageBuffers
 
-    def places(self, slot, first, count: int, chunk=0) -> "Places":
-        """Some places of a slot from its place `first` on; known together, they share the sums of their addresses.
+    def places(self, buffer, first, count: int, subblock=0) -> "Places":
+        """Some places of a buffer from its place `first` on; known together, they share the sums of their addresses.
 
-        `chunk` is that whose semaphore counts what arrives there.
+        `subblock` is that whose semaphore counts what arrives there.
         """
-        b, arrived = self.buffers, (slot, chunk)
-        kv = b.kv.at[slot, :, pl.ds(first, count)]
+        b, arrived = self.buffers, (buffer, subblock)
+        kv = b.kv.at[buffer, :, pl.ds(first, count)]
         if self.scales is None:
             return Places(kv=kv, kv_arrived=b.kv_arrived.at[arrived])
-        scales = b.scales.at[slot, pl.ds(first, count)]
+        scales = b.scales.at[buffer, pl.ds(first, count)]
         return Places(
             kv=kv, kv_arrived=b.kv_arrived.at[arrived], scales=scales, scales_arrived=b.scales_arrived.at[arrived]
         )
@@ -113,12 +113,12 @@ class PageCopies:
         for source, place, arrived in copies:
             pltpu.make_async_copy(source, place, arrived).start()
 
-    def wait(self, slot, count, chunk=0) -> None:
+    def wait(self, buffer, count, subblock=0) -> None:
         """Wait for `count` pages that a semaphore counts: it counts bytes, so one wait serves them."""
-        b, arrived = self.buffers, (slot, chunk)
-        waits = [(b.kv.at[slot, :, pl.ds(0, count)], b.kv_arrived.at[arrived])]
+        b, arrived = self.buffers, (buffer, subblock)
+        waits = [(b.kv.at[buffer, :, pl.ds(0, count)], b.kv_arrived.at[arrived])]
         if self.scales is not None:
-            waits.append((b.scales.at[slot, pl.ds(0, count)], b.scales_arrived.at[arrived]))
+            waits.append((b.scales.at[buffer, pl.ds(0, count)], b.scales_arrived.at[arrived]))
         for pages, arrived in waits:
             pltpu.make_async_copy(pages, pages, arrived).wait()
 
@@ -127,19 +127,19 @@ class PageCopies:
 class PageStream:
     """Blocks of pages on their way from HBM into VMEM.
 
-    Of a block, only the pages that its tile sees are copied; what the slot holds in the place of others is anything.
+    Of a block, only the pages that its tile sees are copied; what the buffer holds in the place of others is anything.
     """
 
     config: Config
     tiles: Tiles
-    table: Memory  # HBM [seqs, 1, table_ids]
+    page_table: Memory  # HBM [seqs, 1, table_ids]
     copies: PageCopies
     buffers: PageBuffers
 
     def begin(self) -> tuple[Cursor, Cursor]:
         """Start the first `buffers - 1` blocks. The first block's cursor, and that of the first not yet started."""
         zero = jnp.int32(0)
-        first = Cursor(step=zero, tile=zero, page=self.tiles.first_page[0])
+        first = Cursor(block=zero, tile=zero, page=self.tiles.first_page[0])
         at = first
         for _ in range(IDS_AHEAD):
             self._start_ids(at)
@@ -178,7 +178,7 @@ class PageStream:
         jax.lax.fori_loop(0, pages, lambda i, _: self._start_page(at, i), None, unroll=min(pages, PAGES_AT_ONCE))
 
     def wait(self, at: Cursor) -> None:
-        """Wait until block `at` is in its slot."""
+        """Wait until block `at` is in its buffer."""
 
         @pl.when(self.is_whole(at))
         def _():
@@ -186,22 +186,22 @@ class PageStream:
 
         @pl.when(jnp.logical_not(self.is_whole(at)))
         def _():
-            jax.lax.fori_loop(0, self.count(at), lambda i, _: self.copies.wait(self.slot(at), 1), None)
+            jax.lax.fori_loop(0, self.count(at), lambda i, _: self.copies.wait(self.buffer(at), 1), None)
 
     def wait_whole(self, at: Cursor) -> None:
         """Wait for a whole block: a semaphore counts bytes, so one wait serves all copies."""
-        self.copies.wait(self.slot(at), self.config.kv_pages)
+        self.copies.wait(self.buffer(at), self.config.kv_pages)
 
-    def slot(self, at: Cursor) -> jax.Array:
+    def buffer(self, at: Cursor) -> jax.Array:
         """The buffer that block `at` is in."""
-        return at.step % self.config.buffers
+        return at.block % self.config.buffers
 
     def advance(self, at: Cursor) -> Cursor:
         """The block after `at`."""
         page = at.page + self.config.kv_pages
         done = page >= self.tiles.end_page[at.tile]
         tile = jnp.minimum(at.tile + done.astype(jnp.int32), self._num_tiles())
-        return Cursor(step=at.step + 1, tile=tile, page=jnp.where(done, self.tiles.first_page[tile], page))
+        return Cursor(block=at.block + 1, tile=tile, page=jnp.where(done, self.tiles.first_page[tile], page))
 
     def count(self, at: Cursor) -> jax.Array:
         """Pages of the block; 0 where there is no such block."""
@@ -220,23 +220,23 @@ class PageStream:
             self._ids_copy(at).start()
 
     def _ids_copy(self, at: Cursor):
-        slot = at.step % (IDS_AHEAD + 1)
+        buffer = at.block % (IDS_AHEAD + 1)
         first = pl.multiple_of(at.page // LANES * LANES, LANES)
-        source = self.table.at[self.tiles.seq[at.tile], 0, pl.ds(first, self.config.ids)]
-        target = self.buffers.ids.at[pl.ds(pl.multiple_of(slot * self.config.ids, LANES), self.config.ids)]
-        return pltpu.make_async_copy(source, target, self.buffers.ids_arrived.at[slot])
+        source = self.page_table.at[self.tiles.seq[at.tile], 0, pl.ds(first, self.config.ids)]
+        target = self.buffers.ids.at[pl.ds(pl.multiple_of(buffer * self.config.ids, LANES), self.config.ids)]
+        return pltpu.make_async_copy(source, target, self.buffers.ids_arrived.at[buffer])
 
     def _start_page(self, at: Cursor, i) -> None:
-        page_id = self.buffers.ids[at.step % (IDS_AHEAD + 1) * self.config.ids + at.page % LANES + i]
-        self.copies.start(page_id, self.copies.places(self.slot(at), i, 1), 0)
+        page_id = self.buffers.ids[at.block % (IDS_AHEAD + 1) * self.config.ids + at.page % LANES + i]
+        self.copies.start(page_id, self.copies.places(self.buffer(at), i, 1), 0)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowBuffers:
-    """Memory of the copies of query, output and log-sum-exp rows; two slots each.
+    """Memory of the copies of query, output and log-sum-exp rows; two buffers each.
 
-    In decode `q`, `tree` and `out` have one operand more than is copied, for chunks of no sequence.
+    In decode `q`, `tree` and `out` have one operand more than is copied, for sub-blocks of no sequence.
     """
 
     q: Memory  # [2 * operands, parts, rows, q_lanes]
@@ -263,7 +263,7 @@ class RowBuffers:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowStream:
-    """Blocks of query rows on their way in, of output rows on their way out; block `b` uses slot `b % 2`."""
+    """Blocks of query rows on their way in, of output rows on their way out; block `b` uses buffer `b % 2`."""
 
     config: Config
     q: Memory  # HBM [q_blocks * operands, parts, rows, q_lanes]
@@ -281,7 +281,7 @@ class RowStream:
                 copy.start()
 
     def wait_q(self, block) -> None:
-        """Wait until a block of query rows is in its slot."""
+        """Wait until a block of query rows is in its buffer."""
         for copy in self._q_copies(block):
             copy.wait()
 
@@ -291,7 +291,7 @@ class RowStream:
             copy.start()
 
     def wait_out(self, block) -> None:
-        """Wait until a block has left its slot, if there is one."""
+        """Wait until a block has left its buffer, if there is one."""
 
         @pl.when(block >= 0)
         def _():
@@ -299,20 +299,20 @@ class RowStream:
                 copy.wait()
 
     def _q_copies(self, block):
-        slot, b = block % 2, self.buffers
-        here, there = self._operands(slot), self._operands(block)
-        copies = [pltpu.make_async_copy(self.q.at[there], b.q.at[here], b.arrived.at[slot, 0])]
+        buffer, b = block % 2, self.buffers
+        here, there = self._operands(buffer), self._operands(block)
+        copies = [pltpu.make_async_copy(self.q.at[there], b.q.at[here], b.arrived.at[buffer, 0])]
         if self.tree is not None:
-            copies.append(pltpu.make_async_copy(self.tree.at[there], b.tree.at[here], b.arrived.at[slot, 1]))
+            copies.append(pltpu.make_async_copy(self.tree.at[there], b.tree.at[here], b.arrived.at[buffer, 1]))
         return copies
 
     def _operands(self, block):
         return pl.ds(block * self.config.operands, self.config.operands)
 
     def _out_copies(self, block):
-        slot, b = block % 2, self.buffers
-        here, there = self._operands(slot), self._operands(block)
-        copies = [pltpu.make_async_copy(b.out.at[here], self.out.at[there], b.left.at[slot, 0])]
+        buffer, b = block % 2, self.buffers
+        here, there = self._operands(buffer), self._operands(block)
+        copies = [pltpu.make_async_copy(b.out.at[here], self.out.at[there], b.left.at[buffer, 0])]
         if self.lse is not None:
-            copies.append(pltpu.make_async_copy(b.lse.at[slot], self.lse.at[block], b.left.at[slot, 1]))
+            copies.append(pltpu.make_async_copy(b.lse.at[buffer], self.lse.at[block], b.left.at[buffer, 1]))
         return copies

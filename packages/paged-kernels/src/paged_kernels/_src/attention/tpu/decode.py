@@ -1,4 +1,4 @@
-"""The kernel's body for decode: two loops, over blocks of query rows, and over blocks of chunks of pages."""
+"""The kernel's body for decode: two loops, over blocks of query rows, and over blocks of sub-blocks of pages."""
 
 import dataclasses
 import functools
@@ -10,23 +10,23 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from paged_kernels._src.attention.tpu import softmax
-from paged_kernels._src.attention.tpu.chunks import Chunk, ChunkStream
 from paged_kernels._src.attention.tpu.config import Config
 from paged_kernels._src.attention.tpu.copies import Cursor, PageCopies, RowStream
-from paged_kernels._src.attention.tpu.memory import Inputs, Scratch
+from paged_kernels._src.attention.tpu.memory import KernelInputs, Scratch
 from paged_kernels._src.attention.tpu.schedule import Tiles
-from paged_kernels._src.attention.tpu.step import Keys, Step
+from paged_kernels._src.attention.tpu.subblocks import SubBlock, SubBlockStream
+from paged_kernels._src.attention.tpu.tile_attention import Keys, TileAttention
 from paged_kernels._src.tpu.registers import LANES, cdiv
 
 
 def decode_kernel(  # noqa: PLR0917 -- pallas_call passes references by position
-    tiles: Tiles, block_starts, inputs: Inputs, out, lse, scratch: Scratch, *, config: Config
+    tiles: Tiles, block_starts, inputs: KernelInputs, out, lse, scratch: Scratch, *, config: Config
 ) -> None:
     """Attend every block of query rows, as `attention_kernel` does, where each sequence has one row.
 
     Args:
         tiles: the work (SMEM), each tile a row.
-        block_starts: how many blocks of chunks come before each block of rows, and their number (SMEM).
+        block_starts: how many blocks of sub-blocks come before each block of rows, and their number (SMEM).
         inputs: what is attended, and over what.
         out: the output, in HBM in the order of the queries.
         lse: the log-sum-exp, in HBM, a packed row set a block, or None.
@@ -34,14 +34,19 @@ def decode_kernel(  # noqa: PLR0917 -- pallas_call passes references by position
         config: the static facts.
     """
     copies = PageCopies(config=config, data=inputs.data, scales=inputs.scales, buffers=scratch.pages)
-    stream = ChunkStream(
-        config=config, tiles=tiles, table=inputs.table, copies=copies, buffers=scratch.pages, notes=scratch.notes
+    stream = SubBlockStream(
+        config=config,
+        tiles=tiles,
+        page_table=inputs.page_table,
+        copies=copies,
+        buffers=scratch.pages,
+        notes=scratch.notes,
     )
     rows = RowStream(config=config, q=inputs.q, tree=inputs.tree, out=out, lse=lse, buffers=scratch.rows)
-    step = Step(config=config, tiles=tiles, inputs=inputs, scratch=scratch)
-    decode = DecodeStep(config=config, tiles=tiles, scratch=scratch, step=step, stream=stream)
+    attention = TileAttention(config=config, tiles=tiles, inputs=inputs, scratch=scratch)
+    decode = DecodeAttention(config=config, tiles=tiles, scratch=scratch, attention=attention, stream=stream)
 
-    def attend_block(block, planned: Cursor, row_slot) -> Cursor:
+    def attend_block(block, planned: Cursor, row_buffer) -> Cursor:
         ahead = block + config.buffers - 1
         planned = stream.plan(planned)
         stream.wait_ids(ahead)
@@ -51,102 +56,102 @@ def decode_kernel(  # noqa: PLR0917 -- pallas_call passes references by position
         def _():
             decode.begin_tile(block)
             stream.wait_whole(block)
-            decode.attend_whole(block, row_slot, ahead)
-            decode.end_tile(block, row_slot)
+            decode.attend_whole(block, row_buffer, ahead)
+            decode.end_tile(block, row_buffer)
 
         @pl.when(jnp.logical_not(steady))
         def _():
             stream.wait(block)
             decode.clear_unseen(block)
-            decode.attend_chunks(block, row_slot, ahead)
+            decode.attend_subblocks(block, row_buffer, ahead)
 
         return planned
 
-    def attend_rows(row_block, slot, planned: Cursor) -> Cursor:
-        step.clear_output(slot)
+    def attend_rows(row_block, buffer, planned: Cursor) -> Cursor:
+        attention.clear_output(buffer)
         first, end = block_starts[row_block], block_starts[row_block + 1]
-        return jax.lax.fori_loop(first, end, lambda block, p: attend_block(block, p, slot), planned)
+        return jax.lax.fori_loop(first, end, lambda block, p: attend_block(block, p, buffer), planned)
 
-    step.for_row_blocks(rows, attend_rows, stream.begin)
+    attention.for_row_blocks(rows, attend_rows, stream.begin)
     stream.end(block_starts[config.q_blocks])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecodeStep:
-    """What happens to a block of chunks: one tile's, or several tiles', of which each chunk may be the last."""
+class DecodeAttention:
+    """What happens to a block of sub-blocks: one tile's, or several tiles', of which each sub-block may be the last."""
 
     config: Config
     tiles: Tiles
     scratch: Scratch
-    step: Step
-    stream: ChunkStream
+    attention: TileAttention
+    stream: SubBlockStream
 
     def is_one_tile(self, block) -> jax.Array:
         """Whether the block is whole, of one tile, and its row sees every key."""
-        first, last = self.stream.chunk(block, 0), self.stream.chunk(block, self.config.chunks - 1)
+        first, last = self.stream.subblock(block, 0), self.stream.subblock(block, self.config.subblocks - 1)
         one = (first.tile == last.tile) & self.stream.is_whole(block)
-        return one & self.step.sees_all(self._cursor(block, first))
+        return one & self.attention.sees_all(self._cursor(block, first))
 
     def begin_tile(self, block) -> None:
         """Reset the state, if a tile begins with the block."""
-        first = self.stream.chunk(block, 0)
-        pl.when(first.page == self.tiles.first_page[first.tile])(self.step.reset)
+        first = self.stream.subblock(block, 0)
+        pl.when(first.page == self.tiles.first_page[first.tile])(self.attention.reset)
 
-    def end_tile(self, block, row_slot) -> None:
+    def end_tile(self, block, row_buffer) -> None:
         """Put the row into the output, if its tile ends with the block."""
-        c, last = self.config, self.stream.chunk(block, self.config.chunks - 1)
+        c, last = self.config, self.stream.subblock(block, self.config.subblocks - 1)
 
         @pl.when(last.page + last.count == self.tiles.end_page[last.tile])
         def _():
             def finish(head, _):
-                self._finish(head, self.step.load(head), last, row_slot)
+                self._finish(head, self.attention.load(head), last, row_buffer)
 
             jax.lax.fori_loop(0, c.kv_heads, finish, None)
 
-    def attend_whole(self, block, row_slot, ahead) -> None:
+    def attend_whole(self, block, row_buffer, ahead) -> None:
         """Take a block of one tile, of which its row sees every key, and start the copies of a whole block ahead."""
-        first = self.stream.chunk(block, 0)
-        keys = self.step.whole_keys(self._cursor(block, first), self.stream.slot(block))
+        first = self.stream.subblock(block, 0)
+        keys = self.attention.whole_keys(self._cursor(block, first), self.stream.buffer(block))
 
         def absorb(_, head, x):
-            self.step.store(head, self.step.absorb(self.step.load(head), head, x, keys))
+            self.attention.store(head, self.attention.absorb(self.attention.load(head), head, x, keys))
 
-        start = functools.partial(self.stream.start_chunk, ahead, whole=True)
-        self._attend([keys], [self._operand(first, row_slot)], absorb, start)
+        start = functools.partial(self.stream.start_subblock, ahead, whole=True)
+        self._attend([keys], [self._operand(first, row_buffer)], absorb, start)
 
-    def attend_chunks(self, block, row_slot, ahead) -> None:
-        """Take the chunks of a block, each masked, into the states of their tiles, and put those into the output.
+    def attend_subblocks(self, block, row_buffer, ahead) -> None:
+        """Take the sub-blocks of a block, each masked, into the states of their tiles, and put those into the output.
 
         Start the copies of a block ahead.
         """
         c = self.config
-        self.step.spread_scales(self.stream.slot(block))
-        chunks = [self.stream.chunk(block, i) for i in range(c.chunks)]
-        keys = [self._keys(i, chunk, block, row_slot) for i, chunk in enumerate(chunks)]
+        self.attention.spread_scales(self.stream.buffer(block))
+        subblocks = [self.stream.subblock(block, i) for i in range(c.subblocks)]
+        keys = [self._keys(i, subblock, block, row_buffer) for i, subblock in enumerate(subblocks)]
 
         def absorb(i, head, x):
-            self._absorb(head, x, chunks[i], keys[i], row_slot)
+            self._absorb(head, x, subblocks[i], keys[i], row_buffer)
 
-        operands = [self._operand(chunk, row_slot) for chunk in chunks]
-        self._attend(keys, operands, absorb, functools.partial(self.stream.start_chunk, ahead))
+        operands = [self._operand(subblock, row_buffer) for subblock in subblocks]
+        self._attend(keys, operands, absorb, functools.partial(self.stream.start_subblock, ahead))
 
-    def _attend(self, keys: list[Keys], operands: list, absorb: Callable, start_chunk: Callable) -> None:
-        """Run `absorb(i, head, logits)` for all keys and heads, and beside them `start_chunk(i)` for all chunks.
+    def _attend(self, keys: list[Keys], operands: list, absorb: Callable, start_subblock: Callable) -> None:
+        """Run `absorb(i, head, logits)` for all keys and heads, and beside them `start_subblock(i)` for all sub-blocks.
 
         The compiler moves no load of keys over the start of a copy. So the copies are started a few at a time, each
         time after the products of the next head, where they fill the latencies of this head's softmax.
         """
-        chunks, last_head = self.config.chunks, self.config.kv_heads - 1
+        subblocks, last_head = self.config.subblocks, self.config.kv_heads - 1
 
         def score(i, head):
-            return self.step.score(head, operands[i], keys[i])
+            return self.attention.score(head, operands[i], keys[i])
 
         def attend_heads(heads):
             work = list(itertools.product(range(len(keys)), heads))
 
             def start_share(n):
-                for i in range(cdiv(n * chunks, len(work)), cdiv((n + 1) * chunks, len(work))):
-                    pl.when(heads[-1] == last_head)(functools.partial(start_chunk, i))
+                for i in range(cdiv(n * subblocks, len(work)), cdiv((n + 1) * subblocks, len(work))):
+                    pl.when(heads[-1] == last_head)(functools.partial(start_subblock, i))
 
             x = score(*work[0])
             for n, after in enumerate(work[1:]):
@@ -157,68 +162,68 @@ class DecodeStep:
             absorb(*work[-1], x)
             start_share(len(work) - 1)
 
-        self.step.for_parts(attend_heads)
+        self.attention.for_parts(attend_heads)
 
-    def _absorb(self, head, x, chunk: Chunk, keys: Keys, row_slot) -> None:
-        """Take a head's logits and values into its state: a new one, if the chunk is its tile's first."""
-        begins = chunk.page == self.tiles.first_page[chunk.tile]
+    def _absorb(self, head, x, subblock: SubBlock, keys: Keys, row_buffer) -> None:
+        """Take a head's logits and values into its state: a new one, if the sub-block is its tile's first."""
+        begins = subblock.page == self.tiles.first_page[subblock.tile]
         state = jax.tree.map(
-            lambda new, old: jnp.where(begins, new, old), self.step.initial(head), self.step.load(head)
+            lambda new, old: jnp.where(begins, new, old), self.attention.initial(head), self.attention.load(head)
         )
-        state = self.step.absorb(state, head, x, keys)
-        self.step.store(head, state)
-        self._finish(head, state, chunk, row_slot)
+        state = self.attention.absorb(state, head, x, keys)
+        self.attention.store(head, state)
+        self._finish(head, state, subblock, row_buffer)
 
-    def _finish(self, head, state: softmax.State, chunk: Chunk, row_slot) -> None:
-        """Put the row into the output as it is after a chunk; the tile's later chunks do so again."""
+    def _finish(self, head, state: softmax.State, subblock: SubBlock, row_buffer) -> None:
+        """Put the row into the output as it is after a sub-block; the tile's later sub-blocks do so again."""
         c, s = self.config, self.scratch
-        out = s.rows.out.at[self._operand(chunk, row_slot), head]
+        out = s.rows.out.at[self._operand(subblock, row_buffer), head]
         seen = state.m > softmax.MASKED
         wide = jnp.concatenate([seen] * (c.out_lanes // LANES), axis=1)
         out[...] = jnp.where(wide, softmax.output(state), 0).astype(out.dtype)
         if not c.has_lse:
             return
-        place = jnp.where(chunk.count > 0, self.tiles.row_lo[chunk.tile], c.operands) * c.kv_heads + head
+        place = jnp.where(subblock.count > 0, self.tiles.row_lo[subblock.tile], c.operands) * c.kv_heads + head
         lse = s.lse.at[pl.ds(pl.multiple_of(place * c.rows, c.rows), c.rows)]
         lse[...] = jnp.where(seen, softmax.log_sum_exp(state), -jnp.inf)
 
-    def _keys(self, i: int, chunk: Chunk, block, row_slot) -> Keys:
-        operand, slot = self._operand(chunk, row_slot), self.stream.slot(block)
-        return self.step.masked_keys(chunk.tile, chunk.page, i, operand, slot)
+    def _keys(self, i: int, subblock: SubBlock, block, row_buffer) -> Keys:
+        operand, buffer = self._operand(subblock, row_buffer), self.stream.buffer(block)
+        return self.attention.masked_keys(subblock.tile, subblock.page, i, operand, buffer)
 
     def clear_unseen(self, block) -> None:
-        """Zero the values in the chunks of a block that no row sees: they may be anything."""
+        """Zero the values in the sub-blocks of a block that no row sees: they may be anything."""
         c = self.config
         if not c.clears_unseen:
             return
-        chunks = [self.stream.chunk(block, i) for i in range(c.chunks)]
-        for i, (chunk, clean) in enumerate([(chunk, self._clean_pages(chunk)) for chunk in chunks]):
-            self._clear_chunk(block, i, chunk, clean)
+        subblocks = [self.stream.subblock(block, i) for i in range(c.subblocks)]
+        for i, (subblock, clean) in enumerate([(subblock, self._clean_pages(subblock)) for subblock in subblocks]):
+            self._clear_subblock(block, i, subblock, clean)
 
-    def _clean_pages(self, chunk: Chunk):
-        """How many pages of a chunk, from its first, are seen whole."""
+    def _clean_pages(self, subblock: SubBlock):
+        """How many pages of a sub-block, from its first, are seen whole."""
         c = self.config
-        first, end = self.step.seen(chunk.tile)
-        pages = jnp.minimum(chunk.count, end // c.page_size - chunk.page)
-        pages = jnp.where(first > chunk.page * c.page_size, 0, pages)
-        return jnp.where(chunk.count > 0, pages, c.chunk_pages)  # a chunk of no sequence is attended for nobody
+        first, end = self.attention.seen(subblock.tile)
+        pages = jnp.minimum(subblock.count, end // c.page_size - subblock.page)
+        pages = jnp.where(first > subblock.page * c.page_size, 0, pages)
+        return jnp.where(subblock.count > 0, pages, c.subblock_pages)  # an empty sub-block needs no clearing
 
-    def _clear_chunk(self, block, i: int, chunk: Chunk, clean) -> None:
+    def _clear_subblock(self, block, i: int, subblock: SubBlock, clean) -> None:
         c = self.config
-        first, end = self.step.seen(chunk.tile)
-        pages = self.scratch.pages.kv.at[self.stream.slot(block)]
+        first, end = self.attention.seen(subblock.tile)
+        pages = self.scratch.pages.kv.at[self.stream.buffer(block)]
 
         def clear(page, _):
-            values = pages.at[:, i * c.chunk_pages + page, :, c.layout.v_lanes]
-            p = (chunk.page + page) * c.page_size + jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
+            values = pages.at[:, i * c.subblock_pages + page, :, c.layout.v_lanes]
+            p = (subblock.page + page) * c.page_size + jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
             values[...] = jnp.where((p >= first) & (p < end), values[...], jnp.zeros_like(values))
 
-        jax.lax.fori_loop(clean, c.chunk_pages, clear, None)
+        jax.lax.fori_loop(clean, c.subblock_pages, clear, None)
 
-    def _operand(self, chunk: Chunk, row_slot):
-        """The place of the chunk's row in the buffers; one past the last for a chunk of no sequence."""
+    def _operand(self, subblock: SubBlock, row_buffer):
+        """The place of the sub-block's row in the buffers; one past the last for a sub-block of no sequence."""
         c = self.config
-        return jnp.where(chunk.count > 0, row_slot * c.operands + self.tiles.row_lo[chunk.tile], 2 * c.operands)
+        return jnp.where(subblock.count > 0, row_buffer * c.operands + self.tiles.row_lo[subblock.tile], 2 * c.operands)
 
-    def _cursor(self, block, chunk: Chunk) -> Cursor:
-        return Cursor(step=block, tile=chunk.tile, page=chunk.page)
+    def _cursor(self, block, subblock: SubBlock) -> Cursor:
+        return Cursor(block=block, tile=subblock.tile, page=subblock.page)

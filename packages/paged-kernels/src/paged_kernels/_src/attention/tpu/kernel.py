@@ -6,12 +6,12 @@ from jax.experimental import pallas as pl
 
 from paged_kernels._src.attention.tpu.config import Config
 from paged_kernels._src.attention.tpu.copies import Cursor, PageCopies, PageStream, RowStream
-from paged_kernels._src.attention.tpu.memory import Inputs, Scratch
+from paged_kernels._src.attention.tpu.memory import KernelInputs, Scratch
 from paged_kernels._src.attention.tpu.schedule import Tiles
-from paged_kernels._src.attention.tpu.step import Step
+from paged_kernels._src.attention.tpu.tile_attention import TileAttention
 
 
-def attention_kernel(tiles: Tiles, inputs: Inputs, out, lse, scratch: Scratch, *, config: Config) -> None:
+def attention_kernel(tiles: Tiles, inputs: KernelInputs, out, lse, scratch: Scratch, *, config: Config) -> None:
     """Attend every block of query rows and write its output and log-sum-exp; rows of no tile get 0 and -inf.
 
     Args:
@@ -23,45 +23,47 @@ def attention_kernel(tiles: Tiles, inputs: Inputs, out, lse, scratch: Scratch, *
         config: the static facts.
     """
     copies = PageCopies(config=config, data=inputs.data, scales=inputs.scales, buffers=scratch.pages)
-    stream = PageStream(config=config, tiles=tiles, table=inputs.table, copies=copies, buffers=scratch.pages)
+    stream = PageStream(config=config, tiles=tiles, page_table=inputs.page_table, copies=copies, buffers=scratch.pages)
     rows = RowStream(config=config, q=inputs.q, tree=inputs.tree, out=out, lse=lse, buffers=scratch.rows)
-    step = Step(config=config, tiles=tiles, inputs=inputs, scratch=scratch)
+    attention = TileAttention(config=config, tiles=tiles, inputs=inputs, scratch=scratch)
 
-    def attend_block(_, cursors: tuple[Cursor, Cursor], slot):
+    def attend_block(_, cursors: tuple[Cursor, Cursor], buffer):
         at, ahead = cursors
-        seen = step.sees_all(at)
+        seen = attention.sees_all(at)
         steady = seen & stream.is_whole(ahead)
 
         @pl.when(steady)
         def _():  # the copies are started beside the arithmetic, for there is no branch between
             stream.prepare(ahead)
             stream.wait_whole(at)
-            step.attend_whole(at, slot, stream.slot(at))
+            attention.attend_whole(at, buffer, stream.buffer(at))
             stream.start_whole(ahead)
 
         @pl.when(jnp.logical_not(steady))
         def _():
             stream.start(ahead)
             stream.wait(at)
-            pl.when(seen)(lambda: step.attend_whole(at, slot, stream.slot(at)))
-            pl.when(jnp.logical_not(seen))(lambda: step.attend_chunks(at, stream.count(at), slot, stream.slot(at)))
+            pl.when(seen)(lambda: attention.attend_whole(at, buffer, stream.buffer(at)))
+            pl.when(jnp.logical_not(seen))(
+                lambda: attention.attend_subblocks(at, stream.count(at), buffer, stream.buffer(at))
+            )
 
         return stream.advance(at), stream.advance(ahead)
 
-    def attend_tile(tile, cursors, slot):
+    def attend_tile(tile, cursors, buffer):
         blocks = pl.cdiv(tiles.end_page[tile] - tiles.first_page[tile], config.kv_pages)
-        cursors = jax.lax.fori_loop(0, blocks, lambda i, c: attend_block(i, c, slot), cursors)
-        step.finish(tile, slot)
+        cursors = jax.lax.fori_loop(0, blocks, lambda i, c: attend_block(i, c, buffer), cursors)
+        attention.finish(tile, buffer)
         return cursors
 
-    def attend_rows(block, slot, cursors):
+    def attend_rows(block, buffer, cursors):
         first, end = tiles.block_starts[block], tiles.block_starts[block + 1]
-        pl.when((first == end) | jnp.logical_not(step.fills_block(first)))(lambda: step.clear_output(slot))
-        return jax.lax.fori_loop(first, end, lambda tile, c: attend_tile(tile, c, slot), cursors)
+        pl.when((first == end) | jnp.logical_not(attention.fills_block(first)))(lambda: attention.clear_output(buffer))
+        return jax.lax.fori_loop(first, end, lambda tile, c: attend_tile(tile, c, buffer), cursors)
 
     def begin():
         cursors = stream.begin()
-        step.reset()
+        attention.reset()
         return cursors
 
-    step.for_row_blocks(rows, attend_rows, begin)
+    attention.for_row_blocks(rows, attend_rows, begin)

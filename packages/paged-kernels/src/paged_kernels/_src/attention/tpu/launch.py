@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 from paged_kernels._src.attention.tpu import arrange
 from paged_kernels._src.attention.tpu.config import Config
 from paged_kernels._src.attention.tpu.decode import decode_kernel
-from paged_kernels._src.attention.tpu.grouping import group_pages
+from paged_kernels._src.attention.tpu.enlarge_pages import enlarge_pages
 from paged_kernels._src.attention.tpu.kernel import attention_kernel
-from paged_kernels._src.attention.tpu.memory import Inputs, Scratch
+from paged_kernels._src.attention.tpu.memory import KernelInputs, Scratch
 from paged_kernels._src.attention.tpu.schedule import make_tiles, max_tiles, page_block_starts
 from paged_kernels._src.attention.tpu.singles import take_singles
 from paged_kernels._src.attention.tpu.sizes import (
@@ -63,7 +63,7 @@ def paged_attention_tpu(
         NotImplementedError: the shapes or types are none that the kernel has, or do not fit the chip's memories.
     """
     _check_supported(q, pages)
-    pages, batch = group_pages(pages, batch)
+    pages, batch = enlarge_pages(pages, batch)
     chip = chip_in_scope()
 
     def attend(q, batch, block_sizes):
@@ -71,7 +71,7 @@ def paged_attention_tpu(
         config = dataclasses.replace(config, has_lse=return_lse)
         check_fits(config, chip, max_tiles(config.tokens, batch.max_seqs, config.q_rows) + 1)
         with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
-            inputs = Inputs.arranged(q, pages, batch, head_params, config)
+            inputs = KernelInputs.arranged(q, pages, batch, head_params, config)
             return _call_kernel(inputs, batch, config, chip=chip, interpret=interpreter(interpret))
 
     q_rows = make_config(q, pages, batch, spec, head_params, block_sizes=block_sizes, chip=chip).q_rows
@@ -84,12 +84,15 @@ def paged_attention_tpu(
     return jax.tree.map(lambda all_rows, x: all_rows.at[rows].set(x, mode="drop"), of_rest, of_singles)
 
 
-def _call_kernel(inputs: Inputs, batch: RaggedBatch, config: Config, *, chip: Chip, interpret: Interpret):
+def _call_kernel(inputs: KernelInputs, batch: RaggedBatch, config: Config, *, chip: Chip, interpret: Interpret):
     c = config
     tiles = make_tiles(batch, c.spec, tokens=c.tokens, q_rows=c.q_rows, page_size=c.page_size)
     work, kernel = (tiles,), attention_kernel
     if c.decode:
-        work, kernel = (tiles, page_block_starts(tiles, chunk_pages=c.chunk_pages, chunks=c.chunks)), decode_kernel
+        work, kernel = (
+            (tiles, page_block_starts(tiles, subblock_pages=c.subblock_pages, subblocks=c.subblocks)),
+            decode_kernel,
+        )
     out, lse = pl.pallas_call(
         functools.partial(kernel, config=c),
         in_specs=(*jax.tree.map(lambda _: pl.BlockSpec(memory_space=pltpu.SMEM), work), inputs.specs()),
@@ -118,19 +121,19 @@ def make_config(
 ) -> Config:
     """The kernel's static facts for these arguments."""
     tokens, q_heads, _ = q.shape
-    group = q_heads // pages.num_kv_heads
+    q_per_kv = q_heads // pages.num_kv_heads
     sizes = block_sizes or default_block_sizes(q, pages, batch, chip)
     config = Config(
         spec=spec,
         tokens=tokens,
         kv_heads=pages.num_kv_heads,
-        group=group,
+        q_per_kv=q_per_kv,
         layout=pages.layout,
         page_size=pages.page_size,
         pages_per_seq=batch.pages_per_seq,
         q_rows=q_rows_for(tokens, batch.max_q_len, sizes.q_rows),
         kv_pages=1,
-        chunk_pages=1,
+        subblock_pages=1,
         buffers=BUFFERS,
         q_dtype=q.dtype,
         decode=batch.max_q_len == 1,
@@ -145,18 +148,18 @@ def make_config(
 
 def default_block_sizes(q: Array, pages: KVPages, batch: RaggedBatch, chip: Chip) -> BlockSizes:
     """Those that a search found for the shape on this chip, else by the heuristic."""
-    decode, group = batch.max_q_len == 1, q.shape[1] // pages.num_kv_heads
+    decode, q_per_kv = batch.max_q_len == 1, q.shape[1] // pages.num_kv_heads
     itemsize = q.dtype.itemsize if pages.layout.is_quantised else max(q.dtype.itemsize, pages.data.dtype.itemsize)
     shape = Shape(
         mode="decode" if decode else "prefill",
-        group=group,
+        q_per_kv=q_per_kv,
         kv_heads=pages.num_kv_heads,
         head_dim=pages.head_dim,
         page_size=pages.page_size,
         kv_dtype=pages.dtype.name,
     )
     return lookup(chip.name, shape) or preferred_block_sizes(
-        kv_heads=pages.num_kv_heads, group=group, page_size=pages.page_size, itemsize=itemsize, decode=decode
+        kv_heads=pages.num_kv_heads, q_per_kv=q_per_kv, page_size=pages.page_size, itemsize=itemsize, decode=decode
     )
 
 

@@ -38,14 +38,14 @@ def spread_scales(load: Load, store: Store, *, pages: int, page_size: int, kinds
         page_size: a divisor or a multiple of 128.
         kinds: 2, or 1 where K and V have the same scale.
     """
-    group = pages_per_register(page_size)
+    at_once = pages_per_register(page_size)
 
-    def spread_group(i, _):
-        rows = [load(i * group + j) for j in range(group)]
+    def spread_register(i, _):
+        rows = [load(i * at_once + j) for j in range(at_once)]
         for kind in range(kinds):
-            store(kind, pl.multiple_of(i * (group * page_size), LANES), _side_by_side(rows, kind, page_size))
+            store(kind, pl.multiple_of(i * (at_once * page_size), LANES), _side_by_side(rows, kind, page_size))
 
-    jax.lax.fori_loop(0, cdiv(pages, group), spread_group, None, unroll=min(cdiv(pages, group), 8))
+    jax.lax.fori_loop(0, cdiv(pages, at_once), spread_register, None, unroll=min(cdiv(pages, at_once), 8))
 
 
 def _side_by_side(rows: list[Array], kind: int, page_size: int) -> Float[Array, "kv_heads lanes"]:

@@ -105,12 +105,13 @@ def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: 
     )
 
 
-def page_block_starts(tiles: Tiles, *, chunk_pages: int, chunks: int) -> Int32[Array, " q_blocks_plus_1"]:
+def page_block_starts(tiles: Tiles, *, subblock_pages: int, subblocks: int) -> Int32[Array, " q_blocks_plus_1"]:
     """How many blocks of pages come before each block of rows, and after the last their number.
 
-    A block of pages is `chunks` chunks of up to `chunk_pages` pages, each of one tile, all of one block of rows.
+    A block of pages has `subblocks` sub-blocks of up to `subblock_pages` pages.
+    Each sub-block is of one tile. All sub-blocks of a block of pages belong to one block of rows.
     """
-    chunks_of_tile = -(-(tiles.end_page - tiles.first_page) // chunk_pages)
-    before_tile = jnp.append(0, jnp.cumsum(chunks_of_tile))
-    chunks_of_block = jnp.diff(before_tile[tiles.block_starts])
-    return jnp.append(0, jnp.cumsum(-(-chunks_of_block // chunks))).astype(jnp.int32)
+    subblocks_of_tile = -(-(tiles.end_page - tiles.first_page) // subblock_pages)
+    before_tile = jnp.append(0, jnp.cumsum(subblocks_of_tile))
+    subblocks_of_block = jnp.diff(before_tile[tiles.block_starts])
+    return jnp.append(0, jnp.cumsum(-(-subblocks_of_block // subblocks))).astype(jnp.int32)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from paged_kernels._src.attention.tpu.config import CHUNK_KEYS, Config
+from paged_kernels._src.attention.tpu.config import SUBBLOCK_KEYS, Config
 from paged_kernels._src.block_sizes import BlockSizes
 from paged_kernels._src.tpu.chip import Chip
 from paged_kernels._src.tpu.registers import LANES, SUBLANES, cdiv, register_rows, round_up
@@ -10,18 +10,18 @@ from paged_kernels._src.tpu.registers import LANES, SUBLANES, cdiv, register_row
 DECODE_KEYS = {2: 2048, 4: 512}
 """Keys in a block for decode, by bytes an element: large, so that the latency of a block's copies is a small part of
 their time. Products in float32 take six passes, which the compiler lays out one by one: more would only be code."""
-DECODE_KEYS_OF_ONE_HEAD = {2: 4096, 4: 512}
-"""The same for one KV head of at most `DECODE_GROUP_OF_ONE_HEAD` query heads: more of its chunks stand beside each
+ONE_HEAD_DECODE_KEYS = {2: 4096, 4: 512}
+"""The same for one KV head of at most `ONE_HEAD_MOST_Q_PER_KV` query heads: more of its sub-blocks stand beside each
 other, as no other heads' do."""
-DECODE_GROUP_OF_ONE_HEAD = 16
+ONE_HEAD_MOST_Q_PER_KV = 16
 DECODE_ROWS = 16
 """Rows in a block of queries for decode: one copy brings them all."""
-DECODE_CHUNKS = (1, 2, 4, 8)
-"""How many chunks a block has for decode: a divisor of `DECODE_ROWS`, to leave no place empty."""
+DECODE_SUBBLOCKS = (1, 2, 4, 8)
+"""How many sub-blocks a block has for decode: a divisor of `DECODE_ROWS`, to leave no place empty."""
 PREFILL_KEYS = (512, 1024)
 """Least and most keys in a block for prefill."""
-PREFILL_CHUNK_KEYS = 256
-"""Most keys in a chunk of a block for prefill, unless a page has more: what is attended in vain on the diagonal."""
+PREFILL_SUBBLOCK_KEYS = 256
+"""Most keys in a sub-block of a block for prefill, unless a page has more: what is attended in vain on the diagonal."""
 PREFILL_LOGITS = {2: 2**21, 4: 2**20}
 """Rows of all heads times keys in a block for prefill, by bytes an element: enough that the matrix unit seldom waits
 for the first product and the last, and not so much that the code is long."""
@@ -46,23 +46,23 @@ def q_rows_for(tokens: int, max_q_len: int | None, q_rows: int) -> int:
 
 
 def with_kv_pages(c: Config, kv_pages: int) -> Config:
-    """`c` with about so many pages in a block, as the kernel can have them: whole chunks, which fill registers.
+    """`c` with about so many pages in a block, as the kernel can have them: whole sub-blocks, which fill registers.
 
-    A chunk holds pages of one sequence. So does a block, but in decode, where it may hold those of several.
+    A sub-block holds pages of one sequence. So does a block, but in decode, where it may hold those of several.
     """
     kv_pages = max(1, min(kv_pages, c.pages_per_seq * (c.tokens if c.decode else 1)))
-    chunk_keys = CHUNK_KEYS if c.decode else PREFILL_CHUNK_KEYS
-    chunk_pages = max(1, min(chunk_keys // c.page_size, c.pages_per_seq, kv_pages))
+    subblock_keys = SUBBLOCK_KEYS if c.decode else PREFILL_SUBBLOCK_KEYS
+    subblock_pages = max(1, min(subblock_keys // c.page_size, c.pages_per_seq, kv_pages))
     if c.decode:
-        whole = _filling(LANES, chunk_pages, c.page_size)
-        chunks = max(n for n in DECODE_CHUNKS if n == 1 or n * whole <= kv_pages)
+        whole = _filling(LANES, subblock_pages, c.page_size)
+        subblocks = max(n for n in DECODE_SUBBLOCKS if n == 1 or n * whole <= kv_pages)
     else:
         kv_pages = min(kv_pages, c.pages_per_seq)
-        chunks = cdiv(kv_pages, chunk_pages)
-        chunk_pages = cdiv(kv_pages, chunks)
-    keys = LANES if c.layout.is_quantised or chunks > 1 else register_rows(c.layout.storage_dtype)
-    chunk_pages = _filling(keys, chunk_pages, c.page_size)
-    return dataclasses.replace(c, kv_pages=chunks * chunk_pages, chunk_pages=chunk_pages)
+        subblocks = cdiv(kv_pages, subblock_pages)
+        subblock_pages = cdiv(kv_pages, subblocks)
+    keys = LANES if c.layout.is_quantised or subblocks > 1 else register_rows(c.layout.storage_dtype)
+    subblock_pages = _filling(keys, subblock_pages, c.page_size)
+    return dataclasses.replace(c, kv_pages=subblocks * subblock_pages, subblock_pages=subblock_pages)
 
 
 def _filling(keys: int, pages: int, page_size: int) -> int:
@@ -70,16 +70,16 @@ def _filling(keys: int, pages: int, page_size: int) -> int:
     return round_up(pages, 1 if keys % page_size else keys // page_size)
 
 
-def preferred_block_sizes(*, kv_heads: int, group: int, page_size: int, itemsize: int, decode: bool) -> BlockSizes:
+def preferred_block_sizes(*, kv_heads: int, q_per_kv: int, page_size: int, itemsize: int, decode: bool) -> BlockSizes:
     """Block sizes for speed, were there memory enough."""
     if decode:
-        alone = kv_heads == 1 and group <= DECODE_GROUP_OF_ONE_HEAD
-        keys = (DECODE_KEYS_OF_ONE_HEAD if alone else DECODE_KEYS)[itemsize]
+        alone = kv_heads == 1 and q_per_kv <= ONE_HEAD_MOST_Q_PER_KV
+        keys = (ONE_HEAD_DECODE_KEYS if alone else DECODE_KEYS)[itemsize]
         return BlockSizes(q_rows=DECODE_ROWS, kv_pages=max(1, keys // page_size))
-    q_rows = max(PREFILL_HEAD_ROWS // group, PREFILL_ROWS // (kv_heads * group))
+    q_rows = max(PREFILL_HEAD_ROWS // q_per_kv, PREFILL_ROWS // (kv_heads * q_per_kv))
     q_rows = max(MIN_Q_ROWS, min(q_rows, PREFILL_Q_ROWS))
     least, most = PREFILL_KEYS
-    keys = min(max(least, PREFILL_LOGITS[itemsize] // (kv_heads * group * q_rows)), most)
+    keys = min(max(least, PREFILL_LOGITS[itemsize] // (kv_heads * q_per_kv * q_rows)), most)
     return BlockSizes(q_rows=q_rows, kv_pages=max(1, keys // page_size))
 
 
@@ -108,7 +108,7 @@ def _kv_bytes(c: Config) -> int:
     if not c.layout.is_quantised:
         return keys
     pages, kv_heads, lanes = c.scales_shape
-    return keys + 4 * kv_heads * pages * (c.buffers * lanes + c.layout.scales_per_row * c.page_size)
+    return keys + 4 * kv_heads * pages * (c.buffers * lanes + c.layout.scales_per_entry * c.page_size)
 
 
 def _row_bytes(c: Config) -> int:
@@ -124,8 +124,8 @@ def _row_bytes(c: Config) -> int:
 def smem_bytes(c: Config, tiles: int) -> int:
     """Scalar memory that the kernel needs, bytes: the tiles and the page ids on their way."""
     blocks = (1 + c.decode) * round_up(c.q_blocks + 1, LANES)
-    chunks = c.chunks if c.decode else 1
-    return 4 * (9 * round_up(tiles, LANES) + blocks + 3 * chunks * c.ids + 32 * chunks)
+    subblocks = c.subblocks if c.decode else 1
+    return 4 * (9 * round_up(tiles, LANES) + blocks + 3 * subblocks * c.ids + 32 * subblocks)
 
 
 def check_fits(c: Config, chip: Chip, tiles: int) -> None:

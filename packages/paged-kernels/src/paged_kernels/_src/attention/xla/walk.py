@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from paged_kernels._src.attention.mask import in_tree, visible
 from paged_kernels._src.attention.xla.softmax import SoftmaxState, logits
-from paged_kernels._src.attention.xla.tiles import Tiles, list_tiles
+from paged_kernels._src.attention.xla.work_list import WorkList, make_work_list
 from paged_kernels._src.batch import RaggedBatch
 from paged_kernels._src.block_sizes import BlockSizes
 from paged_kernels._src.head_params import HeadParams
@@ -89,13 +89,13 @@ class Walk:
     kv_pages: int
 
     @property
-    def group(self) -> int:
+    def q_per_kv(self) -> int:
         """Query heads a KV head."""
         return self.q.shape[1] // self.pages.num_kv_heads
 
     def fill(self, results, tokens: int, *, lone_rows: bool):
         """`results`, the padded output and log-sum-exp, with the rows of all tiles put in."""
-        tiles, count = list_tiles(
+        tiles, count = make_work_list(
             self.batch,
             self.spec,
             tokens=tokens,
@@ -110,7 +110,7 @@ class Walk:
 
         return jax.lax.fori_loop(0, count, fill_tile, results)
 
-    def attend(self, tile: Tiles) -> tuple[Float[Array, "kv_heads rows v_head_dim"], Float[Array, "kv_heads rows"]]:
+    def attend(self, tile: WorkList) -> tuple[Float[Array, "kv_heads rows v_head_dim"], Float[Array, "kv_heads rows"]]:
         """Output and log-sum-exp of the tile's rows, float32."""
         page_size = self.pages.page_size
         q = self.take_rows(tile)
@@ -122,7 +122,7 @@ class Walk:
             sees = self.is_token(t) & visible(self.spec, t, p, tile.kv_end, self.in_tree(tile, p))  # [rows, keys]
             k, v = self.fetch(tile, first_page)
             s = logits(q, k, self.spec.soft_cap) + self.bias(t, p)
-            s = jnp.where(jnp.repeat(sees, self.group, axis=0), s, -jnp.inf)
+            s = jnp.where(jnp.repeat(sees, self.q_per_kv, axis=0), s, -jnp.inf)
             # A slot that nobody may read can hold NaN, which a weight of zero does not silence.
             return state.see(s, jnp.where(sees.any(axis=0)[:, None], v, 0))
 
@@ -131,7 +131,7 @@ class Walk:
         return jax.lax.fori_loop(0, blocks, see_block, start).finish()
 
     def fetch(
-        self, tile: Tiles, first_page: Int32[Array, ""]
+        self, tile: WorkList, first_page: Int32[Array, ""]
     ) -> tuple[Float[Array, "kv_heads keys head_dim"], Float[Array, "kv_heads keys v_head_dim"]]:
         """K and V of a block of pages, float32. Past the tile's last page that page is repeated."""
         index = first_page + jnp.arange(self.kv_pages, dtype=jnp.int32)
@@ -143,7 +143,7 @@ class Walk:
         """Whether rows at these positions are not before their sequence's beginning."""
         return jnp.ones_like(t, bool) if self.batch.q_starts is not None else t >= 0
 
-    def in_tree(self, tile: Tiles, p: Int32[Array, " keys"]) -> Bool[Array, "q_rows keys"] | None:
+    def in_tree(self, tile: WorkList, p: Int32[Array, " keys"]) -> Bool[Array, "q_rows keys"] | None:
         """What the tree mask says of the tile's rows and these keys, if there is one."""
         if self.batch.tree_mask is None:
             return None
@@ -158,38 +158,38 @@ class Walk:
         if self.head_params.alibi_slopes is None:
             return 0
         slopes = jnp.tile(self.of_kv_heads(self.head_params.alibi_slopes), self.q_rows)  # [kv_heads, rows]
-        distance = jnp.repeat(jnp.abs(t - p), self.group, axis=0)  # [rows, keys]
+        distance = jnp.repeat(jnp.abs(t - p), self.q_per_kv, axis=0)  # [rows, keys]
         return -slopes[..., None] * distance
 
     def sinks(self, t: Int32[Array, "q_rows 1"]) -> Float[Array, "kv_heads rows"]:
         """The sink of each row; -inf for none."""
         kv_heads = self.pages.num_kv_heads
         if self.head_params.sinks is None:
-            return jnp.full((kv_heads, self.q_rows * self.group), -jnp.inf)
+            return jnp.full((kv_heads, self.q_rows * self.q_per_kv), -jnp.inf)
         sinks = jnp.where(
             self.is_token(t), self.of_kv_heads(self.head_params.sinks)[:, None], -jnp.inf
-        )  # [kv_heads, q_rows, group]
+        )  # [kv_heads, q_rows, q_per_kv]
         return sinks.reshape(kv_heads, -1)
 
-    def of_kv_heads(self, per_q_head: Float[Array, " q_heads"]) -> Float[Array, "kv_heads group"]:
+    def of_kv_heads(self, per_q_head: Float[Array, " q_heads"]) -> Float[Array, "kv_heads q_per_kv"]:
         """A parameter of the query heads, float32, by KV head."""
-        return per_q_head.astype(jnp.float32).reshape(self.pages.num_kv_heads, self.group)
+        return per_q_head.astype(jnp.float32).reshape(self.pages.num_kv_heads, self.q_per_kv)
 
-    def take_rows(self, tile: Tiles) -> Float[Array, "kv_heads rows head_dim"]:
-        """The tile's rows of q with the scale, float32, the group's heads as rows: `row * group + head`."""
+    def take_rows(self, tile: WorkList) -> Float[Array, "kv_heads rows head_dim"]:
+        """The tile's rows of q with the scale, float32, the group's heads as rows: `row * q_per_kv + head`."""
         head_dim = self.q.shape[2]
         rows = jax.lax.dynamic_slice_in_dim(self.q, tile.first_row, self.q_rows).astype(jnp.float32)
         rows = (
-            rows.reshape(self.q_rows, -1, self.group, head_dim)
+            rows.reshape(self.q_rows, -1, self.q_per_kv, head_dim)
             .swapaxes(0, 1)
-            .reshape(-1, self.q_rows * self.group, head_dim)
+            .reshape(-1, self.q_rows * self.q_per_kv, head_dim)
         )
         return rows * self.spec.resolved_scale(head_dim)
 
-    def put_rows(self, whole: Array, tile: Tiles, part: Array) -> Array:
+    def put_rows(self, whole: Array, tile: WorkList, part: Array) -> Array:
         """`whole [padded_tokens, q_heads, ...]` with the tile's rows from `part [kv_heads, rows, ...]`."""
         rest = part.shape[2:]
-        part = part.reshape(-1, self.q_rows, self.group, *rest).swapaxes(0, 1).reshape(self.q_rows, -1, *rest)
+        part = part.reshape(-1, self.q_rows, self.q_per_kv, *rest).swapaxes(0, 1).reshape(self.q_rows, -1, *rest)
         before = jax.lax.dynamic_slice_in_dim(whole, tile.first_row, self.q_rows)
         is_tiles = jnp.arange(self.q_rows).reshape(-1, *[1] * (part.ndim - 1)) < tile.num_rows
         rows = jnp.where(is_tiles, part.astype(whole.dtype), before)

@@ -171,7 +171,7 @@ def _buffers(pages: KVPages, sizes: WriteSizes) -> tuple[Any, ...]:
         spans, strips = (pltpu.VMEM((sizes.depth, *shape), dtype) for shape in (span, strip))
         return Buffers(spans, strips, span_read=semaphores, strip_read=semaphores, span_written=semaphores)
 
-    heads, lanes, kinds = pages.num_kv_heads, pages.layout.storage_lanes, pages.layout.scales_per_row
+    heads, lanes, kinds = pages.num_kv_heads, pages.layout.storage_lanes, pages.layout.scales_per_entry
     rows = buffers((heads, sizes.span, lanes), (heads, sizes.strip, lanes), pages.data.dtype)
     if pages.scales is None:
         return (rows,)

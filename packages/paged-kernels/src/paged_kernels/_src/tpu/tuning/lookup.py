@@ -15,7 +15,7 @@ class Shape:
 
     mode: Literal["decode", "prefill"]
     """`decode` where every sequence has one row, `prefill` for all else."""
-    group: int
+    q_per_kv: int
     """Query heads for each KV head."""
     kv_heads: int
     head_dim: int
@@ -66,6 +66,6 @@ def entries(chip: str) -> tuple[Entry, ...]:
 def lookup(chip: str, shape: Shape) -> BlockSizes | None:
     """The best block sizes known for this shape on this chip, None where it was never searched.
 
-    >>> lookup("v6e", Shape(mode="decode", group=3, kv_heads=5, head_dim=80, page_size=1, kv_dtype="float32"))
+    >>> lookup("v6e", Shape(mode="decode", q_per_kv=3, kv_heads=5, head_dim=80, page_size=1, kv_dtype="float32"))
     """
     return next((entry.block_sizes for entry in entries(chip) if entry.shape == shape), None)

@@ -15,7 +15,7 @@ from paged_kernels._src.attention.mask import fully_visible, in_tree, key_range,
 from paged_kernels._src.attention.tpu import softmax
 from paged_kernels._src.attention.tpu.config import PARTS_AT_ONCE, Config, Memory
 from paged_kernels._src.attention.tpu.copies import Cursor, RowStream
-from paged_kernels._src.attention.tpu.memory import Inputs, Scratch
+from paged_kernels._src.attention.tpu.memory import KernelInputs, Scratch
 from paged_kernels._src.attention.tpu.scales import spread_scales
 from paged_kernels._src.attention.tpu.schedule import Tiles
 from paged_kernels._src.attention.tpu.unpack import load_lanes, unit
@@ -40,24 +40,24 @@ class Keys:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
+class TileAttention:
     """What happens to a tile's softmax state and to its rows of the output."""
 
     config: Config
     tiles: Tiles
-    inputs: Inputs
+    inputs: KernelInputs
     scratch: Scratch
 
     def for_row_blocks(self, rows: RowStream, attend: Callable[..., Any], begin: Callable[[], Any]) -> None:
-        """Run `carry = attend(block, slot, carry)`, at first `begin()`, for each block of rows, copied in and out."""
+        """Run `carry = attend(block, buffer, carry)`, at first `begin()`, for each block of rows, copied in and out."""
 
         def attend_rows(block, carry):
-            slot = block % 2
+            buffer = block % 2
             rows.start_q(block + 1)
             rows.wait_out(block - 2)
             rows.wait_q(block)
-            carry = attend(block, slot, carry)
-            self.pack_lse(slot)
+            carry = attend(block, buffer, carry)
+            self.pack_lse(buffer)
             rows.start_out(block)
             return carry
 
@@ -87,38 +87,38 @@ class Step:
         first_new = tiles.first_new[at.tile] if c.tree_words else None
         return fully_visible(c.spec, self._positions(at.tile), keys, tiles.kv_len[at.tile], first_new)
 
-    def attend_whole(self, at: Cursor, q_slot, kv_slot) -> None:
+    def attend_whole(self, at: Cursor, q_buffer, kv_buffer) -> None:
         """Take a block of which every row sees every key."""
-        self._attend_parts(q_slot, self.whole_keys(at, kv_slot))
+        self._attend_parts(q_buffer, self.whole_keys(at, kv_buffer))
 
-    def whole_keys(self, at: Cursor, kv_slot) -> Keys:
-        """A slot, which holds a block of which every row sees every key."""
+    def whole_keys(self, at: Cursor, kv_buffer) -> Keys:
+        """A buffer, which holds a block of which every row sees every key."""
         c, s = self.config, self.scratch
-        self.spread_scales(kv_slot)
+        self.spread_scales(kv_buffer)
         return Keys(
-            kv=s.pages.kv.at[kv_slot],
+            kv=s.pages.kv.at[kv_buffer],
             scales=s.scales.at[:, :, pl.ds(0, c.block_tokens)] if c.layout.is_quantised else None,
             distance=self._distance(at.tile, at.page * c.page_size, c.block_tokens),
         )
 
-    def attend_chunks(self, at: Cursor, pages, q_slot, kv_slot) -> None:
-        """Take the first `pages` pages of block `at`, masked, in as few chunks as hold them."""
+    def attend_subblocks(self, at: Cursor, pages, q_buffer, kv_buffer) -> None:
+        """Take the first `pages` pages of block `at`, masked, in as few sub-blocks as hold them."""
         c = self.config
-        self.spread_scales(kv_slot)
+        self.spread_scales(kv_buffer)
 
-        def attend_chunk(chunk, _):
-            first_page = at.page + chunk * c.chunk_pages
-            self._attend_parts(q_slot, self.masked_keys(at.tile, first_page, chunk, q_slot, kv_slot))
+        def attend_subblock(subblock, _):
+            first_page = at.page + subblock * c.subblock_pages
+            self._attend_parts(q_buffer, self.masked_keys(at.tile, first_page, subblock, q_buffer, kv_buffer))
 
-        jax.lax.fori_loop(0, pl.cdiv(pages, c.chunk_pages), attend_chunk, None)
+        jax.lax.fori_loop(0, pl.cdiv(pages, c.subblock_pages), attend_subblock, None)
 
-    def masked_keys(self, tile, first_page, chunk, q_slot, kv_slot) -> Keys:
-        """A chunk of a slot, which holds a tile's pages from `first_page` on."""
-        c, s, size = self.config, self.scratch, self.config.chunk_tokens
+    def masked_keys(self, tile, first_page, subblock, q_buffer, kv_buffer) -> Keys:
+        """A sub-block of a buffer, which holds a tile's pages from `first_page` on."""
+        c, s, size = self.config, self.scratch, self.config.subblock_tokens
         position, kv_len = self._first_position(tile), self.tiles.kv_len[tile]
-        start, first_key = pl.multiple_of(chunk * size, size), first_page * c.page_size
+        start, first_key = pl.multiple_of(subblock * size, size), first_page * c.page_size
         p = first_key + jax.lax.broadcasted_iota(jnp.int32, (c.rows, size), 1)
-        tree = self._in_tree(tile, first_key, p, q_slot) if c.tree_words else None
+        tree = self._in_tree(tile, first_key, p, q_buffer) if c.tree_words else None
         first, end = self.seen(tile)
         scales = None
         if c.layout.is_quantised:
@@ -126,7 +126,7 @@ class Step:
             scales[...] = jnp.where((p[:1] >= first) & (p[:1] < end), scales[...], 0)
         at_rows = first_key + jax.lax.broadcasted_iota(jnp.int32, (size, c.out_lanes), 0)
         return Keys(
-            kv=s.pages.kv.at[kv_slot, :, pl.ds(chunk * c.chunk_pages, c.chunk_pages)],
+            kv=s.pages.kv.at[kv_buffer, :, pl.ds(subblock * c.subblock_pages, c.subblock_pages)],
             scales=scales,
             distance=self._distance(tile, first_key, size),
             mask=visible(c.spec, position + self._token_row(size), p, kv_len, tree),
@@ -137,26 +137,26 @@ class Step:
         """Whether the tile has all rows of its block."""
         return (self.tiles.row_lo[tile] == 0) & (self.tiles.row_hi[tile] == self.config.q_rows)
 
-    def finish(self, tile, slot) -> None:
+    def finish(self, tile, buffer) -> None:
         """Put the tile's rows into the output of its block, and leave the state as it is before any key."""
         token_row = self._token_row(LANES)
         of_tile = (token_row >= self.tiles.row_lo[tile]) & (token_row < self.tiles.row_hi[tile])
         fills = self.fills_block(tile)
-        pl.when(fills)(lambda: self._finish_parts(slot, None))
-        pl.when(jnp.logical_not(fills))(lambda: self._finish_parts(slot, of_tile))
+        pl.when(fills)(lambda: self._finish_parts(buffer, None))
+        pl.when(jnp.logical_not(fills))(lambda: self._finish_parts(buffer, of_tile))
 
-    def _finish_parts(self, slot, of_tile: Bool[Array, "rows 128"] | None) -> None:
+    def _finish_parts(self, buffer, of_tile: Bool[Array, "rows 128"] | None) -> None:
         def finish_parts(parts):
             for part in parts:
-                self._finish_part(part, slot, of_tile)
+                self._finish_part(part, buffer, of_tile)
 
         self.for_parts(finish_parts)
 
-    def _finish_part(self, part, slot, of_tile: Bool[Array, "rows 128"] | None) -> None:
+    def _finish_part(self, part, buffer, of_tile: Bool[Array, "rows 128"] | None) -> None:
         """Finish a part: all its rows, or those of the tile; of them, rows that saw no key are as those of no tile."""
         c, s, state = self.config, self.scratch, self.load(part)
         self.store(part, self.initial(part))
-        out, mine, kept = s.rows.out.at[slot, part], state.m > softmax.MASKED, 0
+        out, mine, kept = s.rows.out.at[buffer, part], state.m > softmax.MASKED, 0
         if of_tile is not None:
             mine, kept = mine & of_tile, out[...].astype(jnp.float32)
         wide = jnp.concatenate([mine] * (c.out_lanes // LANES), axis=1)
@@ -165,36 +165,36 @@ class Step:
             lse = s.lse.at[self._lse_rows(part)]
             lse[...] = jnp.where(mine, softmax.log_sum_exp(state), -jnp.inf if of_tile is None else lse[...])
 
-    def clear_output(self, slot) -> None:
+    def clear_output(self, buffer) -> None:
         """Rows of no tile: zeros, and no log-sum-exp."""
         c, s = self.config, self.scratch
-        out = s.rows.out.at[pl.ds(slot * c.operands, c.operands)]
+        out = s.rows.out.at[pl.ds(buffer * c.operands, c.operands)]
         out[...] = jnp.zeros_like(out)
         if c.has_lse:
             s.lse[...] = jnp.full_like(s.lse, -jnp.inf)
 
-    def pack_lse(self, slot) -> None:
+    def pack_lse(self, buffer) -> None:
         """The block's log-sum-exp as a dense array, ready to leave."""
         if self.config.has_lse:
-            self.scratch.rows.lse[slot] = softmax.pack_lanes(self.scratch.lse[: self.config.lse_rows])
+            self.scratch.rows.lse[buffer] = softmax.pack_lanes(self.scratch.lse[: self.config.lse_rows])
 
-    def _attend_parts(self, q_slot, keys: Keys) -> None:
+    def _attend_parts(self, q_buffer, keys: Keys) -> None:
         """Take the keys into the state of all parts."""
 
         def attend_parts(parts):
-            x = self.score(parts[0], q_slot, keys)
+            x = self.score(parts[0], q_buffer, keys)
             for part, after in itertools.pairwise(parts):
-                x_after = self.score(after, q_slot, keys)  # its products hide the latencies of this part's softmax
+                x_after = self.score(after, q_buffer, keys)  # its products hide the latencies of this part's softmax
                 self.store(part, self.absorb(self.load(part), part, x, keys))
                 x = x_after
             self.store(parts[-1], self.absorb(self.load(parts[-1]), parts[-1], x, keys))
 
         self.for_parts(attend_parts)
 
-    def score(self, part, q_slot, keys: Keys) -> Float[Array, "rows keys"]:
+    def score(self, part, q_buffer, keys: Keys) -> Float[Array, "rows keys"]:
         """The logits of a part, to base 2."""
         c, head = self.config, part // self.config.splits
-        x = softmax.score(self.scratch.rows.q[q_slot, part], load_lanes(keys.kv.at[head], c.layout.k_lanes, c))
+        x = softmax.score(self.scratch.rows.q[q_buffer, part], load_lanes(keys.kv.at[head], c.layout.k_lanes, c))
         if keys.scales is not None:
             x *= keys.scales[0, pl.ds(head, 1)]
         x = softmax.Logits(scale=c.spec.resolved_scale(c.layout.k_dim), soft_cap=c.spec.soft_cap)(x)
@@ -207,20 +207,20 @@ class Step:
         c, head = self.config, part // self.config.splits
         v = load_lanes(keys.kv.at[head], c.layout.v_lanes, c)
         v = v if keys.real is None else jnp.where(keys.real, v, jnp.zeros_like(v))
-        scales = None if keys.scales is None else keys.scales[c.layout.scales_per_row - 1, pl.ds(head, 1)]
+        scales = None if keys.scales is None else keys.scales[c.layout.scales_per_entry - 1, pl.ds(head, 1)]
         return softmax.absorb(state, x, v, scales)
 
-    def spread_scales(self, kv_slot) -> None:
+    def spread_scales(self, kv_buffer) -> None:
         """Put the scales of a block, if it has any, where the keys of a head find theirs in a row."""
         c, s = self.config, self.scratch
         if not c.layout.is_quantised:
             return
-        pages = s.pages.scales.at[kv_slot]
+        pages = s.pages.scales.at[kv_buffer]
 
         def store(kind, first, scales):
             s.scales[kind, :, pl.ds(first, scales.shape[1])] = scales * unit(c)
 
-        kinds = c.layout.scales_per_row
+        kinds = c.layout.scales_per_entry
         spread_scales(lambda i: pages[i], store, pages=c.kv_pages, page_size=c.page_size, kinds=kinds)
 
     def for_parts(self, body) -> None:
@@ -267,10 +267,10 @@ class Step:
         p = first_key + jax.lax.broadcasted_iota(jnp.int32, (c.rows, keys), 1)
         return jnp.abs(self._first_position(tile) + self._token_row(keys) - p).astype(jnp.float32)
 
-    def _in_tree(self, tile, first_key, p: Int32[Array, "rows keys"], q_slot) -> Bool[Array, "rows keys"]:
-        """Whether the rows' tree masks show them the keys of a chunk, which fall into a few words."""
+    def _in_tree(self, tile, first_key, p: Int32[Array, "rows keys"], q_buffer) -> Bool[Array, "rows keys"]:
+        """Whether the rows' tree masks show them the keys of a sub-block, which fall into a few words."""
         c, first_new = self.config, self.tiles.first_new[tile]
-        words, count = self.scratch.rows.tree[q_slot], cdiv(c.chunk_tokens, 32) + 1
+        words, count = self.scratch.rows.tree[q_buffer], cdiv(c.subblock_tokens, 32) + 1
         skip, in_words = 0, p - first_new < 32 * c.tree_words
         if c.tree_words > count:
             skip = jnp.clip((first_key - first_new) // 32, 0, c.tree_words)

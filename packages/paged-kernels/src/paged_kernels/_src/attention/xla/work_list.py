@@ -13,7 +13,7 @@ from paged_kernels._src.spec import AttentionSpec
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tiles:
+class WorkList:
     """Rows of one sequence that are attended together, and the keys that they see; one entry a tile.
 
     keys of the sequence | . . . . | k k k k | k k k k | k k . . |     page_size 4, page 0 outside the window
@@ -33,7 +33,7 @@ class Tiles:
     kv_end: Int32[Array, "*tiles"]
     """Position after the last key that some row sees."""
 
-    def __getitem__(self, index: Int32[Array, ""]) -> "Tiles":
+    def __getitem__(self, index: Int32[Array, ""]) -> "WorkList":
         """One tile."""
         return jax.tree.map(lambda field: field[index], self)
 
@@ -46,9 +46,9 @@ class Tiles:
         return jnp.maximum(0, -((self.first_page - self.end_page(page_size)) // kv_pages))
 
 
-def list_tiles(
+def make_work_list(
     batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, page_size: int, q_rows: int, lone_rows: bool
-) -> tuple[Tiles, Int32[Array, ""]]:
+) -> tuple[WorkList, Int32[Array, ""]]:
     """The tiles of at most `q_rows` rows, and how many there are; entries past that number mean nothing.
 
     Args:
@@ -73,7 +73,7 @@ def list_tiles(
     position = batch.first_positions[seq] + rows_before
     kv_len = jnp.minimum(batch.kv_lens[seq], batch.pages_per_seq * page_size)
     first_key, kv_end = key_range(spec, position, position + num_rows, kv_len, tree=batch.tree_mask is not None)
-    tiles = Tiles(
+    tiles = WorkList(
         seq=seq,
         first_row=batch.cu_q_lens[seq] + rows_before,
         num_rows=num_rows,

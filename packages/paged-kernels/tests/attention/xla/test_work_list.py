@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from paged_kernels import AttentionSpec, RaggedBatch
-from paged_kernels._src.attention.xla.tiles import list_tiles
+from paged_kernels._src.attention.xla.work_list import make_work_list
 
 
 def tiles_of(kv_lens, q_lens, *, q_rows=4, page_size=4, lone_rows=False, num_seqs=None, **spec):
@@ -13,7 +13,7 @@ def tiles_of(kv_lens, q_lens, *, q_rows=4, page_size=4, lone_rows=False, num_seq
     batch = RaggedBatch.from_lists(pages, kv_lens, q_lens)
     if num_seqs is not None:
         batch = RaggedBatch(**{**vars(batch), "num_seqs": jnp.int32(num_seqs)})
-    tiles, count = list_tiles(
+    tiles, count = make_work_list(
         batch, AttentionSpec(**spec), tokens=sum(q_lens), page_size=page_size, q_rows=q_rows, lone_rows=lone_rows
     )
     return {name: np.asarray(field)[: int(count)].tolist() for name, field in vars(tiles).items()}, tiles, int(count)
@@ -80,5 +80,5 @@ def test_lengths_beyond_the_table_stop_at_its_end():
         cu_q_lens=jnp.array([0, 1], jnp.int32),
         num_seqs=jnp.int32(1),
     )
-    tiles, _ = list_tiles(batch, AttentionSpec(), tokens=1, page_size=4, q_rows=1, lone_rows=True)
+    tiles, _ = make_work_list(batch, AttentionSpec(), tokens=1, page_size=4, q_rows=1, lone_rows=True)
     assert tiles.kv_end.tolist() == [8]

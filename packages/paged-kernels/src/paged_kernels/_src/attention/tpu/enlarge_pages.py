@@ -26,7 +26,7 @@ def native_page_size(pages: KVPages) -> int:
     return size
 
 
-def group_pages(pages: KVPages, batch: RaggedBatch) -> tuple[KVPages, RaggedBatch]:
+def enlarge_pages(pages: KVPages, batch: RaggedBatch) -> tuple[KVPages, RaggedBatch]:
     """The same keys in pages that the kernel's copies can have, and the batch that finds them there.
 
     Where the page size is not such, every page of the page table is copied: right, but slow, and with memory for as
@@ -36,12 +36,12 @@ def group_pages(pages: KVPages, batch: RaggedBatch) -> tuple[KVPages, RaggedBatc
     if count == 1:
         return pages, batch
     groups = cdiv(batch.pages_per_seq, count)
-    table = jnp.pad(batch.page_table, ((0, 0), (0, groups * count - batch.pages_per_seq)))
-    ids = table.reshape(-1, count)
+    page_table = jnp.pad(batch.page_table, ((0, 0), (0, groups * count - batch.pages_per_seq)))
+    ids = page_table.reshape(-1, count)
     rows, scales = pages.take(ids)
-    grouped = KVPages.from_rows(_join(rows), None if scales is None else _join(scales), pages.layout)
-    table = jnp.arange(len(ids), dtype=jnp.int32).reshape(-1, groups)
-    return grouped, dataclasses.replace(batch, page_table=table)
+    grouped = KVPages.from_entries(_join(rows), None if scales is None else _join(scales), pages.layout)
+    page_table = jnp.arange(len(ids), dtype=jnp.int32).reshape(-1, groups)
+    return grouped, dataclasses.replace(batch, page_table=page_table)
 
 
 def _join(

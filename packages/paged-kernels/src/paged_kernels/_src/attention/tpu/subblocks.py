@@ -1,0 +1,158 @@
+"""Decode's blocks of pages: each a few sub-blocks, which may belong to as many sequences.
+
+A sub-block is a run of at most `subblock_pages` pages of one sequence. The sub-blocks of a block are computed side by
+side, so short sequences hide each other's latency. A long sequence has whole blocks to itself:
+
+    sequence   | 0 | 1     | 2                                       |
+    pages      |=- |===|== |===|===|===|===|===|===|===|-            |
+    sub-block    0   1   2   3   4   5   6   7   8   9   10
+    block      |       0       |       1       |       2       |
+
+What each sub-block of a block holds is written down when its page ids are asked for, and read when its pages are, and
+again when they are attended.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from paged_kernels._src.attention.tpu.config import Config, Memory
+from paged_kernels._src.attention.tpu.copies import IDS_AHEAD, Cursor, PageBuffers, PageCopies
+from paged_kernels._src.attention.tpu.schedule import Tiles
+from paged_kernels._src.tpu.registers import LANES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubBlock:
+    """What a sub-block holds, as scalars."""
+
+    tile: jax.Array
+    page: jax.Array
+    """Index in the sequence's page list of its first page."""
+    count: jax.Array
+    """Its pages; 0 where there is no such sub-block."""
+
+
+def notes_shape(c: Config):
+    """SMEM for the notes of all blocks in flight: the block's pages, then each sub-block's `tile`, `page`, `count`."""
+    return pltpu.SMEM((_blocks_noted(c) * (1 + 3 * c.subblocks),), jnp.int32)
+
+
+def _blocks_noted(c: Config) -> int:
+    return c.buffers + IDS_AHEAD
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubBlockStream:
+    """Blocks of sub-blocks on their way from HBM into VMEM, each known by its number."""
+
+    config: Config
+    tiles: Tiles
+    page_table: Memory  # HBM [seqs, 1, table_ids]
+    copies: PageCopies
+    buffers: PageBuffers
+    notes: Memory  # SMEM, `notes_shape`
+
+    def begin(self) -> Cursor:
+        """Start the first `buffers - 1` blocks; the cursor of the first that is not planned."""
+        at = Cursor(block=jnp.int32(0), tile=jnp.int32(0), page=self.tiles.first_page[0])
+        for _ in range(IDS_AHEAD):
+            at = self.plan(at)
+        for block in range(self.config.buffers - 1):
+            at = self.plan(at)
+            self.wait_ids(block)
+            self.start(block)
+        return at
+
+    def end(self, blocks) -> None:
+        """Wait for the page ids of blocks that do not exist, `blocks` being the number of those that do."""
+        for i in range(IDS_AHEAD):
+            self.wait_ids(blocks + self.config.buffers - 1 + i)
+
+    def plan(self, at: Cursor) -> Cursor:
+        """Note the sub-blocks of the block at the cursor and ask for their page ids; the cursor of the next block.
+
+        A block has sub-blocks of one block of rows only.
+        """
+        c, tiles, tile, page = self.config, self.tiles, at.tile, at.page
+        end_tile, count = tiles.block_end[tile], 0
+        for i in range(c.subblocks):
+            left = jnp.where(tile < end_tile, tiles.end_page[tile] - page, 0)
+            subblock = SubBlock(tile=tile, page=page, count=jnp.minimum(left, c.subblock_pages))
+            self._note(at.block, i, subblock)
+            self._ids_copy(at.block, i, subblock).start()
+            count += subblock.count
+            done = (left > 0) & (left <= c.subblock_pages)
+            tile = tile + done.astype(jnp.int32)
+            page = jnp.where(left > c.subblock_pages, page + c.subblock_pages, tiles.first_page[tile])
+        self.notes[self._first_note(at.block)] = count
+        return Cursor(block=at.block + 1, tile=tile, page=page)
+
+    def subblock(self, block, i) -> SubBlock:
+        """What was noted of sub-block `i` of a block."""
+        first = self._first_note(block) + 1 + 3 * i
+        tile, page, count = (self.notes[first + field] for field in range(3))
+        return SubBlock(tile=tile, page=page, count=count)
+
+    def count(self, block) -> jax.Array:
+        """Pages of a block."""
+        return self.notes[self._first_note(block)]
+
+    def is_whole(self, block) -> jax.Array:
+        """Whether the block has as many pages as a block can have."""
+        return self.count(block) == self.config.kv_pages
+
+    def wait_ids(self, block) -> None:
+        """Wait until the page ids of a block are there."""
+        for i in range(self.config.subblocks):
+            self._ids_copy(block, i, self.subblock(block, i)).wait()
+
+    def start(self, block) -> None:
+        """Start the copies of a block, its ids being there."""
+        jax.lax.fori_loop(0, self.config.subblocks, lambda i, _: self.start_subblock(block, i), None)
+
+    def start_subblock(self, block, i, *, whole: bool = False) -> None:
+        """Start the copies of sub-block `i` of a block, each of a page or of nothing; of pages all, where it is whole.
+
+        They are started side by side, without a branch, and share the sums of their addresses.
+        """
+        c, subblock = self.config, self.subblock(block, i)
+        ids = self._first_id(block, i) + subblock.page % LANES
+        places = self.copies.places(self.buffer(block), i * c.subblock_pages, c.subblock_pages, subblock=i)
+        for page in range(c.subblock_pages):
+            self.copies.start(self.buffers.ids[ids + page], places, page, whole or page < subblock.count)
+
+    def wait(self, block) -> None:
+        """Wait until a block is in its buffer."""
+        for i in range(self.config.subblocks):
+            self.copies.wait(self.buffer(block), self.subblock(block, i).count, i)
+
+    def wait_whole(self, block) -> None:
+        """Wait for a whole block."""
+        for i in range(self.config.subblocks):
+            self.copies.wait(self.buffer(block), self.config.subblock_pages, i)
+
+    def buffer(self, block) -> jax.Array:
+        """The buffer that a block is in."""
+        return block % self.config.buffers
+
+    def _ids_copy(self, block, i, subblock: SubBlock):
+        first = pl.multiple_of(subblock.page // LANES * LANES, LANES)
+        source = self.page_table.at[self.tiles.seq[subblock.tile], 0, pl.ds(first, self.config.ids)]
+        target = self.buffers.ids.at[pl.ds(pl.multiple_of(self._first_id(block, i), LANES), self.config.ids)]
+        return pltpu.make_async_copy(source, target, self.buffers.ids_arrived.at[block % (IDS_AHEAD + 1)])
+
+    def _first_id(self, block, i):
+        return (block % (IDS_AHEAD + 1) * self.config.subblocks + i) * self.config.ids
+
+    def _note(self, block, i, subblock: SubBlock) -> None:
+        first = self._first_note(block) + 1 + 3 * i
+        for field, value in enumerate((subblock.tile, subblock.page, subblock.count)):
+            self.notes[first + field] = value
+
+    def _first_note(self, block):
+        c = self.config
+        return block % _blocks_noted(c) * (1 + 3 * c.subblocks)
