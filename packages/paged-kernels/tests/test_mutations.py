@@ -1,375 +1,179 @@
-"""The ordinary workloads catch a kernel's faults: the twin passes them, and with any of the faults below it fails."""
+"""The ordinary tests catch a kernel's faults: each edit of its source here makes one of the named tests fail."""
 
-import functools
+from pathlib import Path
 
-import numpy as np
 import pytest
-from kernel_data import ALL_CASES, SPECS, assert_lse_close, assert_rows_close, attend_densely, make_named_case
-from kernel_twin import Twin
+from mutants import Mutant, assert_seen
+
+from paged_kernels._src import kv_layout, kv_pages
+from paged_kernels._src.attention import mask, merge
+from paged_kernels._src.attention.tpu import schedule, singles
+from paged_kernels._src.attention.tpu import softmax as tpu_softmax
+from paged_kernels._src.attention.xla import softmax as xla_softmax
+from paged_kernels._src.page_write import slots
+from paged_kernels._src.page_write.tpu import runs
 
 pytestmark = pytest.mark.once
 
-
-class DropsAPage(Twin):
-    """The last of a sequence's pages is never reached."""
-
-    def page_range(self, seq, t):
-        first, end = super().page_range(seq, t)
-        return first, max(first + 1, end - 1)
-
-
-class DropsOneKey(Twin):
-    """The newest key is left out for all rows but where it is the only one."""
-
-    def kv_end(self, seq):
-        return max(1, super().kv_end(seq) - 1)
-
-
-class DropsTheKeyAtAPageEdge(Twin):
-    """The first key of the second page is left out."""
-
-    def visible(self, t, p, *args):
-        return super().visible(t, p, *args) & (p != self.page_size)
-
-
-class SkipsTheFirstBlock(Twin):
-    """A loop that starts one block late, where there is more than one."""
-
-    def page_range(self, seq, t):
-        first, end = super().page_range(seq, t)
-        return (first + self.block_pages if first + self.block_pages < end else first), end
-
-
-class WindowOneTooWide(Twin):
-    """The edge of the window off by one, outwards."""
-
-    def in_window(self, t, p):
-        return True if self.spec.sliding_window is None else t - p <= self.spec.sliding_window
-
-
-class WindowOneTooNarrow(Twin):
-    """The edge of the window off by one, inwards."""
-
-    def in_window(self, t, p):
-        return True if self.spec.sliding_window is None else t - p < max(1, self.spec.sliding_window - 1)
-
-
-class WindowFromThePage(Twin):
-    """Pages outside the window are skipped, but the edge within a page is forgotten."""
-
-    def in_window(self, t, p):
-        return True if self.spec.sliding_window is None else p >= (t[0] - self.spec.sliding_window + 1) // 16 * 16
-
-
-class IgnoresTheWindow(Twin):
-    """The option is swallowed."""
-
-    def in_window(self, t, p):
-        return True
-
-
-class IgnoresTheCap(Twin):
-    """The option is swallowed."""
-
-    def cap(self, s):
-        return s
-
-
-class CapsBeforeTheScale(Twin):
-    """`scale * cap(q k)` in place of `cap(scale * q k)`."""
-
-    def logits(self, q, k, bias):
-        return self.scale(q.shape[1]) * self.cap(q @ k.T) + bias
-
-
-class HalvesTheScale(Twin):
-    """Half the scale."""
-
-    def scale(self, head_dim):
-        return super().scale(head_dim) / 2
-
-
-class IgnoresTheScale(Twin):
-    """The default scale whatever the spec says."""
-
-    def scale(self, head_dim):
-        return head_dim**-0.5
-
-
-class WrongHeadOfTheGroup(Twin):
-    """Query heads dealt round the KV heads in place of in groups."""
-
-    def kv_head(self, head):
-        return head % self.k.shape[1]
-
-
-class StalePage(Twin):
-    """The page table is read one entry back, as after a late copy."""
-
-    def page_id(self, seq, index):
-        return super().page_id(seq, max(0, index - 1))
-
-
-class PageOfTheNeighbour(Twin):
-    """The page table of the sequence before."""
-
-    def page_id(self, seq, index):
-        return super().page_id(max(0, seq - 1), index)
-
-
-class ForgetsToRescaleTheValues(Twin):
-    """The accumulated values keep the old maximum."""
-
-    def rescale_values(self, acc, keep):
-        return acc * (keep > 0)[:, None]
-
-
-class ForgetsToRescaleTheTotal(Twin):
-    """The accumulated sum keeps the old maximum."""
-
-    def rescale_total(self, total, keep):
-        return total * (keep > 0)
-
-
-class ForgetsTheMaximumInTheLse(Twin):
-    """The log-sum-exp is that of the shifted logits; the output is right."""
-
-    def lse(self, top, total):
-        return np.log(total)
-
-
-class SwapsKeysAndValues(Twin):
-    """K and V the wrong way round."""
-
-    def fetch(self, *args):
-        positions, k, v = super().fetch(*args)
-        return positions, v, k
-
-
-class ReadsTheLastPageWhole(Twin):
-    """Slots past the sequence's end count as keys, where causality does not hide them."""
-
-    def kv_end(self, seq):
-        return -(-super().kv_end(seq) // self.page_size) * self.page_size
-
-
-class CausalOneTooMany(Twin):
-    """A row sees the key after its own."""
-
-    def in_causal(self, t, p):
-        return (p <= t + 1) | (not self.spec.causal)
-
-
-class CausalOneTooFew(Twin):
-    """A row does not see its own key, unless it is the first."""
-
-    def in_causal(self, t, p):
-        return (p < np.maximum(t, 1)) | (not self.spec.causal)
-
-
-class AlwaysCausal(Twin):
-    """The option is swallowed."""
-
-    def in_causal(self, t, p):
-        return p <= t
-
-
-class RowsAtTheStart(Twin):
-    """The rows of a prefill chunk are placed at the start of the sequence instead of its end."""
-
-    def in_causal(self, t, p):
-        return super().in_causal(t - t[0], p)
-
-
-class IgnoresTheFirstPosition(Twin):
-    """The rows of a part of a context taken for its newest tokens."""
-
-    def first_position(self, seq, rows):
-        return self.kv_lens[seq] - rows
-
-
-class ScaleOfAnotherHead(Twin):
-    """Quantised keys times the scale of the next KV head."""
-
-    def k_scales(self, ids, head):
-        return super().k_scales(ids, (head + 1) % self.k.shape[1])
-
-
-class ScaleOfKForV(Twin):
-    """One scale for both."""
-
-    def v_scales(self, ids, head):
-        return self.k_scales(ids, head)
-
-
-class ScalesOfAStalePage(Twin):
-    """The scales of a block's first page for all its pages, as after a late copy."""
-
-    def v_scales(self, ids, head):
-        return super().v_scales(np.full_like(ids, ids[0]), head)
-
-
-class ScaleOfTheNextSlot(Twin):
-    """The scales a slot off."""
-
-    def k_scales(self, ids, head):
-        return np.roll(super().k_scales(ids, head), 1, axis=-1)
-
-
-class SwapsTheNibbles(Twin):
-    """The low nibbles taken for the upper half of the lanes."""
-
-    def halves(self, low, high):
-        return high, low
-
-
-class NibblesWithoutSign(Twin):
-    """The low nibble of a byte read as 0 to 15."""
-
-    def halves(self, low, high):
-        return low & 0xF, high
-
-
-class ShiftsTheLanesOfV(Twin):
-    """V read from the start of its first register, where half a register of K lies too (head size 192)."""
-
-    def v_start(self):
-        return super().v_start() // 128 * 128 if self.layout.lanes > 128 else super().v_start()
-
-
-class LatentVFromTheLastLanes(Twin):
-    """V as the end of the latent row in place of its beginning."""
-
-    def v_start(self):
-        return self.layout.k_dim - self.layout.v_dim if self.layout.latent else super().v_start()
-
-
-class IgnoresTheSink(Twin):
-    """The parameter is swallowed."""
-
-    def sink(self, head):
-        return -np.inf
-
-
-class SinkOfAnotherHead(Twin):
-    """The sink of the next query head."""
-
-    def sink(self, head):
-        return super().sink((head + 1) % self.q.shape[1])
-
-
-class CountsTheSinkInEachBlock(Twin):
-    """The sink once more in each block's sum."""
-
-    def sum_of_block(self, weights, shift, head):
-        return super().sum_of_block(weights, shift, head) + np.exp(self.sink(head) - shift)
-
-
-class GivesTheSinkAValue(Twin):
-    """The sink adds a value too."""
-
-    def before_keys(self, head, rows):
-        top, total, values = super().before_keys(head, rows)
-        return top, total, values + total[:, None]
-
-
-class IgnoresTheSlopes(Twin):
-    """The parameter is swallowed."""
-
-    def slope(self, head):
-        return 0.0
-
-
-class SlopeOfAnotherHead(Twin):
-    """The slope of the next query head."""
-
-    def slope(self, head):
-        return super().slope((head + 1) % self.q.shape[1])
-
-
-class RewardsDistance(Twin):
-    """ALiBi with the wrong sign."""
-
-    def bias(self, *args):
-        return -super().bias(*args)
-
-
-class CapsTheBias(Twin):
-    """`cap(scale q k + bias)` in place of `cap(scale q k) + bias`."""
-
-    def logits(self, q, k, bias):
-        return self.cap(self.scale(q.shape[1]) * (q @ k.T) + bias)
-
-
-class TreeBitOffByOne(Twin):
-    """The bit of the next new token."""
-
-    def in_tree(self, words, new):
-        return super().in_tree(words, np.where(new < 0, new, new + 1))
-
-
-class TreeReadAsCausal(Twin):
-    """The mask is swallowed."""
-
-    def visible(self, t, p, seq, rows):
-        return (p < self.kv_end(seq)) & self.in_causal(t, p) & self.in_window(t, p)
-
-
-class FirstWordForAll(Twin):
-    """New tokens past the 32nd look their bits up in the first word."""
-
-    def in_tree(self, words, new):
-        return super().in_tree(words, np.where(new < 0, new, new % 32))
-
-
-class TreeHidesTheOldKeys(Twin):
-    """Only new tokens are seen."""
-
-    def in_tree(self, words, new):
-        return super().in_tree(words, new) & (new >= 0)
-
-
-class PositionsOf16Bits(Twin):
-    """Positions that wrap at 32,768."""
-
-    def positions(self, start, stop):
-        return super().positions(start, stop).astype(np.int16)
-
-
-class MergesAPartTwice(Twin):
-    """The first block's result goes in twice."""
-
-    def blocks(self, first, end):
-        yield from [*super().blocks(first, end)][:1]
-        yield from super().blocks(first, end)
-
-
-MUTANTS = {mutant.__name__: mutant for mutant in Twin.__subclasses__()}
-
-
-@functools.cache
-def prepare(*names):
-    case, spec = make_named_case(*names), SPECS[names[2]]
-    return case, spec, *attend_densely(case, spec)
-
-
-def run_all_cases(kernel: Twin, tolerance_of: str) -> None:
-    """Raises AssertionError at the first of the ordinary cases that tells `kernel` from the oracle."""
-    for names in ALL_CASES:
-        case, spec, expected, expected_lse = prepare(*names)
-        out, lse = kernel(case.q, case.pages, case.batch, spec, case.heads)
-        assert_rows_close(out, expected, tolerance_of)
-        assert_lse_close(lse, expected_lse, tolerance_of)
-
-
-@pytest.mark.parametrize("block_pages", [1, 2, 3])
-def test_the_twin_is_right(block_pages):
-    kernel = Twin()
-    kernel.block_pages = block_pages
-    run_all_cases(kernel, "float32")
-
-
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_fault_is_caught_even_at_the_tolerance_of_bfloat16(mutant):
-    with pytest.raises(AssertionError, match=r"rows are off|Not equal to tolerance"), np.errstate(all="ignore"):
-        run_all_cases(MUTANTS[mutant](), "bfloat16")
+ROWS = "attention/test_mask.py::test_each_row_sees_its_keys"
+TREE_RANGES = "attention/test_mask.py::test_ranges_of_visible_keys_agree_with_single_keys_of_a_tree"
+RANGES = "attention/test_mask.py::test_ranges_of_visible_keys_agree_with_single_keys"
+TREE_BITS = "attention/test_mask.py::test_each_bit_of_a_tree_mask_is_a_new_token"
+HALF_A_STEP = "test_kv_layout.py::test_quantised_rows_come_back_to_half_a_step"
+XLA_SOFTMAX = "attention/xla/test_softmax.py::test_blocks_in_any_cut_give_the_softmax"
+TPU_SOFTMAX = "attention/tpu/test_softmax.py::test_blocks_add_up_to_the_whole"
+MERGE = "attention/test_merge.py::test_parts_with_no_key_weigh_nothing"
+RUNS = "page_write/tpu/test_runs.py::test_a_run_ends_at_its_span_its_page_and_at_a_row_that_goes_nowhere"
+WINDOW_EDGE = "attention/tpu/test_launch.py::test_a_block_may_begin_with_the_last_key_before_the_window"
+XLA_WRITE = "page_write/test_xla.py::test_writes_its_slots_and_no_other_byte"
+TILES = "attention/tpu/test_schedule.py::test_tiles_equal_those_made_by_hand"
+
+MASK = {
+    "window_one_too_wide": Mutant(mask.visible, "t - p < spec", "t - p <= spec", ROWS),
+    "causal_one_too_many": Mutant(mask.visible, "p <= t", "p <= t + 1", ROWS),
+    "causal_one_too_few": Mutant(mask.visible, "p <= t", "p < t", ROWS),
+    "key_past_the_end": Mutant(mask.visible, "p < kv_len", "p <= kv_len", ROWS),
+    "whole_block_past_the_window": Mutant(mask.fully_visible, "p_lo < spec", "p_lo <= spec", RANGES),
+    "whole_block_past_the_window_in_the_kernel": Mutant(
+        mask.fully_visible, "p_lo < spec", "p_lo <= spec", f"{WINDOW_EDGE}[prefill]"
+    ),
+    "whole_block_past_the_window_in_decode": Mutant(
+        mask.fully_visible, "p_lo < spec", "p_lo <= spec", f"{WINDOW_EDGE}[decode]"
+    ),
+    "whole_block_past_the_row": Mutant(mask.fully_visible, "p_hi <= t_lo + 1", "p_hi <= t_lo + 2", RANGES),
+    "whole_block_past_the_end": Mutant(mask.fully_visible, "p_hi <= kv_len", "p_hi <= kv_len + 8", RANGES),
+    "whole_block_in_the_tree": Mutant(mask.fully_visible, "p_hi <= first_new", "p_hi <= first_new + 1", TREE_RANGES),
+    "first_key_one_late": Mutant(mask.key_range, "spec.sliding_window + 1", "spec.sliding_window + 2", RANGES),
+    "last_key_one_early": Mutant(mask.key_range, "jnp.minimum(kv_len, t_hi)", "jnp.minimum(kv_len, t_hi - 1)", RANGES),
+    "range_of_a_tree_ends_at_the_row": Mutant(
+        mask.key_range,
+        "spec.causal and not tree",
+        "spec.causal",
+        "attention/tpu/test_schedule.py::test_tree_rows_need_the_pages_of_all_new_tokens",
+    ),
+    "tree_word_of_the_token_before": Mutant(mask.in_tree, "new >> 5 == index", "new - 1 >> 5 == index", TREE_BITS),
+    "tree_ends_a_word_late": Mutant(mask.in_tree, "new < 32 * len(words)", "new < 32 * len(words) + 32", TREE_BITS),
+    "tree_hides_the_old_keys": Mutant(mask.in_tree, "(new < 0) | (", "(new >= 0) & (", TREE_BITS),
+}
+
+LAYOUT = {
+    "half_the_scale": Mutant(
+        kv_layout.scale_of, "largest / LARGEST[dtype]", "largest / LARGEST[dtype] / 2", HALF_A_STEP
+    ),
+    "scale_a_step_too_large": Mutant(
+        kv_layout.scale_of,
+        "largest / LARGEST[dtype]",
+        "largest / (LARGEST[dtype] - 1)",
+        "test_kv_layout.py::test_largest_magnitude_takes_the_largest_stored_value",
+    ),
+    "nan_passes_for_a_number": Mutant(
+        kv_layout.scale_of,
+        "jnp.where(jnp.isnan(x).any(axis=-1), jnp.nan, jnp.max(x, axis=-1))",
+        "jnp.nanmax(x, axis=-1)",
+        "test_kv_layout.py::test_rows_of_zeros_and_rows_that_are_not_finite",
+    ),
+    "nibbles_swapped": Mutant(
+        kv_layout._unpack_nibbles, "[(rows << 4) >> 4, rows >> 4]", "[rows >> 4, (rows << 4) >> 4]", HALF_A_STEP
+    ),
+    "low_nibble_without_its_sign": Mutant(kv_layout._unpack_nibbles, "(rows << 4) >> 4", "rows & 0xF", HALF_A_STEP),
+    "scale_of_k_for_v": Mutant(kv_layout.KVLayout.unpack, "scales[..., -1:]", "scales[..., :1]", HALF_A_STEP),
+    "v_from_the_first_lane_of_its_register": Mutant(
+        kv_layout.KVLayout.unpack,
+        "v = rows[..., : self.k_dim], rows[..., self.v_start : self.v_start + self.v_dim]",
+        "v = rows[..., : self.k_dim], rows[..., self.v_lanes][..., : self.v_dim]",
+        "test_kv_layout.py::test_plain_rows_come_back",
+    ),
+}
+
+ARITHMETIC = {
+    "part_with_no_key_weighs_something": Mutant(
+        merge.merge_attention_states, "jnp.where(jnp.isneginf(lse), 0, lse)", "lse", MERGE
+    ),
+    "parts_weigh_alike": Mutant(merge.merge_attention_states, "jnp.exp(lses -", "jnp.exp(0 * lses -", MERGE),
+    "xla_values_keep_the_old_maximum": Mutant(
+        xla_softmax.SoftmaxState.see, "decay[..., None] * self.values", "self.values", XLA_SOFTMAX
+    ),
+    "xla_total_keeps_the_old_maximum": Mutant(
+        xla_softmax.SoftmaxState.see, "decay * self.total", "self.total", XLA_SOFTMAX
+    ),
+    "xla_sink_without_weight": Mutant(
+        xla_softmax.SoftmaxState.before_keys,
+        "0.0, 1.0",
+        "0.0, 0.0",
+        "attention/xla/test_walk.py::test_block_sizes_do_not_matter[1x1]",
+    ),
+    "xla_cap_dropped": Mutant(
+        xla_softmax.logits,
+        "soft_cap * jnp.tanh(s / soft_cap)",
+        "s",
+        "attention/xla/test_softmax.py::test_logits_are_capped",
+    ),
+    "tpu_maximum_not_carried": Mutant(tpu_softmax.absorb, "return State(m,", "return State(state.m,", TPU_SOFTMAX),
+    "tpu_total_not_rescaled": Mutant(tpu_softmax.absorb, "state.l * shrink", "state.l", TPU_SOFTMAX),
+    "tpu_values_not_rescaled": Mutant(
+        tpu_softmax.absorb, "state.acc * _widen(shrink, v.shape[1])", "state.acc", TPU_SOFTMAX
+    ),
+    "tpu_log_sum_exp_to_base_two": Mutant(tpu_softmax.log_sum_exp, "(1 / LOG2_E)", "1.0", TPU_SOFTMAX),
+    "tpu_cap_before_the_scale": Mutant(
+        tpu_softmax.Logits.__call__,
+        "jnp.tanh(qk * (self.scale / self.soft_cap)) * (self.soft_cap * LOG2_E)",
+        "jnp.tanh(qk / self.soft_cap) * (self.scale * self.soft_cap * LOG2_E)",
+        TPU_SOFTMAX,
+    ),
+}
+
+INTEGERS = {
+    "tile_dropped": Mutant(
+        schedule.make_tiles,
+        "(end - 1) // q_rows + 1 - first_block",
+        "jnp.maximum((end - 1) // q_rows - first_block, 1)",
+        f"{TILES}[plain-16-mixed]",
+    ),
+    "last_page_dropped": Mutant(
+        schedule.make_tiles, "-(-end_key // page_size)", "end_key // page_size", f"{TILES}[plain-16-mixed]"
+    ),
+    "page_before_the_window": Mutant(
+        schedule.make_tiles,
+        "first_page = jnp.minimum(first_key, kv_len - 1) // page_size",
+        "first_page = jnp.maximum(jnp.minimum(first_key, kv_len - 1) // page_size - 1, 0)",
+        f"{TILES}[window-1-decode]",
+    ),
+    "rows_of_singles_swapped": Mutant(
+        singles.take_singles,
+        "rows = jnp.where(is_single, starts, tokens)",
+        "rows = jnp.where(is_single, starts[::-1], tokens)",
+        "attention/tpu/test_singles.py",
+    ),
+    "singles_attended_twice": Mutant(
+        singles.take_singles, "jnp.where(is_single, 0, batch.kv_lens)", "batch.kv_lens", "attention/tpu/test_singles.py"
+    ),
+    "null_page_written": Mutant(
+        kv_pages.KVPages._or_none,
+        "page_ids > 0",
+        "page_ids >= 0",
+        f"{XLA_WRITE}[null_page]",
+    ),
+    "null_page_in_a_run": Mutant(
+        runs._run_starts, "page_ids > 0", "page_ids >= 0", "page_write/tpu/test_runs.py::test_no_rows_make_no_runs"
+    ),
+    "rows_past_the_table_written": Mutant(
+        slots.row_slots, "(entry < batch.pages_per_seq) & ", "", "page_write/test_slots.py"
+    ),
+    "slot_one_off": Mutant(
+        slots.row_slots,
+        "rows.position % pages.page_size",
+        "(rows.position + 1) % pages.page_size",
+        "page_write/test_slots.py",
+    ),
+    "run_one_short": Mutant(
+        runs.plan_runs, "next_stop.astype(jnp.int32) - row", "next_stop.astype(jnp.int32) - row - 1", RUNS
+    ),
+    "run_across_pages": Mutant(runs._run_starts, "(before == page_ids) & ", "", RUNS),
+}
+
+MUTANTS = MASK | LAYOUT | ARITHMETIC | INTEGERS
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_fault_is_seen(name):
+    assert_seen(MUTANTS[name], Path(__file__).parent)

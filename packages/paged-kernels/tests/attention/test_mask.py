@@ -32,7 +32,8 @@ def test_ranges_of_visible_keys_agree_with_single_keys(spec):
         sees = np.array([visible(spec, t, p, kv_len) for t in range(t_lo, t_hi)])
         first, end = key_range(spec, jnp.int32(t_lo), jnp.int32(t_hi), kv_len)
         assert (int(first), int(end)) == (np.flatnonzero(sees.any(0))[0], np.flatnonzero(sees.any(0))[-1] + 1)
-        for p_lo, p_hi in [(0, 1), (0, 16), (16, 32), (5, 9), (32, 48)]:
+        last = max(0, t_hi - 1 - (spec.sliding_window or 0))  # the last key before the last row's window
+        for p_lo, p_hi in [(0, 1), (0, 16), (16, 32), (5, 9), (32, 48), (last, last + 1), (last + 1, last + 2)]:
             assert fully_visible(spec, (t_lo, t_hi), (p_lo, p_hi), kv_len) == sees[:, p_lo:p_hi].all()
 
 

@@ -158,6 +158,22 @@ def test_block_sizes_change_nothing(workload, block_sizes):
     check(WORKLOADS[workload], SPECS["window"], "float32", block_sizes)
 
 
+ONE_SEQUENCE = {"q_heads": 2, "kv_heads": 1, "seqs": 1, "pages_per_seq": 8}
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        decode(113, tokens=1, **ONE_SEQUENCE),
+        Workload(kv_lens=(113,), q_lens=(9,), tokens=9, **ONE_SEQUENCE),
+    ],
+    ids=["decode", "prefill"],
+)
+def test_a_block_may_begin_with_the_last_key_before_the_window(workload):
+    """The last row, at 112, sees keys from 17 on: of the first block, keys 16 to 31, it sees all but one."""
+    check(workload, AttentionSpec(sliding_window=96), "float32", BlockSizes(q_rows=16, kv_pages=1))
+
+
 @pytest.mark.parametrize(("q_dtype", "kv_dtype"), [("float32", "bfloat16"), ("bfloat16", "float32")])
 def test_queries_and_pages_of_different_types(q_dtype, kv_dtype):
     case = make_case(WORKLOADS["mixed"], dtype="bfloat16")
