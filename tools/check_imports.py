@@ -34,12 +34,14 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str, list[str]]]:
 
 
 def public_names(package: str) -> set[str]:
-    """The names in `__all__` of a package."""
+    """The names in `__all__` of a package, whose lists may be several."""
     source = (ROOT / "packages" / package.replace("_", "-") / "src" / package / "__init__.py").read_text()
+    names = set()
     for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return set(ast.literal_eval(node.value))
-    return set()
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(node, ast.Assign | ast.AugAssign) and target is not None and ast.unparse(target) == "__all__":
+            names |= set(ast.literal_eval(node.value))
+    return names
 
 
 def breach(package: str, module: str, names: list[str]) -> str | None:

@@ -29,7 +29,7 @@ from tpu_costing.workloads import Workload, choose
 import paged_kernels
 from paged_kernels._src.tpu.tuning.lookup import Entry, Shape
 
-DATA = Path(paged_kernels.__file__).parent / "tuning" / "data"
+DATA = Path(paged_kernels.__file__).parent / "_src" / "tpu" / "tuning" / "data"
 DECODE_KEYS = (256, 512, 1024, 2048, 4096)
 PREFILL_KEYS = (128, 256, 512, 1024)
 Q_ROWS = (16, 32, 64, 128, 256)

@@ -91,19 +91,19 @@ def _page_table(w: Workload, sequences: Batch) -> np.ndarray:
 
 
 def _ours(w: Workload, contestant: Contestant, sequences: Batch) -> Call:
-    from paged_kernels import AttentionSpec, BlockSizes, KVPages, RaggedBatch, paged_attention, write_kv  # noqa: PLC0415
+    from paged_kernels import AttentionSpec, KVPages, RaggedBatch, get_backend, paged_attention, write_kv  # noqa: PLC0415
 
     table = _page_table(w, sequences)
     tokens, rows = zip(*sequences, strict=True)
     batch = RaggedBatch.from_lists(table.tolist(), list(tokens), list(rows), max_q_len=1 if max(rows) == 1 else None)
     pages = KVPages.shapes(table.size + 1, w.page_size, w.kv_heads, w.head_dim, w.dtype)
-    blocks = None
+    backend = get_backend("tpu")
     if contestant.kv_pages is not None:
-        blocks = BlockSizes(q_rows=contestant.q_rows or 1, kv_pages=contestant.kv_pages)
+        backend = backend.with_block_sizes(q_rows=contestant.q_rows or 1, kv_pages=contestant.kv_pages)
     spec = AttentionSpec(sliding_window=w.window)
 
     def attend(batch, pages, q):
-        return paged_attention(q, pages, batch, spec, backend="tpu", block_sizes=blocks)
+        return paged_attention(q, pages, batch, spec, backend=backend)
 
     def write(batch, pages, k, v):
         return write_kv(pages, k, v, batch, backend="tpu")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from kernel_data import WORKLOADS, make_case
 
-from paged_kernels import RaggedBatch, pack_tree_masks, token_rows
+from paged_kernels import RaggedBatch, pack_tree_masks
+from paged_kernels._src.batch import token_rows
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from paged_cache import BatchShapes, ScheduledSequence, StepShape
 from paged_cache._src.manager import LayerGroup, PageManager
-from paged_kernels import check_batch, token_rows
+from paged_kernels import RaggedBatch, check_batch
 
 SHAPES = BatchShapes(tokens=(8, 16, 32), max_seqs=4, pages_per_seq=3)
 NUM_PAGES, PAGE_SIZE = 12, 4
@@ -16,6 +16,17 @@ NUM_PAGES, PAGE_SIZE = 12, 4
 def build(*sequences, shapes=SHAPES):
     scheduled = [ScheduledSequence(*each) for each in sequences]
     return shapes.build(scheduled, num_pages=NUM_PAGES, page_size=PAGE_SIZE)
+
+
+def positions(batch: RaggedBatch, tokens: int) -> list[int]:
+    """The position of each of `tokens` rows in its sequence; -1 for gaps and padding."""
+    rows = [-1] * tokens
+    for seq in range(int(batch.num_seqs)):
+        start, end = batch.cu_q_lens[seq : seq + 2].tolist()
+        if batch.kv_lens[seq] > 0:
+            first = int(batch.first_positions[seq])
+            rows[start:end] = range(first, first + end - start)
+    return rows
 
 
 def test_mixed_step():
@@ -100,7 +111,7 @@ def test_warm_up_batches_have_every_shape_and_no_sequence():
         step = SHAPES.warm_up_batch(shape)
         assert (step.positions.shape[0], step.batch.max_q_len) == shape
         assert int(step.batch.num_seqs) == 0
-        assert (np.asarray(token_rows(step.batch, shape.tokens).position) == -1).all()
+        assert positions(step.batch, shape.tokens) == [-1] * shape.tokens
     with pytest.raises(ValueError, match="must be one of all_shapes"):
         SHAPES.warm_up_batch(StepShape(5, 5))
 
@@ -132,8 +143,7 @@ def test_agrees_with_a_loop_over_tokens_and_with_layer_1(sequences):
     check_batch(step.batch, num_pages=NUM_PAGES, page_size=PAGE_SIZE, tokens=tokens)
     expected = [s.kv_len - s.q_len + j for s in sequences for j in range(s.q_len)]
     assert step.positions.tolist() == expected + [0] * (tokens - len(expected))
-    rows = token_rows(step.batch, tokens)
-    assert np.asarray(rows.position).tolist() == expected + [-1] * (tokens - len(expected))
+    assert positions(step.batch, tokens) == expected + [-1] * (tokens - len(expected))
     newest = [sum(s.q_len for s in sequences[: i + 1]) - 1 for i in range(len(sequences))]
     assert step.last_rows.tolist() == newest + [0] * (4 - len(newest))
     assert StepShape(tokens, step.batch.max_q_len) == step.layout.shape in SHAPES.all_shapes()
@@ -182,8 +192,7 @@ def test_cross_attention_sees_keys_that_are_not_the_sequence_s():
     step = pack(tables, [6, 1], [6, 1], shapes=shapes, cross_tokens=i32(3, 0))
     cross = step.group(1)
     assert (cross.kv_lens.tolist(), cross.q_starts.tolist()) == ([3, 0, 0, 0], [0, 0, 0, 0])
-    rows = token_rows(cross, 8)
-    assert np.asarray(rows.is_token).tolist() == [True] * 6 + [False] * 2  # the second sequence has nothing to see
+    assert positions(cross, 8) == [0, 1, 2, 3, 4, 5, -1, -1]  # the second sequence has nothing to see
     assert step.batch.q_starts is None
     for wrong, message in [
         ({}, r"cross_tokens must be given, int32 \[n\], as cross_groups=\(1,\)"),

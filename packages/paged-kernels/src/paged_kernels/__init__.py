@@ -2,38 +2,39 @@
 
 from paged_kernels._src.attention.api import paged_attention
 from paged_kernels._src.attention.merge import merge_attention_states
-from paged_kernels._src.backends import BACKENDS, Backend, resolve_backend
-from paged_kernels._src.batch import RaggedBatch, TokenRows, pack_tree_masks, token_rows
-from paged_kernels._src.block_sizes import BlockSizes
+from paged_kernels._src.backends.base import Backend, PreparedBatch
+from paged_kernels._src.backends.explain import explain_backends
+from paged_kernels._src.backends.table import get_backend
+from paged_kernels._src.batch import RaggedBatch, pack_tree_masks
 from paged_kernels._src.easydel import pallas_paged_attention, pallas_prefill_attention
 from paged_kernels._src.head_params import HeadParams
 from paged_kernels._src.kv_layout import KVLayout
 from paged_kernels._src.kv_pages import KVPages
 from paged_kernels._src.page_write.api import write_kv
+from paged_kernels._src.prepare import prepare_batch
 from paged_kernels._src.spec import AttentionSpec
 from paged_kernels._src.update import paged_attention_update
 from paged_kernels._src.validation import check_batch
 from paged_kernels._version import __version__
 
 __all__ = [
-    "BACKENDS",
     "AttentionSpec",
     "Backend",
-    "BlockSizes",
     "HeadParams",
     "KVLayout",
     "KVPages",
+    "PreparedBatch",
     "RaggedBatch",
-    "TokenRows",
     "__version__",
     "check_batch",
+    "explain_backends",
+    "get_backend",
     "merge_attention_states",
     "pack_tree_masks",
     "paged_attention",
     "paged_attention_update",
-    "pallas_paged_attention",
-    "pallas_prefill_attention",
-    "resolve_backend",
-    "token_rows",
+    "prepare_batch",
     "write_kv",
 ]
+# For code that is written against EasyDeL's kernels:
+__all__ += ["pallas_paged_attention", "pallas_prefill_attention"]

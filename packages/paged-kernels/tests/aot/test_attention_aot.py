@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from kernel_workloads import HEADS, KV_DTYPES
 from pairwise import pairwise
 
-from paged_kernels import AttentionSpec, BlockSizes, HeadParams, KVPages, RaggedBatch, paged_attention
+from paged_kernels import AttentionSpec, HeadParams, KVPages, RaggedBatch, get_backend, paged_attention
 
 pytestmark = pytest.mark.aot
 
@@ -42,8 +42,8 @@ FACTORS = {
     "causal": (True, False),
 }
 ROWS = pairwise(FACTORS)
-BLOCKS = BlockSizes(q_rows=16, kv_pages=8)
-MIXED_BLOCKS = BlockSizes(q_rows=64, kv_pages=8)
+TUNED = get_backend("tpu").with_block_sizes(q_rows=16, kv_pages=8)
+TUNED_MIXED = get_backend("tpu").with_block_sizes(q_rows=64, kv_pages=8)
 """Parts of 256 rows and a call for the sequences of one row, as with the default blocks, which compile far longer."""
 
 
@@ -87,9 +87,9 @@ def of(shape, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def attend(spec, block_sizes=None):
+def attend(spec, backend="tpu"):
     return lambda q, pages, batch, heads: paged_attention(
-        q, pages, batch, spec, heads, backend="tpu", block_sizes=block_sizes, return_lse=True
+        q, pages, batch, spec, heads, backend=backend, return_lse=True
     )
 
 
@@ -107,8 +107,8 @@ def test_features_in_pairs_compile_for_one_chip(target, row):
     spec = AttentionSpec(sliding_window=row["window"], soft_cap=row["cap"], causal=row["causal"])
     names = ("size", "q_dtype", "kv_dtype", "page_size", "heads")
     args = Shape(**{name: row[name] for name in names}).arguments(row["mode"])
-    blocks = MIXED_BLOCKS if row["mode"] == "mixed" else None
-    assert_pages_not_copied(target.compile(attend(spec, blocks), *args), args[1])
+    backend = TUNED_MIXED if row["mode"] == "mixed" else "tpu"
+    assert_pages_not_copied(target.compile(attend(spec, backend), *args), args[1])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_compiles_for_four_chips(target, mode, shape):
     args = shape.arguments(mode)
     heads = P(None, "tp")
     compiled = target.compile_sharded(
-        attend(AttentionSpec(), BLOCKS),
+        attend(AttentionSpec(), TUNED),
         *args,
         in_specs=(heads, KVPages.partition_spec("tp"), P(), P("tp")),
         out_specs=(heads, heads),
@@ -138,7 +138,7 @@ def test_compiles_for_four_chips(target, mode, shape):
     ids=["gqa", "group_of_3", "mha"],
 )
 def test_any_ratio_of_heads_compiles(target, mode, shape):
-    target.compile(attend(AttentionSpec(), BLOCKS if mode == "mixed" else None), *shape.arguments(mode))
+    target.compile(attend(AttentionSpec(), TUNED if mode == "mixed" else "tpu"), *shape.arguments(mode))
 
 
 @pytest.mark.parametrize(

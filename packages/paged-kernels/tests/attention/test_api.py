@@ -29,7 +29,8 @@ from kernel_data import (
     write,
 )
 
-from paged_kernels import AttentionSpec, BlockSizes, KVPages, paged_attention
+from paged_kernels import AttentionSpec, KVPages, paged_attention
+from paged_kernels._src.attention.block_sizes import BlockSizes
 
 
 def few_in_ordinary_runs(cases):

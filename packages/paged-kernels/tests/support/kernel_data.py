@@ -31,16 +31,17 @@ from kernel_workloads import (  # noqa: F401 -- tests take all that they need fr
 
 from paged_kernels import (
     AttentionSpec,
-    BlockSizes,
     HeadParams,
     KVLayout,
     KVPages,
     RaggedBatch,
+    get_backend,
     paged_attention,
     write_kv,
 )
+from paged_kernels._src.attention.block_sizes import BlockSizes
 
-attend = jax.jit(paged_attention, static_argnames=("spec", "backend", "block_sizes", "return_lse"))
+attend = jax.jit(paged_attention, static_argnames=("spec", "backend", "return_lse"))
 """`paged_attention`, compiled once for each shape, spec and backend in the whole test run."""
 write = jax.jit(write_kv, static_argnames=("backend",))
 """`write_kv`, likewise."""
@@ -295,9 +296,10 @@ def attend_densely(case: Case, spec: AttentionSpec) -> tuple[np.ndarray, np.ndar
 
 def assert_equals_oracle(case: Case, spec: AttentionSpec, *, backend: str, block_sizes: BlockSizes | None = None):
     """The backend's output, and its log-sum-exp, agree with the oracle to the tolerance of q's type, and of float32."""
-    out, lse = attend(
-        case.q, case.pages, case.batch, spec, case.heads, backend=backend, block_sizes=block_sizes, return_lse=True
-    )
+    cut = get_backend(backend)
+    if block_sizes is not None:
+        cut = dataclasses.replace(cut, block_sizes=block_sizes)
+    out, lse = attend(case.q, case.pages, case.batch, spec, case.heads, backend=cut, return_lse=True)
     expected, expected_lse = attend_densely(case, spec)
     assert (out.dtype, lse.dtype) == (case.q.dtype, case.q.dtype if case.q.dtype == "float64" else "float32")
     assert_rows_close(out, expected, case.q.dtype)

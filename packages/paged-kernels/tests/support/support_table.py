@@ -3,10 +3,9 @@
 python packages/paged-kernels/tests/support/support_table.py
 """
 
-import jax
 from kernel_data import FEATURES, HEADS, KV_DTYPES, SPECS, WORKLOADS, make_case
 
-from paged_kernels import paged_attention
+from paged_kernels import explain_backends
 
 BACKENDS = {"reference": "reference", "xla": "xla", "tpu": "tpu_interpret"}
 """The columns, and whom to ask: the interpreted kernel refuses what the compiled one does."""
@@ -53,23 +52,11 @@ def make_rows() -> dict[str, list[dict[str, str]]]:
 
 
 def has(backend: str, asked: dict[str, str]) -> bool:
-    """Whether the backend takes this; it is traced, not run."""
+    """Whether the backend takes this."""
     spec = SPECS[asked.get("spec", "plain")]
     data = {name: asked[name] for name in ("dtype", "kv_dtype", "heads") if name in asked}
     case = make_case(SHAPES[asked.get("workload", "decode")], spec=spec, **data)
-    try:
-        jax.eval_shape(
-            lambda q, pages, batch, heads: paged_attention(
-                q, pages, batch, spec, heads, backend=BACKENDS[backend], return_lse=True
-            ),
-            case.q,
-            case.pages,
-            case.batch,
-            case.heads,
-        )
-    except NotImplementedError:
-        return False
-    return True
+    return explain_backends(case.q, case.pages, case.batch, spec, case.heads).why_not[BACKENDS[backend]] is None
 
 
 def make_table() -> str:

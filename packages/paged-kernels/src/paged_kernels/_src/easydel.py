@@ -8,10 +8,12 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from paged_kernels._src.attention.api import paged_attention
-from paged_kernels._src.backends import Backend
+from paged_kernels._src.attention.api import attend_batch, paged_attention
+from paged_kernels._src.backends.base import Backend
+from paged_kernels._src.backends.table import candidates
 from paged_kernels._src.batch import RaggedBatch
-from paged_kernels._src.block_sizes import BlockSizes
+from paged_kernels._src.device import current_platform
+from paged_kernels._src.head_params import HeadParams
 from paged_kernels._src.kv_pages import KVPages
 from paged_kernels._src.spec import AttentionSpec
 
@@ -29,7 +31,7 @@ def pallas_paged_attention(
     mask_value: float = DEFAULT_MASK_VALUE,
     attn_logits_soft_cap: float | None = None,
     pages_per_compute_block: int | None = None,
-    backend: Backend | None = None,
+    backend: str | Backend | None = None,
 ) -> Float[Array, "seqs q_heads head_dim"]:
     """Decode: each of `seqs` queries over its first `lengths` keys; a length of 0 gives a row of zeros.
 
@@ -42,7 +44,7 @@ def pallas_paged_attention(
         sm_scale: `AttentionSpec.softmax_scale`.
         mask_value: taken and checked, but without effect: what is masked weighs exactly nothing.
         attn_logits_soft_cap: `AttentionSpec.soft_cap`.
-        pages_per_compute_block: `BlockSizes.kv_pages`, any number; `None` picks by chip.
+        pages_per_compute_block: pages that are attended at once, any number; `None` picks by chip.
         backend: as in `paged_attention`.
 
     Raises:
@@ -59,9 +61,11 @@ def pallas_paged_attention(
         num_seqs=jnp.int32(seqs),
         max_q_len=1,
     )
-    blocks = None if pages_per_compute_block is None else BlockSizes(q_rows=1, kv_pages=pages_per_compute_block)
     spec = AttentionSpec(softmax_scale=sm_scale, soft_cap=attn_logits_soft_cap)
-    return paged_attention(q, KVPages.from_kv(k_pages, v_pages), batch, spec, backend=backend, block_sizes=blocks)
+    backends = candidates(backend, current_platform())
+    if pages_per_compute_block is not None:
+        backends = (one.with_block_sizes(q_rows=1, kv_pages=pages_per_compute_block) for one in backends)
+    return attend_batch(q, KVPages.from_kv(k_pages, v_pages), batch, spec, HeadParams(), backends=backends)[0]
 
 
 def pallas_prefill_attention(
@@ -72,7 +76,7 @@ def pallas_prefill_attention(
     page_indices: Int32[Array, " pages_per_seq"],
     *,
     sm_scale: float | None = None,
-    backend: Backend | None = None,
+    backend: str | Backend | None = None,
 ) -> Float[Array, "chunk q_heads head_dim"]:
     """One chunk of one prompt, causal; `length` counts all tokens, this chunk's included.
 

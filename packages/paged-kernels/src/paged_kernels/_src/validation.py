@@ -11,13 +11,21 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+from paged_kernels._src.backends.base import Backend, PreparedBatch
+from paged_kernels._src.backends.table import get_backend
 from paged_kernels._src.batch import RaggedBatch
+from paged_kernels._src.call import shapes_of
 from paged_kernels._src.head_params import HeadParams
 from paged_kernels._src.kv_layout import PLAIN_DTYPES
 from paged_kernels._src.kv_pages import KVPages
+from paged_kernels._src.spec import AttentionSpec
+
+Q_STARTS_IN_A_WRITE = "batch.q_starts must be None in a write, whose rows are the sequences' newest tokens"
 
 
-def check_attention_inputs(q: Array, pages: KVPages, batch: RaggedBatch, head_params: HeadParams) -> None:
+def check_attention_inputs(
+    q: Array | jax.ShapeDtypeStruct, pages: KVPages, batch: RaggedBatch, head_params: HeadParams
+) -> None:
     """Refuse queries and parameters that do not fit the pages, and a malformed batch.
 
     Raises:
@@ -45,16 +53,100 @@ def check_write_inputs(k: Array, v: Array | None, pages: KVPages, batch: RaggedB
         ValueError: names the argument, what it is, and what it must be.
     """
     _check_pages(pages)
+    _check_new_keys_and_values(k, v, pages)
+    if batch.q_starts is not None:
+        raise ValueError(Q_STARTS_IN_A_WRITE)
+    _check_batch_arrays(batch)
+    _check_values_if_known(batch, pages, k.shape[0])
+
+
+def check_update_inputs(
+    q: Array, k: Array, v: Array | None, pages: KVPages, batch: RaggedBatch, *, head_params: HeadParams
+) -> None:
+    """Refuse the arguments of a write and an attention that do not fit each other, and a malformed batch.
+
+    Raises:
+        ValueError: names the argument, what it is, and what it must be.
+    """
+    check_attention_inputs(q, pages, batch, head_params)
+    _check_new_keys_and_values(k, v, pages)
+    if k.shape[0] != q.shape[0]:
+        raise ValueError(f"k has {k.shape[0]} rows; it must have a row for each of the {q.shape[0]} rows of q")
+    if batch.q_starts is not None:
+        raise ValueError(Q_STARTS_IN_A_WRITE)
+
+
+def check_prepared_attention(
+    prepared: PreparedBatch,
+    q: Array,
+    pages: KVPages,
+    *,
+    spec: AttentionSpec,
+    head_params: HeadParams,
+    backend: str | Backend | None,
+) -> None:
+    """Refuse arguments that are not such as the batch was prepared for.
+
+    Raises:
+        ValueError: names the argument, what it is, and what it must be.
+    """
+    _check_same_backend(prepared, backend)
+    call = prepared.fitted.call.attention
+    if call is None:
+        raise ValueError("batch was prepared for no attention; make it with prepare_batch")
+    _check_prepared_for("q", shapes_of(q), call.q)
+    _check_prepared_for("pages", shapes_of(pages), call.pages)
+    _check_prepared_for("spec", spec, call.spec)
+    _check_prepared_for("head_params", *map(_kinds_of, (head_params, call.head_params)))
+    for field in dataclasses.fields(head_params):
+        _check_head_param(field.name, getattr(head_params, field.name), q.shape[1])
+
+
+def check_prepared_write(
+    prepared: PreparedBatch, k: Array, v: Array | None, pages: KVPages, backend: str | Backend | None
+) -> None:
+    """Refuse new keys and values that are not such as the batch was prepared for.
+
+    Raises:
+        ValueError: names the argument, what it is, and what it must be.
+    """
+    _check_same_backend(prepared, backend)
+    call = prepared.fitted.call.write
+    if call is None:
+        raise ValueError(Q_STARTS_IN_A_WRITE)
+    _check_prepared_for("pages", shapes_of(pages), call.pages)
+    _check_new_keys_and_values(k, v, pages)
+    if k.shape[0] != call.tokens:
+        raise ValueError(f"k has {k.shape[0]} rows; the batch was prepared for {call.tokens}")
+
+
+def _check_prepared_for(name: str, have: object, want: object) -> None:
+    if have != want:
+        raise ValueError(f"{name} does not fit the prepared batch: it is {have}, and must be {want}")
+
+
+def _check_same_backend(prepared: PreparedBatch, backend: str | Backend | None) -> None:
+    if backend is not None and get_backend(backend) != prepared.backend:
+        name = backend if isinstance(backend, str) else backend.name
+        raise ValueError(
+            f"backend={name!r} is not the backend of the prepared batch, {prepared.backend.name!r}; leave it None, or "
+            "prepare another batch"
+        )
+
+
+def _kinds_of(head_params: HeadParams) -> list[str]:
+    """The names of the parameters that are given."""
+    fields = dataclasses.fields(head_params)
+    return [field.name for field in fields if getattr(head_params, field.name) is not None]
+
+
+def _check_new_keys_and_values(k: Array, v: Array | None, pages: KVPages) -> None:
     _check_rows("k", k, "kv_heads")
     _check_new_rows("k", k, pages.num_kv_heads, pages.head_dim)
     if pages.layout.latent and v is not None:
         raise ValueError("v must be None for latent pages, whose values are the first lanes of k")
     if not pages.layout.latent:
         _check_values_beside(k, v, pages)
-    if batch.q_starts is not None:
-        raise ValueError("batch.q_starts must be None in a write, whose rows are the sequences' newest tokens")
-    _check_batch_arrays(batch)
-    _check_values_if_known(batch, pages, k.shape[0])
 
 
 def _check_values_beside(k: Array, v: Array | None, pages: KVPages) -> None:
@@ -144,7 +236,7 @@ def _check_head_param(name: str, value: Array | None, q_heads: int) -> None:
         )
 
 
-def _check_rows(name: str, rows: Array, heads: str) -> None:
+def _check_rows(name: str, rows: Array | jax.ShapeDtypeStruct, heads: str) -> None:
     if rows.ndim != 3 or 0 in rows.shape:
         raise ValueError(f"{name} {rows.shape} must be [tokens, {heads}, head_dim], none of them zero")
     if rows.dtype.name not in PLAIN_DTYPES:

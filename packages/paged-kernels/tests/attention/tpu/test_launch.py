@@ -1,6 +1,7 @@
 """The TPU kernel, interpreted at its strictest, against dense attention in float64."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +22,21 @@ from kernel_data import (
     make_case,
 )
 
-from paged_kernels import AttentionSpec, BlockSizes, HeadParams, KVPages, RaggedBatch, paged_attention
-from paged_kernels._src.attention.tpu.launch import paged_attention_tpu
-from paged_kernels._src.tpu.registers import INTERPRET
+from paged_kernels import AttentionSpec, HeadParams, KVPages, RaggedBatch, get_backend, paged_attention
+from paged_kernels._src.attention.block_sizes import BlockSizes
+from paged_kernels._src.call import Call
+from paged_kernels._src.tpu.interpreter import INTERPRET
 
 SMALL = BlockSizes(q_rows=16, kv_pages=2)
 EAGER = dataclasses.replace(INTERPRET, dma_execution_mode="eager")
-kernel = jax.jit(paged_attention_tpu, static_argnames=("spec", "block_sizes", "interpret", "return_lse"))
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "block_sizes", "interpret", "return_lse"))
+def kernel(q, pages, batch, spec, head_params, *, block_sizes=SMALL, interpret=INTERPRET, return_lse=True):
+    """The interpreted kernel, prepared and called as `paged_attention` does it."""
+    backend = dataclasses.replace(get_backend("tpu_interpret"), block_sizes=block_sizes, interpret=interpret)
+    fitted = backend.fit(Call.of_attention(q, pages, batch, spec, head_params))
+    return backend.attend(q, pages, fitted.prepare(batch), head_params, return_lse=return_lse)
 
 
 def slow(*values):
@@ -35,7 +44,7 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-def check(workload, spec, dtype, block_sizes=SMALL, interpret=True):
+def check(workload, spec, dtype, block_sizes=SMALL, interpret=INTERPRET):
     case = make_case(workload, spec=spec, dtype=dtype)
     out, lse = kernel(case.q, case.pages, case.batch, spec, HeadParams(), block_sizes=block_sizes, interpret=interpret)
     expected, expected_lse = attend_densely(case, spec)
@@ -178,9 +187,7 @@ def test_a_block_may_begin_with_the_last_key_before_the_window(workload):
 def test_queries_and_pages_of_different_types(q_dtype, kv_dtype):
     case = make_case(WORKLOADS["mixed"], dtype="bfloat16")
     pages = KVPages.from_kv(case.pages.k, case.pages.v, kv_dtype)
-    out, _ = kernel(
-        case.q.astype(q_dtype), pages, case.batch, SPECS["plain"], HeadParams(), block_sizes=SMALL, interpret=True
-    )
+    out, _ = kernel(case.q.astype(q_dtype), pages, case.batch, SPECS["plain"], HeadParams())
     assert_rows_close(out, attend_densely(case, SPECS["plain"])[0], q_dtype)
 
 
@@ -203,9 +210,7 @@ def test_infinities_stay_with_their_sequence(dtype):
     case = make_case(decode(64, 20, 5, 64, 40, 3, q_heads=2, kv_heads=1), dtype=dtype)
     first = case.batch.page_table[0, :4]
     pages = dataclasses.replace(case.pages, data=case.pages.data.at[first].set(jnp.inf))
-    out, lse = kernel(
-        case.q, pages, case.batch, SPECS["plain"], HeadParams(), block_sizes=SMALL, interpret=True, return_lse=False
-    )
+    out, lse = kernel(case.q, pages, case.batch, SPECS["plain"], HeadParams(), return_lse=False)
     assert lse is None
     assert_rows_close(out[1:], attend_densely(case, SPECS["plain"])[0][1:], dtype)
 
@@ -217,7 +222,7 @@ def test_copies_may_arrive_at_once():
 def test_runs_where_64_bit_types_are_on():
     case = make_case(WORKLOADS["decode"])
     with jax.enable_x64(True):
-        out, _ = kernel(case.q, case.pages, case.batch, SPECS["plain"], HeadParams(), block_sizes=SMALL, interpret=True)
+        out, _ = kernel(case.q, case.pages, case.batch, SPECS["plain"], HeadParams())
     assert out.dtype == jnp.float32
     assert_rows_close(out, attend_densely(case, SPECS["plain"])[0], "float32")
 
@@ -239,9 +244,7 @@ def test_four_shards_equal_one():
     mesh = jax.make_mesh((4,), ("tp",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def attend(q, pages, batch):
-        return paged_attention_tpu(
-            q, pages, batch, SPECS["plain"], HeadParams(), block_sizes=SMALL, interpret=True, return_lse=False
-        )[0]
+        return kernel(q, pages, batch, SPECS["plain"], HeadParams(), return_lse=False)[0]
 
     specs = (P(None, "tp"), KVPages.partition_spec("tp"), P())
     sharded = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=P(None, "tp"), check_vma=False)
@@ -268,8 +271,8 @@ def test_what_the_kernel_does_not_have_is_refused(change, message):
 
 
 def test_blocks_too_large_are_refused_before_compiling():
-    sizes = BlockSizes(q_rows=16, kv_pages=10**6)
+    backend = get_backend("tpu_interpret").with_block_sizes(q_rows=16, kv_pages=10**6)
     q, pages, batch = shapes()
     wide = dataclasses.replace(batch, page_table=jnp.ones((1, 10**6), jnp.int32))
     with pytest.raises(NotImplementedError, match="MiB of VMEM"):
-        paged_attention(q, pages, wide, AttentionSpec(), backend="tpu_interpret", block_sizes=sizes)
+        paged_attention(q, pages, wide, AttentionSpec(), backend=backend)

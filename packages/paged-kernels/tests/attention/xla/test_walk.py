@@ -21,7 +21,8 @@ from kernel_data import (
     make_case,
 )
 
-from paged_kernels import AttentionSpec, BlockSizes, KVPages, RaggedBatch, paged_attention
+from paged_kernels import AttentionSpec, KVPages, RaggedBatch, get_backend, paged_attention
+from paged_kernels._src.attention.block_sizes import BlockSizes
 from paged_kernels._src.attention.xla.walk import default_block_sizes
 
 SMALL = BlockSizes(q_rows=5, kv_pages=2)
@@ -61,7 +62,14 @@ def test_rows_at_negative_positions_give_zeros():
     case = make_case(WORKLOADS["prefill"])
     batch = dataclasses.replace(case.batch, kv_lens=case.batch.kv_lens.at[0].set(10))  # 35 rows, 10 tokens
     spec = AttentionSpec(causal=False)
-    out, lse = attend(case.q, case.pages, batch, spec, backend="xla", block_sizes=SMALL, return_lse=True)
+    out, lse = attend(
+        case.q,
+        case.pages,
+        batch,
+        spec,
+        backend=dataclasses.replace(get_backend("xla"), block_sizes=SMALL),
+        return_lse=True,
+    )
     assert (np.asarray(out[:25]) == 0).all()
     assert np.isneginf(lse[:25]).all()
     assert np.isfinite(lse[25:35]).all()

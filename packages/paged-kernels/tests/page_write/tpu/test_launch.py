@@ -20,15 +20,24 @@ from page_write_data import (
     ragged_writes,
 )
 
-from paged_kernels import KVPages
+from paged_kernels import KVPages, get_backend
+from paged_kernels._src.call import Call
 from paged_kernels._src.page_write.tpu import copies, launch
-from paged_kernels._src.page_write.tpu.launch import WriteSizes, copies_fit, write_kv_tpu
-from paged_kernels._src.tpu.registers import INTERPRET
+from paged_kernels._src.page_write.tpu.launch import WriteSizes, copies_fit
+from paged_kernels._src.tpu.interpreter import INTERPRET
 
-write_jit = jax.jit(functools.partial(write_kv_tpu, interpret=True))
 DETECT_RACES = dataclasses.replace(INTERPRET, detect_races=True)
 EAGER = dataclasses.replace(INTERPRET, dma_execution_mode="eager")
 """Copies as early as they may be; a buffer that is used again too soon shows here, and not to the race detector."""
+
+
+def write_kv_tpu(pages, k, v, batch, *, interpret=INTERPRET):
+    """The interpreted kernel, prepared and called as `write_kv` does it, but traced anew in each `jax.jit`."""
+    backend = dataclasses.replace(get_backend("tpu_interpret"), interpret=interpret)
+    return backend.write(pages, k, v, backend.fit(Call.of_write(k.shape[0], pages, batch)).prepare(batch))
+
+
+write_jit = jax.jit(write_kv_tpu)
 
 
 @pytest.fixture
@@ -96,14 +105,14 @@ def test_with_64_bit_types_enabled():
     pages, batch = noise_pages(16, "int8"), make_batch(WRITES["chunks"])
     with jax.enable_x64(True):
         k, v = make_rows(pages, "float64")
-        got = jax.jit(functools.partial(write_kv_tpu, interpret=True))(pages, k, v, batch)
+        got = write_jit(pages, k, v, batch)
         assert_written(got, pages, k, v, batch)
 
 
 def test_split_over_heads(two_buffers):
     by_head, rows = KVPages.partition_spec("tp"), PartitionSpec(None, "tp")
     sharded = jax.shard_map(
-        functools.partial(write_kv_tpu, interpret=True),
+        write_kv_tpu,
         mesh=Mesh(np.array(jax.devices()[:2]), ("tp",)),
         in_specs=(by_head, rows, rows, PartitionSpec()),
         out_specs=by_head,
@@ -138,12 +147,12 @@ class TestMutations:
     @pytest.mark.parametrize("part", [copies.RowCopies, copies.ScaleCopies])
     def test_what_is_kept_but_never_read(self, part, monkeypatch):
         monkeypatch.setattr(part, "_keeps_some", lambda self, run: run < 0)
-        self.fails(interpret=True)
+        self.fails(interpret=INTERPRET)
 
     def test_rows_one_slot_too_far(self, monkeypatch):
         original = copies.merge_rows
         monkeypatch.setattr(copies, "merge_rows", lambda *a, shift, **k: original(*a, shift=shift + 1, **k))
-        self.fails(interpret=True)
+        self.fails(interpret=INTERPRET)
 
     def test_scales_of_v_where_those_of_k_are(self, monkeypatch):
         original = copies.merge_lanes
@@ -152,11 +161,11 @@ class TestMutations:
             "merge_lanes",
             lambda *a, first, end, shift: original(*a, first=first % 16, end=first % 16 + end - first, shift=shift),
         )
-        self.fails(interpret=True)
+        self.fails(interpret=INTERPRET)
 
     def test_merged_before_it_arrives(self, monkeypatch):
         monkeypatch.setattr(copies.RunCopies, "wait_read", lambda self, run: None)
-        self.fails(interpret=True)
+        self.fails(interpret=INTERPRET)
 
     def test_runs_that_share_a_buffer(self, monkeypatch, two_buffers):
         monkeypatch.setattr(copies.RunCopies, "buffer", lambda self, run: run * 0)
@@ -202,7 +211,7 @@ class TestRefusals:
         pages = KVPages.zeros(2, page_size, kv_heads, 128, dtype)
         k = jnp.zeros((TOKENS, kv_heads, 128))
         with pytest.raises(NotImplementedError, match=message):
-            write_kv_tpu(pages, k, k, make_batch(WRITES["decode"]), interpret=True)
+            write_kv_tpu(pages, k, k, make_batch(WRITES["decode"]))
 
     def test_dtype(self):
         self.refuses(r"pages of float16 cannot be written by the TPU kernel; use float32, bfloat16, int8, .*'xla'")

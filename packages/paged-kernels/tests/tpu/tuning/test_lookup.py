@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paged_kernels import AttentionSpec, BlockSizes, HeadParams, KVPages, RaggedBatch
+from paged_kernels import AttentionSpec, HeadParams, KVPages, RaggedBatch
+from paged_kernels._src.attention.block_sizes import BlockSizes
 from paged_kernels._src.attention.tpu import launch
 from paged_kernels._src.attention.tpu.sizes import q_rows_for, with_kv_pages
 from paged_kernels._src.tpu.chip import CHIPS, SMALLEST

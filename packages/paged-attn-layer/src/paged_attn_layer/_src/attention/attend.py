@@ -66,7 +66,7 @@ def heads_spec(view: PagedAttentionCacheView) -> PartitionSpec:
 
 
 @partial(jax.jit, static_argnames=("spec", "backend"))
-def write_and_attend(inputs: Inputs, *, spec: AttentionSpec, backend: Backend) -> tuple[Rows, LogSumExp, KVPages]:
+def write_and_attend(inputs: Inputs, *, spec: AttentionSpec, backend: str | Backend) -> tuple[Rows, LogSumExp, KVPages]:
     """The attention of each row, and the pages with `k` and `v` in them, or as they were where there is no `k`.
 
     Compiled by itself, so that eager calls are compiled once, and not run one operation at a time on each device.
@@ -84,7 +84,7 @@ def attend(
     head_params: HeadParams,
     *,
     spec: AttentionSpec,
-    backend: Backend,
+    backend: str | Backend,
 ) -> tuple[Rows, LogSumExp]:
     """`paged_attention`, each device attending its own heads of its own group; nothing is communicated.
 

@@ -77,7 +77,7 @@ class PagedAttn(AttentionImpl):
         cache_metadata: CacheMetadata,
         *,
         head_params: HeadParams | None,
-        backend: Backend,
+        backend: str | Backend,
     ) -> AttentionOutput:
         metadata = self.metadata
         backend = metadata.backend or backend

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from paged_attn_layer._src.attention.mesh import platform_of, resolve_mesh
 from paged_attn_layer._src.easydel.dispatch import CacheMetadata
 from paged_cache import PagedAttentionCacheView
-from paged_kernels import BACKENDS, AttentionSpec, Backend, HeadParams
+from paged_kernels import AttentionSpec, Backend, HeadParams, get_backend
 
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 """The platforms that an implementation has a `forward_*` for, by jax's names for them."""
@@ -50,13 +50,14 @@ class AttentionMetadata:
     """Type of the softmax and its sums: float32, the only one there is."""
     platform: str | None = None
     """Picks the `forward_*`; `None` takes the mesh's platform, else the default device's."""
-    backend: Backend | None = None
+    backend: str | Backend | None = None
     """Kernel backend to run in place of the one that the `forward_*` would."""
 
     def __post_init__(self) -> None:
         self.spec()  # checks scale, cap, window and causal
         _check_one_of("platform", self.platform, PLATFORMS)
-        _check_one_of("backend", self.backend, BACKENDS)
+        if self.backend is not None:
+            get_backend(self.backend)  # refuses an unknown name
         if self.runtime_dtype is not None and not jnp.issubdtype(self.runtime_dtype, np.floating):
             raise ValueError(f"runtime_dtype={self.runtime_dtype} must be a floating type, or None to keep q's")
         if self.runtime_softmax_dtype is not None and jnp.dtype(self.runtime_softmax_dtype) != jnp.float32:

@@ -74,7 +74,7 @@ class PagedAttentionCacheView:
         value: Float[Array, "*replicas tokens kv_heads v_head_dim"] | None,
         batch: RaggedBatch,
         *,
-        backend: Backend | None = None,
+        backend: str | Backend | None = None,
     ) -> "PagedAttentionCacheView":
         """The view with the batch's new keys and values stored at their tokens' positions, in the pages' type.
 
@@ -144,7 +144,9 @@ class PagedAttentionCacheView:
                 each, num_pages=self.pages.num_pages // self.replicas, page_size=self.pages.page_size, tokens=tokens
             )
 
-    def _write_pages(self, key: Array, value: Array | None, batch: RaggedBatch, backend: Backend | None) -> KVPages:
+    def _write_pages(
+        self, key: Array, value: Array | None, batch: RaggedBatch, backend: str | Backend | None
+    ) -> KVPages:
         if self.mesh is None:
             return write_kv(self.pages, key, value, batch, backend=backend)
 

@@ -1,21 +1,21 @@
 """The one call for attention over pages."""
 
 import functools
+from collections.abc import Iterable
 from typing import Literal, overload
 
 import jax
 from jaxtyping import Array, Float
 
-from paged_kernels._src.attention.reference import paged_attention_reference
-from paged_kernels._src.attention.tpu.launch import paged_attention_tpu
-from paged_kernels._src.attention.xla import paged_attention_xla
-from paged_kernels._src.backends import Backend, resolve_backend, without_gradient
+from paged_kernels._src.backends.base import Backend, FittedBackend, PreparedBatch
+from paged_kernels._src.backends.table import candidates, choose
 from paged_kernels._src.batch import RaggedBatch
-from paged_kernels._src.block_sizes import BlockSizes
+from paged_kernels._src.call import Call
+from paged_kernels._src.device import current_platform
 from paged_kernels._src.head_params import HeadParams
 from paged_kernels._src.kv_pages import KVPages
 from paged_kernels._src.spec import AttentionSpec
-from paged_kernels._src.validation import check_attention_inputs
+from paged_kernels._src.validation import check_attention_inputs, check_prepared_attention
 
 Queries = Float[Array, "tokens q_heads head_dim"]
 Output = Float[Array, "tokens q_heads v_head_dim"]
@@ -26,91 +26,93 @@ LogSumExp = Float[Array, "tokens q_heads"]
 def paged_attention(
     q: Queries,
     pages: KVPages,
-    batch: RaggedBatch,
+    batch: RaggedBatch | PreparedBatch,
     spec: AttentionSpec,
     head_params: HeadParams | None = None,
     *,
-    backend: Backend | None = None,
-    block_sizes: BlockSizes | None = None,
+    backend: str | Backend | None = None,
     return_lse: Literal[False] = False,
 ) -> Output: ...
 @overload
 def paged_attention(
     q: Queries,
     pages: KVPages,
-    batch: RaggedBatch,
+    batch: RaggedBatch | PreparedBatch,
     spec: AttentionSpec,
     head_params: HeadParams | None = None,
     *,
-    backend: Backend | None = None,
-    block_sizes: BlockSizes | None = None,
+    backend: str | Backend | None = None,
     return_lse: Literal[True],
 ) -> tuple[Output, LogSumExp]: ...
 def paged_attention(
     q: Queries,
     pages: KVPages,
-    batch: RaggedBatch,
+    batch: RaggedBatch | PreparedBatch,
     spec: AttentionSpec,
     head_params: HeadParams | None = None,
     *,
-    backend: Backend | None = None,
-    block_sizes: BlockSizes | None = None,
+    backend: str | Backend | None = None,
     return_lse: bool = False,
 ) -> Output | tuple[Output, LogSumExp]:
     """Attention of each query row over the pages of its sequence, in `q.dtype`; zeros for rows that are no token.
 
-    `out[t, h] = sum_p softmax_p(s(t, p)) v[p, h // group]`, with the logits `s` and the visible keys as
-    `AttentionSpec`, `HeadParams` and the batch's tree mask define them, and `group = q_heads / kv_heads`. Any mix of
+    `out[t, h] = sum_p softmax_p(s(t, p)) v[p, h // q_per_kv]`, with the logits `s` and the visible keys as
+    `AttentionSpec`, `HeadParams` and the batch's tree mask define them, and `q_per_kv = q_heads / kv_heads`. Any mix of
     prefill, decode, multi-token decode and idle sequences.
 
     Args:
         q: the queries, float32, bfloat16 or float16.
         pages: one layer's keys and values; the batch's own tokens must have been written (`write_kv`).
-        batch: which rows belong to which sequence, and its pages.
+        batch: which rows belong to which sequence, and its pages; or that batch, prepared (`prepare_batch`).
         spec: scale, masks and cap.
         head_params: sinks and ALiBi slopes of the query heads.
-        backend: `None` picks by platform.
-        block_sizes: how a backend cuts the work; never changes the result beyond rounding. `None` picks by chip.
+        backend: a name, a `Backend`, or `None` for the first of the platform's that can take the call
+            (`explain_backends`). A prepared batch has its own.
         return_lse: also return the log of the softmax denominator, `log sum_p exp(s(t, p))` (and the sink),
             `[tokens, q_heads]`, -inf where there is nothing to sum; float32, or float64 from `reference` where that is
             enabled. Outputs over different keys merge by it (`merge_attention_states`).
 
     Raises:
-        ValueError: an argument does not fit the others, or the backend cannot run here.
+        ValueError: an argument does not fit the others or the prepared batch, or the backend cannot run here.
         NotImplementedError: the backend does not have what the arguments ask for, or a gradient is taken through one
             that has none; says what does.
     """
     head_params = head_params or HeadParams()
-    check_attention_inputs(q, pages, batch, head_params)
-    backend = resolve_backend(backend)
-    out, lse = _attend(
-        q, pages, batch, spec, head_params, backend=backend, block_sizes=block_sizes, return_lse=return_lse
-    )
+    if isinstance(batch, PreparedBatch):
+        check_prepared_attention(batch, q, pages, spec=spec, head_params=head_params, backend=backend)
+        out, lse = _attend(q, pages, batch, head_params, return_lse=return_lse)
+    else:
+        backends = candidates(backend, current_platform())
+        out, lse = attend_batch(q, pages, batch, spec, head_params, backends=backends, return_lse=return_lse)
     return (out, lse) if return_lse else out
 
 
-# Compiled as one, so that eager calls compile once.
-@functools.partial(jax.jit, static_argnames=("backend", "block_sizes", "return_lse"))
-def _attend(
+def attend_batch(
     q: Queries,
     pages: KVPages,
     batch: RaggedBatch,
     spec: AttentionSpec,
     head_params: HeadParams,
     *,
-    backend: Backend,
-    block_sizes: BlockSizes | None,
-    return_lse: bool,
+    backends: Iterable[Backend],
+    return_lse: bool = False,
 ) -> tuple[Output, LogSumExp | None]:
-    if backend == "reference":
-        return paged_attention_reference(q, pages, batch, spec, head_params)
+    """The attention by the first of these backends that can take the call; arguments are checked here."""
+    check_attention_inputs(q, pages, batch, head_params)
+    fitted = choose(backends, Call.of_attention(q, pages, batch, spec, head_params))
+    return _prepare_and_attend(q, pages, batch, head_params, fitted=fitted, return_lse=return_lse)
 
-    def attend(q, pages, batch, head_params):
-        if backend == "xla":
-            return paged_attention_xla(q, pages, batch, spec, head_params, block_sizes=block_sizes)
-        interpret = backend == "tpu_interpret"
-        return paged_attention_tpu(
-            q, pages, batch, spec, head_params, block_sizes=block_sizes, interpret=interpret, return_lse=return_lse
-        )
 
-    return without_gradient(attend, backend)(q, pages, batch, head_params)
+# Both are compiled as one, so that eager calls compile once.
+@functools.partial(jax.jit, static_argnames=("return_lse",))
+def _attend(
+    q: Queries, pages: KVPages, prepared: PreparedBatch, head_params: HeadParams, *, return_lse: bool
+) -> tuple[Output, LogSumExp | None]:
+    return prepared.backend.attend(q, pages, prepared, head_params, return_lse=return_lse)
+
+
+@functools.partial(jax.jit, static_argnames=("fitted", "return_lse"))
+def _prepare_and_attend(
+    q: Queries, pages: KVPages, batch: RaggedBatch, head_params: HeadParams, *, fitted: FittedBackend, return_lse: bool
+) -> tuple[Output, LogSumExp | None]:
+    return fitted.backend.attend(q, pages, fitted.prepare(batch), head_params, return_lse=return_lse)

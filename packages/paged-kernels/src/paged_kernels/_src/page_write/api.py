@@ -5,21 +5,24 @@ import functools
 import jax
 from jaxtyping import Array, Float
 
-from paged_kernels._src.backends import Backend, resolve_backend, without_gradient
+from paged_kernels._src.backends.base import Backend, FittedBackend, PreparedBatch
+from paged_kernels._src.backends.table import candidates, choose
 from paged_kernels._src.batch import RaggedBatch
+from paged_kernels._src.call import Call
 from paged_kernels._src.kv_pages import KVPages
-from paged_kernels._src.page_write.tpu import write_kv_tpu
-from paged_kernels._src.page_write.xla import write_kv_xla
-from paged_kernels._src.validation import check_write_inputs
+from paged_kernels._src.validation import check_prepared_write, check_write_inputs
+
+Keys = Float[Array, "tokens kv_heads head_dim"]
+Values = Float[Array, "tokens kv_heads v_head_dim"]
 
 
 def write_kv(
     pages: KVPages,
-    k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads v_head_dim"] | None,
-    batch: RaggedBatch,
+    k: Keys,
+    v: Values | None,
+    batch: RaggedBatch | PreparedBatch,
     *,
-    backend: Backend | None = None,
+    backend: str | Backend | None = None,
 ) -> KVPages:
     """Pages that hold the batch's new keys and values, each at its token's position; all else is unchanged.
 
@@ -31,28 +34,32 @@ def write_kv(
         pages: one layer's pages.
         k: the new keys, or of latent pages the new latent rows.
         v: the new values; `None` for latent pages, whose values are in their keys.
-        batch: where the rows go; its rows must be the newest tokens (no `q_starts`).
-        backend: `None` picks by platform.
+        batch: where the rows go, which must be the newest tokens (no `q_starts`); or that batch, prepared
+            (`prepare_batch`).
+        backend: a name, a `Backend`, or `None` for the first of the platform's that can take the call. A prepared batch
+            has its own.
 
     Raises:
-        ValueError: an argument does not fit the others, or the backend cannot run here.
+        ValueError: an argument does not fit the others or the prepared batch, or the backend cannot run here.
         NotImplementedError: the backend does not have what the arguments ask for, or a gradient is taken through one
             that has none; says what does.
     """
+    if isinstance(batch, PreparedBatch):
+        check_prepared_write(batch, k, v, pages, backend)
+        return _write(pages, k, v, batch)
     check_write_inputs(k, v, pages, batch)
-    return _write(pages, k, v, batch, backend=resolve_backend(backend))
+    call = Call.of_write(k.shape[0], pages, batch)
+    return _prepare_and_write(pages, k, v, batch, fitted=choose(candidates(backend, call.platform), call))
 
 
-@functools.partial(jax.jit, static_argnames=("backend",))  # so that eager calls compile once
-def _write(
-    pages: KVPages,
-    k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads v_head_dim"] | None,
-    batch: RaggedBatch,
-    *,
-    backend: Backend,
+# Both are compiled as one, so that eager calls compile once.
+@jax.jit
+def _write(pages: KVPages, k: Keys, v: Values | None, prepared: PreparedBatch) -> KVPages:
+    return prepared.backend.write(pages, k, v, prepared)
+
+
+@functools.partial(jax.jit, static_argnames=("fitted",))
+def _prepare_and_write(
+    pages: KVPages, k: Keys, v: Values | None, batch: RaggedBatch, *, fitted: FittedBackend
 ) -> KVPages:
-    if backend in ("reference", "xla"):
-        return write_kv_xla(pages, k, v, batch)
-    write = functools.partial(write_kv_tpu, interpret=backend == "tpu_interpret")
-    return without_gradient(write, backend)(pages, k, v, batch)
+    return fitted.backend.write(pages, k, v, fitted.prepare(batch))

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from paged_kernels._src.backends import device_in_scope
+from paged_kernels._src.device import device_in_scope
 
 MIB = 1024 * 1024
 

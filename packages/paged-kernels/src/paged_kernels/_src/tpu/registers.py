@@ -1,7 +1,6 @@
-"""What the TPU kernels share: the size of a register, the types that they take, and how they are interpreted."""
+"""What the TPU kernels share: the size of a register, and the types that they take."""
 
 import numpy as np
-from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
 """Width of a vector register, in elements of 32 bits."""
@@ -11,16 +10,6 @@ WORD_BYTES = 4
 """Bytes of an element of a register; rows of narrower types are packed in words."""
 KERNEL_DTYPES = ("float32", "bfloat16")
 """The types that the kernels take."""
-INTERPRET = pltpu.InterpretParams(dma_execution_mode="on_wait", out_of_bounds_reads="raise", uninitialized_memory="nan")
-"""The interpreter at its strictest: copies as late as the hardware allows, and nothing read by luck."""
-
-Interpret = bool | pltpu.InterpretParams
-"""`False` to compile, `True` to interpret by `INTERPRET`, or the interpreter's own parameters."""
-
-
-def interpreter(interpret: Interpret) -> Interpret:
-    """What `pallas_call` is to be told."""
-    return INTERPRET if interpret is True else interpret
 
 
 def register_rows(dtype: np.dtype) -> int:

@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from paged_kernels._src.attention.block_sizes import BlockSizes
 from paged_kernels._src.attention.tpu import arrange
 from paged_kernels._src.attention.tpu.config import Config
 from paged_kernels._src.attention.tpu.decode import decode_kernel
@@ -27,12 +28,13 @@ from paged_kernels._src.attention.tpu.sizes import (
     with_kv_pages,
 )
 from paged_kernels._src.batch import RaggedBatch
-from paged_kernels._src.block_sizes import BlockSizes
+from paged_kernels._src.call import AttentionCall
 from paged_kernels._src.head_params import HeadParams
 from paged_kernels._src.kv_pages import KVPages
 from paged_kernels._src.spec import AttentionSpec
 from paged_kernels._src.tpu.chip import Chip, chip_in_scope
-from paged_kernels._src.tpu.registers import KERNEL_DTYPES, LANES, Interpret, interpreter
+from paged_kernels._src.tpu.interpreter import Interpret
+from paged_kernels._src.tpu.registers import KERNEL_DTYPES, LANES
 from paged_kernels._src.tpu.tuning.lookup import Shape, lookup
 
 
@@ -56,7 +58,7 @@ def paged_attention_tpu(
         spec: what to compute.
         head_params: sinks and ALiBi slopes.
         block_sizes: `None` picks by chip.
-        interpret: `True` for Pallas's TPU interpreter at its strictest, or the interpreter's own parameters.
+        interpret: the parameters of Pallas's TPU interpreter; `False` compiles.
         return_lse: whether to compute the log-sum-exp, which is `None` otherwise.
 
     Raises:
@@ -72,7 +74,7 @@ def paged_attention_tpu(
         check_fits(config, chip, max_tiles(config.tokens, batch.max_seqs, config.q_rows) + 1)
         with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
             inputs = KernelInputs.arranged(q, pages, batch, head_params, config)
-            return _call_kernel(inputs, batch, config, chip=chip, interpret=interpreter(interpret))
+            return _call_kernel(inputs, batch, config, chip=chip, interpret=interpret)
 
     q_rows = make_config(q, pages, batch, spec, head_params, block_sizes=block_sizes, chip=chip).q_rows
     # A row alone costs no more than a small block. A batch of one sequence is taken to be no decode.
@@ -82,6 +84,19 @@ def paged_attention_tpu(
     of_singles = attend(q.at[rows].get(mode="clip"), singles, None)
     of_rest = attend(q, rest, block_sizes)
     return jax.tree.map(lambda all_rows, x: all_rows.at[rows].set(x, mode="drop"), of_rest, of_singles)
+
+
+def fit(call: AttentionCall, block_sizes: BlockSizes | None) -> None:
+    """Refuse a call that the kernel does not have.
+
+    Raises:
+        NotImplementedError: says why.
+    """
+    _check_supported(call.q, call.pages)
+    pages, batch = jax.eval_shape(enlarge_pages, call.pages, call.batch)
+    chip = chip_in_scope()
+    config = make_config(call.q, pages, batch, call.spec, call.head_params, block_sizes=block_sizes, chip=chip)
+    check_fits(config, chip, max_tiles(config.tokens, batch.max_seqs, config.q_rows) + 1)
 
 
 def _call_kernel(inputs: KernelInputs, batch: RaggedBatch, config: Config, *, chip: Chip, interpret: Interpret):

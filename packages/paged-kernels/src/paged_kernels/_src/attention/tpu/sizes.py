@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from paged_kernels._src.attention.block_sizes import BlockSizes
 from paged_kernels._src.attention.tpu.config import SUBBLOCK_KEYS, Config
-from paged_kernels._src.block_sizes import BlockSizes
 from paged_kernels._src.tpu.chip import Chip
 from paged_kernels._src.tpu.registers import LANES, SUBLANES, cdiv, register_rows, round_up
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
+from paged_kernels._src.attention.block_sizes import BlockSizes
 from paged_kernels._src.attention.mask import in_tree, visible
 from paged_kernels._src.attention.xla.softmax import SoftmaxState, logits
 from paged_kernels._src.attention.xla.work_list import WorkList, make_work_list
 from paged_kernels._src.batch import RaggedBatch
-from paged_kernels._src.block_sizes import BlockSizes
 from paged_kernels._src.head_params import HeadParams
 from paged_kernels._src.kv_pages import KVPages
 from paged_kernels._src.spec import AttentionSpec
@@ -42,7 +42,7 @@ def paged_attention_xla(
     Raises:
         NotImplementedError: q or the pages are float64.
     """
-    _check_supported(q, pages)
+    check_supported(q, pages)
     tokens = q.shape[0]
     blocks = block_sizes or default_block_sizes(pages)
     most_rows = max(1, min(blocks.q_rows, tokens, batch.max_q_len or tokens))
@@ -68,7 +68,7 @@ def default_block_sizes(pages: KVPages) -> BlockSizes:
     return BlockSizes(q_rows=DEFAULT_Q_ROWS, kv_pages=max(1, keys // pages.page_size))
 
 
-def _check_supported(q: Array, pages: KVPages) -> None:
+def check_supported(q: Array, pages: KVPages) -> None:
     for name, dtype in (("q", q.dtype), ("pages", pages.dtype)):
         if dtype == jnp.float64:
             raise NotImplementedError(

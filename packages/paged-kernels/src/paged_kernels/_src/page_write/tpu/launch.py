@@ -17,13 +17,11 @@ from paged_kernels._src.page_write.slots import row_slots
 from paged_kernels._src.page_write.tpu.copies import Buffers
 from paged_kernels._src.page_write.tpu.kernel import write_runs_kernel
 from paged_kernels._src.page_write.tpu.runs import Runs, max_runs, plan_runs
-from paged_kernels._src.page_write.xla import write_kv_xla
+from paged_kernels._src.tpu.interpreter import Interpret
 from paged_kernels._src.tpu.registers import (
     KERNEL_DTYPES,
     LANES,
-    Interpret,
     fills_words,
-    interpreter,
     register_rows,
     round_up,
 )
@@ -106,26 +104,37 @@ def write_kv_tpu(
         k: the new keys.
         v: the new values; `None` for latent pages.
         batch: where the rows go; `max_q_len` bounds how much of a page is read and written for a few rows.
-        interpret: `True` for Pallas's TPU interpreter at its strictest, or the interpreter's own parameters.
+        interpret: the parameters of Pallas's TPU interpreter; `False` compiles.
 
     Raises:
         NotImplementedError: the pages have a type that the hardware does not have, or scales and far too many slots.
     """
-    if pages.dtype.name not in DTYPES:
-        raise NotImplementedError(
-            f"pages of {pages.dtype.name} cannot be written by the TPU kernel; use {', '.join(DTYPES)}, "
-            "or backend='xla'"
-        )
+    check_supported(pages, batch)
     if not copies_fit(pages):
-        return write_kv_xla(pages, k, v, batch)
+        return pages.put_entries(*row_slots(pages, batch, k.shape[0]), k, v)
     sizes = WriteSizes.choose(pages, batch.max_q_len)
     tokens = k.shape[0]
     new = _new_by_head(*pages.layout.pack(k, v), sizes)
     with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
         page_ids, slots = row_slots(pages, batch, tokens)
         runs = plan_runs(page_ids, slots, span=sizes.span, size=max_runs(tokens, batch.max_seqs, sizes.span))
-        data, *scales = _call_kernel(runs, new, pages, sizes, interpreter(interpret))
+        data, *scales = _call_kernel(runs, new, pages, sizes, interpret)
         return dataclasses.replace(pages, data=data, scales=scales[0] if scales else None)
+
+
+def check_supported(pages: KVPages, batch: RaggedBatch) -> None:
+    """Refuse pages that the kernel does not have.
+
+    Raises:
+        NotImplementedError: says why.
+    """
+    if pages.dtype.name not in DTYPES:
+        raise NotImplementedError(
+            f"pages of {pages.dtype.name} cannot be written by the TPU kernel; use {', '.join(DTYPES)}, "
+            "or backend='xla'"
+        )
+    if copies_fit(pages):
+        WriteSizes.choose(pages, batch.max_q_len)
 
 
 def copies_fit(pages: KVPages) -> bool:

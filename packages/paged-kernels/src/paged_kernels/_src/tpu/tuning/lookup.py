@@ -6,7 +6,7 @@ import json
 from importlib import resources
 from typing import Literal
 
-from paged_kernels._src.block_sizes import BlockSizes
+from paged_kernels._src.attention.block_sizes import BlockSizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

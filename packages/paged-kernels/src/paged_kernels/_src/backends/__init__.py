@@ -1,0 +1,1 @@
+"""The backends: what one is (`base`), the ordered lists (`table`), and one file for each."""

@@ -1,0 +1,73 @@
+"""What a backend is chosen by: the arguments of a call, with shapes in place of arrays."""
+
+import dataclasses
+from typing import TypeVar
+
+import jax
+from jaxtyping import Array, Float
+
+from paged_kernels._src.batch import RaggedBatch
+from paged_kernels._src.device import current_platform
+from paged_kernels._src.head_params import HeadParams
+from paged_kernels._src.kv_pages import KVPages
+from paged_kernels._src.spec import AttentionSpec
+
+Tree = TypeVar("Tree")
+Queries = Float[Array, "tokens q_heads head_dim"] | jax.ShapeDtypeStruct
+
+
+def shapes_of(tree: Tree) -> Tree:
+    """The same pytree with a `jax.ShapeDtypeStruct` in place of each array: hashable where its static fields are."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionCall:
+    """The arguments of `paged_attention`, as shapes."""
+
+    q: jax.ShapeDtypeStruct
+    """`[tokens, q_heads, head_dim]`."""
+    pages: KVPages
+    batch: RaggedBatch
+    spec: AttentionSpec
+    head_params: HeadParams
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WriteCall:
+    """The arguments of `write_kv`, as shapes."""
+
+    tokens: int
+    """Rows of k and v."""
+    pages: KVPages
+    batch: RaggedBatch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Call:
+    """What a backend is asked to take: an attention, a page write, or both of one step. Static and hashable."""
+
+    platform: str
+    attention: AttentionCall | None = None
+    write: WriteCall | None = None
+
+    @classmethod
+    def of_attention(cls, q: Queries, pages: KVPages, batch: RaggedBatch, spec: AttentionSpec, head_params: HeadParams):
+        """An attention alone."""
+        q, pages, batch, head_params = shapes_of((q, pages, batch, head_params))
+        attention = AttentionCall(q=q, pages=pages, batch=batch, spec=spec, head_params=head_params)
+        return cls(platform=current_platform(), attention=attention)
+
+    @classmethod
+    def of_write(cls, tokens: int, pages: KVPages, batch: RaggedBatch):
+        """A page write alone."""
+        pages, batch = shapes_of((pages, batch))
+        return cls(platform=current_platform(), write=WriteCall(tokens=tokens, pages=pages, batch=batch))
+
+    @classmethod
+    def of_step(cls, q: Queries, pages: KVPages, batch: RaggedBatch, spec: AttentionSpec, head_params: HeadParams):
+        """The attention of a step and, unless the batch is over a part of the context, its page write."""
+        attention = cls.of_attention(q, pages, batch, spec, head_params)
+        if batch.q_starts is not None:
+            return attention
+        return dataclasses.replace(attention, write=cls.of_write(q.shape[0], pages, batch).write)

@@ -1,0 +1,58 @@
+"""What a step's layers share, made once: the public call."""
+
+import functools
+
+import jax
+from jax.typing import DTypeLike
+
+from paged_kernels._src.backends.base import Backend, FittedBackend, PreparedBatch
+from paged_kernels._src.backends.table import candidates, choose
+from paged_kernels._src.batch import RaggedBatch
+from paged_kernels._src.call import Call
+from paged_kernels._src.head_params import HeadParams
+from paged_kernels._src.kv_pages import KVPages
+from paged_kernels._src.spec import AttentionSpec
+from paged_kernels._src.validation import check_attention_inputs
+
+
+def prepare_batch(
+    batch: RaggedBatch,
+    pages: KVPages,
+    spec: AttentionSpec,
+    *,
+    tokens: int,
+    q_heads: int,
+    q_dtype: DTypeLike,
+    head_params: HeadParams | None = None,
+    backend: str | Backend | None = None,
+) -> PreparedBatch:
+    """The batch with what a step's layers share, computed once; `write_kv` and `paged_attention` take it as the batch.
+
+    A layer that takes it must have queries, pages, spec and kinds of head parameters such as are given here: shapes and
+    types count, values do not. Layers that differ need a prepared batch each. Under `jax.shard_map` the shapes are
+    those of one device.
+
+    Args:
+        batch: the step's sequences.
+        pages: one layer's pages, or their shapes alone (`KVPages.shapes`).
+        spec: the attention of the layers.
+        tokens: rows of q, k and v.
+        q_heads: query heads.
+        q_dtype: type of q.
+        head_params: the parameters of one layer's query heads, or their shapes.
+        backend: a name, a `Backend`, or `None` for the first of the platform's that can take the call.
+
+    Raises:
+        ValueError: an argument does not fit the others, or the backend cannot run here.
+        NotImplementedError: the backend does not have what the arguments ask for; says why.
+    """
+    head_params = head_params or HeadParams()
+    q = jax.ShapeDtypeStruct((tokens, q_heads, pages.head_dim), q_dtype)
+    check_attention_inputs(q, pages, batch, head_params)
+    call = Call.of_step(q, pages, batch, spec, head_params)
+    return _prepare(batch, fitted=choose(candidates(backend, call.platform), call))
+
+
+@functools.partial(jax.jit, static_argnames=("fitted",))  # so that eager calls compile once
+def _prepare(batch: RaggedBatch, *, fitted: FittedBackend) -> PreparedBatch:
+    return fitted.prepare(batch)
