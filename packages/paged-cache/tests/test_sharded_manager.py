@@ -11,7 +11,7 @@ def serve(loop):
         loop.check(running, loop.step(running))
     for manager in loop.managers:
         stats = manager.stats()
-        assert min(stats.copies, stats.evictions, stats.swapped_in, stats.reused_tokens) > 0
+        assert min(stats.copies, stats.evictions, stats.swapped_in, stats.cached_tokens) > 0
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])

@@ -171,8 +171,8 @@ def test_fault_16_the_text_is_the_same_with_and_without_prefix_reuse(model, engi
         completions = each.generate(alike + alike[:3], max_new_tokens=10, stop_token_ids=(), arrivals=range(0, 36, 4))
         answers.append([completion.token_ids for completion in completions])
     assert answers[0] == answers[1] == answers[2]
-    assert small.stats.preemptions > 0 < small.stats.reused_tokens
-    assert plain.stats.reused_tokens == 0
+    assert small.stats.preemptions > 0 < small.stats.cached_tokens
+    assert plain.stats.cached_tokens == 0
     assert sum(step.prefill_tokens for step in engine.stats.steps[before:]) < plain.stats.prefill_tokens / 2
 
 
@@ -182,7 +182,7 @@ def test_the_same_prompt_again_computes_only_its_last_token(engine):
     requests = [engine.request(prompt, max_new_tokens=6, namespace=name) for name in ("a", "a", "b")]
     first, again, apart = (engine.serve([request])[0].token_ids for request in requests)
     assert first == again == apart
-    computed = [(step.prefill_tokens, step.reused_tokens) for step in engine.stats.steps[before:]]
+    computed = [(step.prefill_tokens, step.cached_tokens) for step in engine.stats.steps[before:]]
     assert [rows for rows in computed if any(rows)] == [(11, 0), (8, 0), (1, 18), (11, 0), (8, 0)]
 
 

@@ -14,7 +14,7 @@ def step(prefill, decode, seconds, pages=3):
     return StepRecord(
         mode=mode,
         prefill_tokens=prefill,
-        reused_tokens=prefill // 2,
+        cached_tokens=prefill // 2,
         decode_tokens=decode,
         new_tokens=decode,
         running=2,
@@ -36,7 +36,7 @@ def test_a_mixed_step_is_shared_out_by_tokens(stats):
     assert stats.decode_rate == 4 / 2.0
     assert stats.steps_by_mode == {"prefill": 1, "mixed": 1, "decode": 1}
     assert stats.peak_pages == 7
-    assert stats.reused_tokens == 8
+    assert stats.cached_tokens == 8
     assert (stats.host_microseconds, stats.device_microseconds) == (0.5e6, 1.5e6)
 
 

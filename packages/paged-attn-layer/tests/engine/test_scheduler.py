@@ -47,7 +47,7 @@ def check_invariants(scheduler, step):
     owned = [page for request in scheduler.running for page in pages_of(scheduler, request)]
     assert len(set(owned)) == manager.num_used, "pages leaked"
     for page in owned:
-        assert owned.count(page) == manager.owners(page), "owners were counted wrong"
+        assert owned.count(page) == manager.refcounts(page), "owners were counted wrong"
         assert manager.prefix_reuse or owned.count(page) == 1
     assert all(request.seq is None for request in scheduler.waiting)
     assert len(scheduler.running) <= manager.max_seqs
@@ -56,7 +56,7 @@ def check_invariants(scheduler, step):
     for part in step.work:
         pages = pages_of(scheduler, part.request)
         written = pages[part.start // manager.page_size :]
-        assert manager.owners(written).tolist() == [1] * len(written), "a shared page is written"
+        assert manager.refcounts(written).tolist() == [1] * len(written), "a shared page is written"
         assert part.start + part.rows <= len(pages) * manager.page_size
         assert part.samples == (part.start + part.rows == part.request.num_tokens)
 
@@ -116,7 +116,7 @@ def test_every_request_gets_its_text_whatever_the_batching(
         check_invariants(scheduler, step)
         queue = [*scheduler.running, *scheduler.waiting]
         assert queue == [request for request in arrived if request in queue], "not in order of arrival"
-        assert prefix_reuse or not step.reused_tokens
+        assert prefix_reuse or not step.cached_tokens
         served = {part.request for part in step.work}
         left_out = [request for request in scheduler.running if request in decoding and request not in served]
         out_of_pages = scheduler.manager.num_free == 0 and left_out == scheduler.running[-1:]
@@ -252,10 +252,10 @@ def test_fault_16_owners_are_counted_prefixes_reused_pages_evicted_and_waited_fo
     scheduler.add(same)
     scheduler.add(other)
     step = run_step(scheduler, model)
-    assert step.reused_tokens == 16
+    assert step.cached_tokens == 16
     pages = pages_of(scheduler, same)
     assert pages[:4] == pages_of(scheduler, first)[:4]
-    assert scheduler.manager.owners(pages).tolist() == [2, 2, 2, 2, 1], "owners are counted"
+    assert scheduler.manager.refcounts(pages).tolist() == [2, 2, 2, 2, 1], "owners are counted"
     assert list(scheduler.waiting) == [other], "it waits for pages"
     finished = drain(scheduler, model, look=lambda step: check_invariants(scheduler, step))
     assert finished == [first, same, other]
@@ -263,7 +263,7 @@ def test_fault_16_owners_are_counted_prefixes_reused_pages_evicted_and_waited_fo
     for request in finished:
         assert request.output_ids == answer(request.prompt_ids, request.max_new_tokens)
     again = ask(18, 1)
-    assert scheduler.manager.find(again.prompt_ids) == 12, "the end of the prefix was evicted"
+    assert scheduler.manager.cached_tokens(again.prompt_ids) == 12, "the end of the prefix was evicted"
 
 
 # --- requests that start alike ---
@@ -282,7 +282,7 @@ def served(scheduler, model, request):
     scheduler.add(request)
     drain(scheduler, model, look=steps.append)
     assert request.output_ids == answer(request.prompt_ids, request.max_new_tokens)
-    return sum(step.prefill_tokens for step in steps), sum(step.reused_tokens for step in steps)
+    return sum(step.prefill_tokens for step in steps), sum(step.cached_tokens for step in steps)
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 7, 8, 9, 20, 40])
@@ -326,10 +326,10 @@ def test_pages_are_found_only_after_the_step_that_computed_them():
     found = []
     for _ in range(3):
         step = scheduler.schedule()  # 9 rows, 9 rows, 2 rows
-        found.append(scheduler.manager.find([*request.token_ids, 1]))
+        found.append(scheduler.manager.cached_tokens([*request.token_ids, 1]))
         scheduler.advance(step, model(step))
     assert found == [0, 8, 16]
-    assert scheduler.manager.find([*request.prompt_ids, 1]) == 20
+    assert scheduler.manager.cached_tokens([*request.prompt_ids, 1]) == 20
 
 
 def test_requests_that_come_together_compute_the_same_pages_each():
@@ -347,7 +347,7 @@ def test_a_preempted_request_computes_again_only_what_was_evicted():
     scheduler.add(old)
     scheduler.add(young)
     found = []
-    drain(scheduler, FakeModel(scheduler.manager), look=lambda step: found.append(step.reused_tokens))
+    drain(scheduler, FakeModel(scheduler.manager), look=lambda step: found.append(step.cached_tokens))
     assert young.num_preemptions == 1
     assert sum(found) == 4, "one of its pages had not been needed"
     assert young.output_ids == answer(young.prompt_ids, 12)

@@ -6,8 +6,8 @@ from paged_cache._src.cache.sharding import MeshAxis, PartitionManager, axis_siz
 from paged_cache._src.cache.view import PagedAttentionCacheView
 from paged_cache._src.easydel import PagedAttentionMetadata
 from paged_cache._src.manager import (
+    CachedPage,
     EventKind,
-    KeptPage,
     LayerGroup,
     Media,
     OutOfPages,
@@ -25,7 +25,7 @@ from paged_cache._src.planning.cache_spec import CacheSpec
 from paged_cache._src.planning.plan import Plan, plan
 from paged_cache._src.step.batch_shapes import BatchShapes, ScheduledSequence
 from paged_cache._src.step.step_batch import StepBatch, StepLayout, StepShape, stack_batches
-from paged_cache._src.transfer.apply_moves import apply_moves, apply_moves_by_group, warm_up_moves
+from paged_cache._src.transfer.apply_moves import apply_moves, apply_moves_by_replica, warm_up_moves
 from paged_cache._src.transfer.host_pages import HostPages
 from paged_cache._src.transfer.prefix_file import load_prefix_cache, save_prefix_cache
 from paged_cache._src.transfer.sequence_pages import SequencePages, export_sequence, import_sequence
@@ -35,9 +35,9 @@ __all__ = [
     "BatchShapes",
     "CacheConfig",
     "CacheSpec",
+    "CachedPage",
     "EventKind",
     "HostPages",
-    "KeptPage",
     "LayerGroup",
     "Media",
     "MeshAxis",
@@ -64,7 +64,7 @@ __all__ = [
     "Subscriber",
     "__version__",
     "apply_moves",
-    "apply_moves_by_group",
+    "apply_moves_by_replica",
     "axis_size",
     "export_sequence",
     "import_sequence",

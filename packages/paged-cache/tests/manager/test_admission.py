@@ -34,7 +34,7 @@ def test_the_rest_of_a_chunked_prompt_comes_by_extend():
         manager.extend(seq, min(4, 11 - start), range(start, min(start + 4, 11)))
     manager.commit(seq, 3)
     assert manager.token_ids(seq).tolist() == list(range(11))
-    assert manager.find(range(20)) == 8
+    assert manager.cached_tokens(range(20)) == 8
 
 
 def test_a_chunk_below_one_is_refused():
@@ -85,7 +85,7 @@ def test_an_admission_takes_exactly_what_is_free_beside_what_it_finds():
 def arriving():
     """A manager, and a sequence of 20 tokens that come from elsewhere: of the window it has the last page alone."""
     manager = new_manager(groups=BOTH)
-    seq = manager.admit(range(20), arriving=True)
+    seq = manager.admit(range(20), imported=True)
     assert [len(table(manager, seq, 0)), [page > 0 for page in table(manager, seq, 1)]] == [5, [False] * 4 + [True]]
     return manager, seq
 
@@ -96,7 +96,7 @@ def test_what_arrives_can_be_committed_in_parts():
     for count in (3, 8, 9):
         manager.commit(seq, count)
     assert (manager.page_tables(seq) == held).all()
-    assert manager.find(range(21)) == 20
+    assert manager.cached_tokens(range(21)) == 20
 
 
 def test_what_arrives_cannot_be_truncated_to_where_a_window_has_no_pages():
@@ -109,5 +109,5 @@ def test_what_arrives_cannot_be_truncated_to_where_a_window_has_no_pages():
 
 def test_of_a_chunk_that_arrives_the_window_keeps_what_is_seen_after_it():
     manager = new_manager(groups=BOTH)
-    seq = manager.admit(range(20), chunk=8, arriving=True)
+    seq = manager.admit(range(20), chunk=8, imported=True)
     assert table(manager, seq, 1) == [0, manager.page_tables(seq)[1, 0, 1]]

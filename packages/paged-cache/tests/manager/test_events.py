@@ -26,7 +26,7 @@ def test_a_page_is_stored_when_it_is_full_or_its_sequence_ends():
     manager, seen = watched()
     prompt = Prompt(range(6))
     seq = computed(manager, prompt)
-    assert taken(seen) == [PageEvent("stored", 1, 0, prompt.key(1, page_size=4))]
+    assert taken(seen) == [PageEvent("stored", 1, 0, prompt.prefix_hash(1, page_size=4))]
     manager.release(seq)
     assert taken(seen) == [PageEvent("stored", 2, 0, b"")]
 
@@ -37,7 +37,10 @@ def test_a_page_is_evicted_when_it_is_handed_out():
     ended(manager, prompt)
     seen.clear()
     manager.admit(range(50, 55))
-    assert taken(seen) == [PageEvent("evicted", 3, 0, b""), PageEvent("evicted", 2, 0, prompt.key(2, page_size=4))]
+    assert taken(seen) == [
+        PageEvent("evicted", 3, 0, b""),
+        PageEvent("evicted", 2, 0, prompt.prefix_hash(2, page_size=4)),
+    ]
 
 
 def test_a_page_is_removed_when_its_owner_writes_it_again_or_all_is_forgotten():
@@ -47,7 +50,7 @@ def test_a_page_is_removed_when_its_owner_writes_it_again_or_all_is_forgotten():
     assert kinds(taken(seen)) == [("stored", 1), ("stored", 2)]
     manager.extend(seq)
     assert kinds(taken(seen)) == [("removed", 2)]
-    manager.forget_prefixes()
+    manager.reset_prefix_cache()
     assert kinds(taken(seen)) == [("removed", 1)]
 
 
@@ -88,7 +91,7 @@ def test_a_subscriber_is_called_once_for_each_operation_that_has_events():
     assert [len(events) for events in calls] == [4]
     write(manager, seqs, 1, [1, 2])
     assert len(calls) == 1
-    manager.find(range(8))
+    manager.cached_tokens(range(8))
     manager.release(seqs)
     assert [len(events) for events in calls] == [4, 2]
 
@@ -103,7 +106,7 @@ def test_all_subscribers_are_told_the_same_in_the_order_in_which_they_came():
 
 def test_the_operation_is_complete_when_a_subscriber_is_called():
     manager, seen = new_manager(), []
-    manager.subscribe(lambda _: seen.append((manager.num_used, manager.find(range(8)))))
+    manager.subscribe(lambda _: seen.append((manager.num_used, manager.cached_tokens(range(8)))))
     seq = computed(manager, range(4))
     manager.release(seq)
     ended(manager, range(50, 56))
@@ -119,7 +122,7 @@ def test_an_error_of_a_subscriber_reaches_the_caller_and_undoes_nothing():
     manager.subscribe(fail)
     with pytest.raises(KeyError, match="stored"):
         computed(manager, range(4))
-    assert manager.find(range(8)) == 4
+    assert manager.cached_tokens(range(8)) == 4
 
 
 def test_what_is_refused_has_no_events():

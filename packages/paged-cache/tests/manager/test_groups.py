@@ -25,8 +25,8 @@ def test_first_needed_is_the_first_key_that_this_or_a_later_query_sees(group):
 
 def test_a_group_says_what_it_is():
     assert LayerGroup.window(4, layers=[0, 2]) == LayerGroup(kind="window", tokens=4, layers=(0, 2))
-    assert [group.grows for group in (FULL, WINDOW, CHUNKED, CROSS)] == [True, True, True, False]
-    assert [group.forgets for group in (FULL, WINDOW, CHUNKED, CROSS)] == [False, True, True, False]
+    assert [group.is_self_attention for group in (FULL, WINDOW, CHUNKED, CROSS)] == [True, True, True, False]
+    assert [group.is_windowed for group in (FULL, WINDOW, CHUNKED, CROSS)] == [False, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_groups_take_their_pages_from_one_pool():
 def test_what_depends_on_an_unnamed_text_is_not_kept():
     manager = new_manager(groups=(FULL, CROSS))
     manager.release(computed(manager, range(9), cross_tokens=5))
-    assert manager.kept_pages() == []
+    assert manager.cached_pages() == []
 
 
 def test_cross_attention_has_pages_for_the_other_text_alone():
@@ -141,4 +141,4 @@ def test_keys_depend_on_the_other_text_so_only_prompts_that_name_it_share_pages(
 
     for digest in (b"", b"hello"):
         manager.release(computed(manager, prompt(digest), cross_tokens=4))
-    assert [manager.find(prompt(digest)) for digest in (b"", b"hello", b"bonjour")] == [0, 11, 0]
+    assert [manager.cached_tokens(prompt(digest)) for digest in (b"", b"hello", b"bonjour")] == [0, 11, 0]

@@ -39,7 +39,7 @@ def test_the_life_of_a_sequence():
     assert table(manager, seq) == [1, 2]
     assert manager.token_ids(seq).tolist() == [1, 2, 3, 4, 5]
     manager.release(seq)
-    assert (manager.num_used, manager.num_kept, manager.num_free) == (0, 2, 4)
+    assert (manager.num_used, manager.num_cached, manager.num_free) == (0, 2, 4)
     assert (manager.max_seqs, manager.max_sequence_length) == (6, 32)
 
 
@@ -141,8 +141,8 @@ def test_rejected_tokens_that_were_committed_are_found_no_longer_after_others_ta
     seq = computed(manager, range(8))
     manager.truncate(seq, 5)
     write(manager, seq, 3, [55, 66, 77])
-    assert manager.find(range(9)) == 5, "the first token of the page is still the same"
-    assert manager.find([*range(5), 55, 66, 77, 88]) == 8
+    assert manager.cached_tokens(range(9)) == 5, "the first token of the page is still the same"
+    assert manager.cached_tokens([*range(5), 55, 66, 77, 88]) == 8
 
 
 def test_truncating_a_fork_leaves_the_other_alone():
@@ -150,10 +150,10 @@ def test_truncating_a_fork_leaves_the_other_alone():
     seq = computed(manager, range(10))
     (twin,) = manager.fork(seq)
     manager.truncate(twin, 3)
-    assert manager.owners(table(manager, seq)).tolist() == [2, 1, 1]
+    assert manager.refcounts(table(manager, seq)).tolist() == [2, 1, 1]
     write(manager, twin, 1, [9])
     assert table(manager, seq)[0] != table(manager, twin)[0]
-    assert manager.find(range(12)) == 8
+    assert manager.cached_tokens(range(12)) == 8
 
 
 def test_truncating_to_what_is_not_there_is_refused():
@@ -204,8 +204,8 @@ def test_what_was_not_computed_is_not_kept():
     seq = manager.admit(range(12))
     manager.commit(seq, 6)
     manager.release(seq)
-    assert manager.find(range(13)) == 6
-    assert manager.num_kept == 2
+    assert manager.cached_tokens(range(13)) == 6
+    assert manager.num_cached == 2
 
 
 def test_preemption_by_recomputation_finds_what_was_computed():
@@ -228,10 +228,10 @@ def test_a_pinned_prefix_is_not_evicted():
     with refused(manager, OutOfPages, "asked for 2 pages, but 1 are free"):
         manager.admit(range(50, 58))
     ended(manager, range(50, 54))
-    assert manager.find(range(9)) == 8
+    assert manager.cached_tokens(range(9)) == 8
     manager.unpin(pin)
     manager.admit(range(50, 62))
-    assert manager.find(range(9)) == 0
+    assert manager.cached_tokens(range(9)) == 0
 
 
 def test_a_pin_holds_the_full_pages_that_are_there_all_of_the_prompt_if_need_be():
@@ -240,7 +240,7 @@ def test_a_pin_holds_the_full_pages_that_are_there_all_of_the_prompt_if_need_be(
     assert manager.pin(Prompt(range(8), namespace="a")).num_tokens == 8
     assert manager.pin(Prompt(range(20), namespace="a")).num_tokens == 8
     assert manager.pin(range(8)).num_tokens == 0
-    assert manager.owners([1, 2]).tolist() == [2, 2]
+    assert manager.refcounts([1, 2]).tolist() == [2, 2]
 
 
 def test_of_a_window_only_the_pages_that_are_still_seen_are_pinned():
@@ -268,12 +268,14 @@ def test_nothing_is_found_after_prefixes_were_forgotten():
     manager = new_manager()
     ended(manager, range(6))
     seq = computed(manager, range(50, 58))
-    manager.forget_prefixes()
-    assert manager.kept_pages() == []
-    assert [manager.find(range(start, start + 9)) for start in (0, 50)] == [0, 0]
-    assert (manager.num_kept, manager.num_used) == (0, 2)
+    manager.reset_prefix_cache()
+    assert manager.cached_pages() == []
+    assert [manager.cached_tokens(range(start, start + 9)) for start in (0, 50)] == [0, 0]
+    assert (manager.num_cached, manager.num_used) == (0, 2)
     write(manager, seq, 4, range(4))
-    assert manager.find([*range(50, 58), *range(4), 9]) == 0, "what comes after cannot be found without its start"
+    assert manager.cached_tokens([*range(50, 58), *range(4), 9]) == 0, (
+        "what comes after cannot be found without its start"
+    )
     manager.release(seq)
 
 
@@ -281,13 +283,13 @@ def test_what_depends_on_forgotten_pages_is_not_found_either():
     manager = new_manager(num_host_pages=4)
     swapped, running, ending = (computed(manager, range(start, start + 7)) for start in (0, 50, 90))
     manager.swap_out(swapped)
-    manager.forget_prefixes()
+    manager.reset_prefix_cache()
     manager.swap_in(swapped)
     write(manager, running, 1, [57])
     manager.release(ending)
-    assert manager.kept_pages() == []
+    assert manager.cached_pages() == []
     ended(manager, range(50, 58))
-    assert manager.find(range(50, 60)) == 8, "what is computed anew is"
+    assert manager.cached_tokens(range(50, 60)) == 8, "what is computed anew is"
 
 
 def out_of_memory(data):
@@ -303,7 +305,7 @@ def test_a_key_that_cannot_be_hashed_leaves_a_commit_undone(monkeypatch):
         with refused(manager, MemoryError, match="no memory"):
             manager.commit(seq, 6, range(3, 9))
     manager.commit(seq, 6, range(3, 9))
-    assert manager.find(range(9)) == 8
+    assert manager.cached_tokens(range(9)) == 8
 
 
 def test_a_page_is_zeroed_before_it_has_another_owner():

@@ -10,12 +10,13 @@ from checked_manager import CheckedManager, Config
 from failures import Failure
 from scenarios import SCENARIOS
 
-from paged_cache._src.manager import OutOfPages, PageManager, PagePool, holdings, prompt, reuse, sequences
-from paged_cache._src.manager.holdings import Holdings
+from paged_cache._src.manager import OutOfPages, PageManager, PagePool, cache_hit, prompt, sequences
+from paged_cache._src.manager import allocator as allocator_module
+from paged_cache._src.manager.allocator import Allocator
+from paged_cache._src.manager.cache_hit import CacheHitSearch
 from paged_cache._src.manager.moves import MoveLog
 from paged_cache._src.manager.pages import Pages
 from paged_cache._src.manager.prefix import PrefixIndex
-from paged_cache._src.manager.reuse import ReuseSearch
 from paged_cache._src.manager.sequences import Sequences
 
 Fault = Callable[[pytest.MonkeyPatch], None]
@@ -44,37 +45,37 @@ def fault_in(*owners: Any, of: str) -> Callable[[Callable], Callable]:
 # Sharing, and copies on the first write
 
 
-@fault_in(Holdings, of="_shared_tails")
-def never_copies_on_write(original, held, rows):
+@fault_in(Allocator, of="_shared_tails")
+def never_copies_on_write(original, allocator, indices):
     """A shared last page is written in place."""
     return []
 
 
-@fault_in(Holdings, of="_shared_tails")
-def copies_for_one_writer_only(original, held, rows):
-    """Of the rows that write a shared page now, only the first gets a copy."""
-    return original(held, rows)[:1]
+@fault_in(Allocator, of="_shared_tails")
+def copies_for_one_writer_only(original, allocator, indices):
+    """Of the indices that write a shared page now, only the first gets a copy."""
+    return original(allocator, indices)[:1]
 
 
-@fault_in(Holdings, of="_shared_tails")
-def copies_in_the_first_group_only(original, held, rows):
+@fault_in(Allocator, of="_shared_tails")
+def copies_in_the_first_group_only(original, allocator, indices):
     """The other groups of layers are forgotten."""
-    return [(group, row) for group, row in original(held, rows) if group == 0]
+    return [(group, index) for group, index in original(allocator, indices) if group == 0]
 
 
-@fault_in(Sequences, of="add_like")
-def forks_trust_their_tail(original, seqs, row):
+@fault_in(Sequences, of="add_fork")
+def forks_trust_their_tail(original, seqs, index):
     """A sequence and its twin both take their last page for their own."""
-    seq = original(seqs, row)
-    seqs.owns_tail[[row, seq % seqs.max_seqs]] = True
+    seq = original(seqs, index)
+    seqs.has_private_tail[[index, seq % seqs.max_seqs]] = True
     return seq
 
 
-@fault_in(Sequences, of="cut")
-def truncated_sequences_trust_their_tail(original, seqs, row, length):
+@fault_in(Sequences, of="truncate")
+def truncated_sequences_trust_their_tail(original, seqs, index, length):
     """A page that was full and shared, or that can be found, is taken for the sequence's own."""
-    original(seqs, row, length)
-    seqs.owns_tail[row] = True
+    original(seqs, index, length)
+    seqs.has_private_tail[index] = True
 
 
 @fault_in(Pages, of="copy")
@@ -88,11 +89,11 @@ def copies_nothing(original, pages, sources, targets):
     """The sequence gets an empty page."""
 
 
-@fault_in(Holdings, of="_copy_tails")
-def keeps_owning_what_it_copied(original, held, groups, rows, copies):
+@fault_in(Allocator, of="_copy_tails")
+def keeps_owning_what_it_copied(original, allocator, groups, indices, copies):
     """The shared page is not released."""
-    with mock.patch.object(held.pages, "release"):
-        original(held, groups, rows, copies)
+    with mock.patch.object(allocator.pages, "release"):
+        original(allocator, groups, indices, copies)
 
 
 @fault_in(PageManager, of="fork")
@@ -102,150 +103,150 @@ def fork_does_not_count_owners(original, manager, seq, n=1):
         return original(manager, seq, n)
 
 
-@fault_in(Sequences, of="add_like")
-def forks_share_a_list(original, seqs, row):
+@fault_in(Sequences, of="add_fork")
+def forks_share_a_list(original, seqs, index):
     """Keys of one are keys of the other, whatever becomes of them."""
-    seq = original(seqs, row)
-    seqs.keys[seq % seqs.max_seqs] = seqs.keys[row]
+    seq = original(seqs, index)
+    seqs.hashes[seq % seqs.max_seqs] = seqs.hashes[index]
     return seq
 
 
 # Giving pages back
 
 
-@fault_in(Holdings, of="_give_back")
-def releases_twice(original, held, row, spans):
+@fault_in(Allocator, of="_release_spans")
+def releases_twice(original, allocator, index, spans):
     """A sequence takes another's ownership away."""
-    pages = np.concatenate([held.seqs.tables[group, row, start:stop] for group, start, stop in spans])
-    shared = pages[held.pages.pool.owners(pages) > 1]
-    original(held, row, spans)
-    held.pages.release(shared)
+    pages = np.concatenate([allocator.seqs.page_tables[group, index, start:stop] for group, start, stop in spans])
+    shared = pages[allocator.pages.pool.refcounts(pages) > 1]
+    original(allocator, index, spans)
+    allocator.pages.release(shared)
 
 
-@fault_in(Sequences, of="cut")
-def truncate_forgets_the_keys(original, seqs, row, length):
+@fault_in(Sequences, of="truncate")
+def truncate_forgets_the_keys(original, seqs, index, length):
     """Keys stay as they were, so that what is written next has the names of what was there."""
-    keys = list(seqs.keys[row])
-    original(seqs, row, length)
-    seqs.keys[row] = keys
+    keys = list(seqs.hashes[index])
+    original(seqs, index, length)
+    seqs.hashes[index] = keys
 
 
-@fault_in(Holdings, of="cut")
-def truncate_keeps_a_page(original, held, row, num_tokens):
+@fault_in(Allocator, of="truncate")
+def truncate_keeps_a_page(original, allocator, index, num_tokens):
     """One page more than the tokens need stays the sequence's."""
-    give_back = held._give_back
+    give_back = allocator._release_spans
 
-    def later(row, spans):
-        give_back(row, [(group, min(start + 1, stop), stop) for group, start, stop in spans])
+    def later(index, spans):
+        give_back(index, [(group, min(start + 1, stop), stop) for group, start, stop in spans])
 
-    with mock.patch.object(held, "_give_back", later):
-        original(held, row, num_tokens)
+    with mock.patch.object(allocator, "_release_spans", later):
+        original(allocator, index, num_tokens)
 
 
-@fault_in(Holdings, of="return_unseen")
-def window_returns_a_page_too_early(original, held, rows):
+@fault_in(Allocator, of="release_out_of_window")
+def window_returns_a_page_too_early(original, allocator, indices):
     """As if one page more were computed."""
-    held.seqs.computed[rows] += held.page_size
-    original(held, rows)
-    held.seqs.computed[rows] -= held.page_size
+    allocator.seqs.computed[indices] += allocator.page_size
+    original(allocator, indices)
+    allocator.seqs.computed[indices] -= allocator.page_size
 
 
-@fault_in(Holdings, of="return_unseen")
-def window_returns_nothing(original, held, rows):
+@fault_in(Allocator, of="release_out_of_window")
+def window_returns_nothing(original, allocator, indices):
     """Pages out of sight stay."""
 
 
-@fault_in(Holdings, of="check_window")
-def goes_back_behind_the_window(original, held, row, num_tokens):
+@fault_in(Allocator, of="check_window")
+def goes_back_behind_the_window(original, allocator, index, num_tokens):
     """Though the pages that it then needs are gone."""
 
 
 # What is found
 
 
-@fault_in(prompt, of="root_key")
+@fault_in(prompt, of="root_hash")
 def reuse_across_namespaces(original, namespace, adapter):
     """Tenants share pages."""
     return original("", adapter)
 
 
-@fault_in(prompt, of="root_key")
+@fault_in(prompt, of="root_hash")
 def reuse_across_adapters(original, namespace, adapter):
     """A LoRA adapter changes nothing."""
     return original(namespace, "")
 
 
-@fault_in(prompt, of="root_key")
+@fault_in(prompt, of="root_hash")
 def names_run_together(original, namespace, adapter):
     """Namespace and adapter are not told apart."""
     return original(namespace + adapter, "")
 
 
-@fault_in(prompt, sequences, reuse, holdings, of="media_bytes")
+@fault_in(prompt, sequences, cache_hit, allocator_module, of="media_bytes")
 def pictures_are_all_alike(original, media, start, stop):
     """Tokens that stand for pictures count by their ids."""
     return b""
 
 
-@fault_in(PrefixIndex, of="find")
+@fault_in(PrefixIndex, of="lookup")
 def believes_the_hash(original, index, group, content):
     """A page is found by its key alone."""
-    return index._pages[group].get(content[0], 0)
+    return index._page_of_hash[group].get(content[0], 0)
 
 
-@fault_in(ReuseSearch, of="longest")
+@fault_in(CacheHitSearch, of="longest")
 def reuses_one_token_too_many(original, search, limit):
     """Nothing is left to compute."""
     return original(search, limit + 1)
 
 
-@fault_in(PrefixIndex, of="find_start")
+@fault_in(PrefixIndex, of="lookup_partial")
 def partial_page_one_token_too_far(original, index, group, parent, token_ids):
     """The first token that differs is taken for the same."""
     page, num_tokens = original(index, group, parent, token_ids)
     return page, min(num_tokens + 1, len(token_ids) // 4) if page else 0
 
 
-@fault_in(ReuseSearch, of="_with_whole_window")
+@fault_in(CacheHitSearch, of="_with_whole_window")
 def reuses_half_a_window(original, search, group, most):
     """It is not asked whether the window's pages are there."""
     return most
 
 
-@fault_in(Pages, of="forget")
+@fault_in(Pages, of="remove_from_index")
 def key_kept_after_a_rewrite(original, pages, rewritten):
-    """A page that is written again can be found by what it held."""
+    """A page that is written again can be found by what it allocator."""
 
 
-@fault_in(Holdings, of="keep_full_pages")
-def commit_keeps_an_unfull_page(original, held, full):
+@fault_in(Allocator, of="index_full_pages")
+def commit_keeps_an_unfull_page(original, allocator, full):
     """A page that its sequence goes on writing can be found."""
-    original(held, full)
-    for row in set(full.places[0].tolist()):
-        held.keep_partial_page(row)
+    original(allocator, full)
+    for index in set(full.places[0].tolist()):
+        allocator.index_partial_page(index)
 
 
-@fault_in(Sequences, of="page_tokens")
+@fault_in(Sequences, of="page_token_bytes")
 def unknown_tokens_are_named(original, seqs, places):
     """A page whose tokens are not known gets a key."""
     pages = seqs.token_ids.reshape(seqs.max_seqs, -1, seqs.page_size)[places]
     return [page.tobytes() for page in pages]
 
 
-@fault_in(Pages, of="_forget")
+@fault_in(Pages, of="_remove_from_index")
 def evicted_pages_are_found(original, pages, forgotten, kind):
     """What was handed out is still in the index."""
     if kind != "evicted":
         original(pages, forgotten, kind)
 
 
-@fault_in(Sequences, of="forget_keys")
+@fault_in(Sequences, of="clear_hashes")
 def what_depends_on_forgotten_pages_is_found(original, seqs):
     """Sequences go on naming pages after what they had."""
 
 
-@fault_in(Holdings, of="can_share")
-def what_cross_attention_saw_is_ignored(original, held, prompt):
+@fault_in(Allocator, of="can_reuse")
+def what_cross_attention_saw_is_ignored(original, allocator, prompt):
     """A prompt finds what was computed beside another text."""
     return True
 
@@ -256,9 +257,9 @@ def what_cross_attention_saw_is_ignored(original, held, prompt):
 @fault_in(PagePool, of="share")
 def evicts_an_owned_page(original, pool, pages, times=1):
     """A page that was kept stays in the queue for eviction when it has an owner again."""
-    queue = dict(pool._kept)
+    queue = dict(pool._cached)
     original(pool, pages, times)
-    pool._kept.update({page: None for page in queue if page not in pool._kept})
+    pool._cached.update({page: None for page in queue if page not in pool._cached})
 
 
 @fault_in(PageManager, of="pin")
@@ -278,18 +279,18 @@ def takes_what_there_is(original, pool, n):
         raise
 
 
-@fault_in(Sequences, of="_rows_of")
+@fault_in(Sequences, of="_find_indices")
 def stops_half_way(original, seqs, ids):
     """Ids that do not exist are passed over."""
     return original(seqs, ids[np.isin(ids, seqs._ids)])
 
 
-@fault_in(Sequences, of="_take_row")
+@fault_in(Sequences, of="_take_index")
 def gives_an_id_twice(original, seqs):
-    """A row's next sequence has the id of the last."""
-    row, seq = original(seqs)
-    seqs._next_ids[row] = seq
-    return row, seq
+    """A index's next sequence has the id of the last."""
+    index, seq = original(seqs)
+    seqs._next_ids[index] = seq
+    return index, seq
 
 
 # Moves
@@ -324,18 +325,18 @@ def does_not_scrub_what_is_released(original, pages, released):
         original(pages, released)
 
 
-@fault_in(Holdings, of="to_host")
-def scrubs_before_it_swaps_out(original, held, row, host_pages):
+@fault_in(Allocator, of="swap_out")
+def scrubs_before_it_swaps_out(original, allocator, index, host_pages):
     """The host gets zeros."""
-    held.pages._zero(np.concatenate(held.of(row)))
-    original(held, row, host_pages)
+    allocator.pages._zero(np.concatenate(allocator.pages_of(index)))
+    original(allocator, index, host_pages)
 
 
-@fault_in(Holdings, of="from_host")
-def swaps_in_backwards(original, held, row, pages):
+@fault_in(Allocator, of="swap_in")
+def swaps_in_backwards(original, allocator, index, pages):
     """The last page comes first."""
-    held.seqs.host_pages[row] = held.seqs.host_pages[row][::-1].copy()
-    return original(held, row, pages)
+    allocator.seqs.host_pages[index] = allocator.seqs.host_pages[index][::-1].copy()
+    return original(allocator, index, pages)
 
 
 @fault_in(PageManager, of="swap_in")
@@ -345,12 +346,12 @@ def keeps_its_host_pages(original, manager, seq):
         original(manager, seq)
 
 
-@fault_in(Holdings, of="empty_slots")
-def counts_slots_that_are_full(original, held):
+@fault_in(Allocator, of="unused_slots")
+def counts_slots_that_are_full(original, allocator):
     """A page that one sequence has gone back in counts as empty there, though another has all of it."""
-    pages, filled = held._last_pages()
+    pages, filled = allocator._partial_pages()
     _, first = np.unique(pages, return_index=True)
-    return int((held.page_size - filled[first]).sum())
+    return int((allocator.page_size - filled[first]).sum())
 
 
 def checked_manager(**config: Any) -> CheckedManager:

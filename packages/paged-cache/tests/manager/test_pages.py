@@ -6,15 +6,15 @@ from paged_cache._src.manager.pages import Pages
 OLD = b"old"
 
 
-def content(key):
-    return key, b"", b"1234", b""
+def content(page_hash):
+    return page_hash, b"", b"1234", b""
 
 
 def full(scrub):
     """Two pages: 1 is kept, 2 is empty."""
     pages = Pages(3, 1, scrub=scrub)
     both = pages.allocate(2)
-    pages.keep(0, both[:1], [content(OLD)])
+    pages.add_to_index(0, both[:1], [content(OLD)])
     pages.release(both)
     pages.take_moves()
     return pages
@@ -32,19 +32,19 @@ def test_a_manager_of_no_pages_is_refused():
 def test_a_kept_page_is_evicted_when_the_empty_ones_do_not_suffice():
     pages = full(scrub=False)
     assert pages.allocate(1).tolist() == [2]
-    assert pages.index.has(0, content(OLD))
+    assert pages.index.contains(0, content(OLD))
     assert pages.allocate(1).tolist() == [1]
-    assert not pages.index.has(0, content(OLD))
+    assert not pages.index.contains(0, content(OLD))
     assert pages.counts.evictions == 1
 
 
 def test_the_life_of_a_page():
     pages = full(scrub=False)
     pages.share(np.array([1], np.int32), 2)
-    assert pages.pool.owners([1, 2]).tolist() == [2, 0]
-    pages.forget(np.array([1], np.int32))
+    assert pages.pool.refcounts([1, 2]).tolist() == [2, 0]
+    pages.remove_from_index(np.array([1], np.int32))
     pages.release(np.array([1, 1], np.int32))
-    assert (pages.pool.num_empty, pages.pool.num_kept) == (2, 0)
+    assert (pages.pool.num_empty, pages.pool.num_cached) == (2, 0)
 
 
 def test_scrubbed_pages_are_zeroed_when_their_content_is_lost_and_not_while_it_is_kept():
@@ -60,11 +60,11 @@ def test_scrubbed_pages_are_zeroed_when_their_content_is_lost_and_not_while_it_i
 def test_forgetting_all_empties_what_is_free_and_scrubs_it():
     pages = full(scrub=True)
     owned = pages.allocate(1)
-    pages.keep(0, owned, [content(b"new")])
-    pages.forget_all()
+    pages.add_to_index(0, owned, [content(b"new")])
+    pages.clear_index()
     assert zeroed(pages) == [1]
     assert (pages.pool.num_empty, pages.pool.num_used) == (1, 1)
-    assert not pages.index.holds.any()
+    assert not pages.index.is_indexed.any()
     pages.release(owned)
     assert zeroed(pages) == [2]
 
@@ -72,5 +72,5 @@ def test_forgetting_all_empties_what_is_free_and_scrubs_it():
 def test_without_scrub_nothing_is_zeroed():
     pages = full(scrub=False)
     pages.release(pages.allocate(2))
-    pages.forget_all()
+    pages.clear_index()
     assert zeroed(pages) == []

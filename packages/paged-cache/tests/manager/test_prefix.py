@@ -3,48 +3,50 @@ import struct
 
 import numpy as np
 import pytest
-from managing import keep
+from managing import add
 
 from paged_cache._src.manager.prefix import (
     PARTIAL_CANDIDATES,
-    KeptPage,
+    CachedPage,
     Media,
     PrefixIndex,
+    hash_page,
     media_bytes,
-    page_key,
-    root_key,
+    root_hash,
 )
 
-ROOT = root_key("", "")
+ROOT = root_hash("", "")
 
 
 def tokens(*ids):
     return np.array(ids, "<i4").tobytes()
 
 
-def content(page, *ids, parent=ROOT, group=0, media=b"", full=True):
-    key = page_key(parent, tokens(*ids), media) if full else b""
-    return KeptPage(page=page, group=group, key=key, parent=parent, token_ids=tokens(*ids), media=media)
+def content(page, *ids, parent_hash=ROOT, group=0, media=b"", full=True):
+    page_hash = hash_page(parent_hash, tokens(*ids), media) if full else b""
+    return CachedPage(
+        page=page, group=group, hash=page_hash, parent_hash=parent_hash, token_ids=tokens(*ids), media=media
+    )
 
 
 def index_of(*contents):
     index = PrefixIndex(num_groups=2, num_pages=20)
-    assert all(keep(index, each) for each in contents)
+    assert all(add(index, each) for each in contents)
     return index
 
 
 def find(index, content, **changes):
-    return index.find(content.group, content._replace(**changes).content)
+    return index.lookup(content.group, content._replace(**changes).content)
 
 
 def test_a_key_is_the_sha256_of_all_before_it_and_so_of_nothing_else():
-    assert page_key(ROOT, tokens(1, 2), b"m") == hashlib.sha256(ROOT + struct.pack("<ii", 1, 2) + b"m").digest()
-    assert page_key(page_key(ROOT, tokens(1), b""), tokens(2), b"") != page_key(ROOT, tokens(1, 2), b"")
+    assert hash_page(ROOT, tokens(1, 2), b"m") == hashlib.sha256(ROOT + struct.pack("<ii", 1, 2) + b"m").digest()
+    assert hash_page(hash_page(ROOT, tokens(1), b""), tokens(2), b"") != hash_page(ROOT, tokens(1, 2), b"")
 
 
 def test_names_that_run_into_each_other_have_different_roots():
     names = [("", ""), ("a", ""), ("", "a"), ("ab", "c"), ("a", "bc"), ("é", ""), ("a\0", "")]
-    assert len({root_key(*each) for each in names}) == len(names)
+    assert len({root_hash(*each) for each in names}) == len(names)
 
 
 def test_media_are_named_by_digest_and_place_in_the_page():
@@ -82,14 +84,16 @@ def test_a_page_is_found_by_its_key_in_its_own_group():
     page = content(5, 1, 2)
     index = index_of(page)
     assert find(index, page) == 5
-    assert index.has(0, page.content)
-    assert not index.has(1, page.content)
+    assert index.contains(0, page.content)
+    assert not index.contains(1, page.content)
     assert find(index, content(5, 1, 2, group=1)) == 0
     assert find(index, content(5, 1, 3)) == 0
-    assert np.flatnonzero(index.holds).tolist() == [5]
+    assert np.flatnonzero(index.is_indexed).tolist() == [5]
 
 
-@pytest.mark.parametrize("changes", [{"token_ids": tokens(1, 3)}, {"parent": root_key("b", "")}, {"media": b"cat"}])
+@pytest.mark.parametrize(
+    "changes", [{"token_ids": tokens(1, 3)}, {"parent_hash": root_hash("b", "")}, {"media": b"cat"}]
+)
 def test_a_page_whose_key_collides_is_not_believed(changes):
     page = content(5, 1, 2)
     assert find(index_of(page), page, **changes) == 0
@@ -98,18 +102,18 @@ def test_a_page_whose_key_collides_is_not_believed(changes):
 def test_the_first_page_with_a_key_stays_the_one_that_is_found():
     first = content(3, 1, 2)
     index = index_of(first)
-    assert not keep(index, content(4, 1, 2))
-    assert not keep(index, content(3, 8, 9)), "a page is kept for one content"
+    assert not add(index, content(4, 1, 2))
+    assert not add(index, content(3, 8, 9)), "a page is kept for one content"
     assert find(index, first) == 3
-    assert index.kept_pages() == [first]
+    assert index.cached_pages() == [first]
 
 
 def test_full_pages_come_with_others_that_are_passed_over():
     index = PrefixIndex(num_groups=2, num_pages=20)
     contents = [content(0, each, each).content for each in range(4)]
     contents[2] = (b"", *contents[2][1:])  # a token is not known
-    assert index.keep(1, [7, 0, 8, 9], contents) == [7, 9]
-    assert [(page.page, page.group, page.content) for page in index.kept_pages()] == [
+    assert index.add(1, [7, 0, 8, 9], contents) == [7, 9]
+    assert [(page.page, page.group, page.content) for page in index.cached_pages()] == [
         (7, 1, contents[0]),
         (9, 1, contents[3]),
     ]
@@ -117,47 +121,47 @@ def test_full_pages_come_with_others_that_are_passed_over():
 
 def test_a_start_that_is_found_already_is_not_kept_again():
     index = index_of(content(3, 1, 2, full=False))
-    assert not keep(index, content(4, 1, 2, full=False))
-    assert not keep(index, content(4, 1, full=False)), "page 3 begins with it"
-    assert keep(index, content(4, 1, 2, 3, full=False))
+    assert not add(index, content(4, 1, 2, full=False))
+    assert not add(index, content(4, 1, full=False)), "page 3 begins with it"
+    assert add(index, content(4, 1, 2, 3, full=False))
 
 
 def test_a_forgotten_page_leaves_nothing_behind():
     page, partial = content(3, 1, 2), content(4, 5, full=False)
     index = index_of(page, partial)
-    assert [index.name(3), index.name(4)] == [(0, page.key), (0, b"")]
-    index.forget([4, 3])
+    assert [index.group_and_hash(3), index.group_and_hash(4)] == [(0, page.hash), (0, b"")]
+    index.remove([4, 3])
     assert find(index, page) == 0
-    assert index.find_start(0, ROOT, tokens(1)) == index.find_start(0, ROOT, tokens(5)) == (0, 0)
-    assert not index.holds.any()
-    assert keep(index, content(4, 1, 2)), "another may hold it now"
+    assert index.lookup_partial(0, ROOT, tokens(1)) == index.lookup_partial(0, ROOT, tokens(5)) == (0, 0)
+    assert not index.is_indexed.any()
+    assert add(index, content(4, 1, 2)), "another may hold it now"
 
 
 def test_the_start_that_has_most_in_common_is_found():
     index = index_of(content(5, 1, full=False), content(3, 1, 2, 3, full=False), content(4, 1, 2, 7, 8))
-    assert index.find_start(0, ROOT, tokens(1, 2, 7, 9)) == (4, 3)
-    assert index.find_start(0, ROOT, tokens(1, 2, 3)) == (3, 3)
-    assert index.find_start(0, ROOT, tokens(1, 5)) in [(page, 1) for page in (3, 4, 5)]
-    assert index.find_start(0, ROOT, tokens(2)) == (0, 0)
-    assert index.find_start(0, root_key("b", ""), tokens(1)) == (0, 0)
-    assert index.find_start(1, ROOT, tokens(1)) == (0, 0)
+    assert index.lookup_partial(0, ROOT, tokens(1, 2, 7, 9)) == (4, 3)
+    assert index.lookup_partial(0, ROOT, tokens(1, 2, 3)) == (3, 3)
+    assert index.lookup_partial(0, ROOT, tokens(1, 5)) in [(page, 1) for page in (3, 4, 5)]
+    assert index.lookup_partial(0, ROOT, tokens(2)) == (0, 0)
+    assert index.lookup_partial(0, root_hash("b", ""), tokens(1)) == (0, 0)
+    assert index.lookup_partial(1, ROOT, tokens(1)) == (0, 0)
 
 
 def test_a_page_with_media_is_no_start():
-    assert index_of(content(3, 1, 2, media=b"cat")).find_start(0, ROOT, tokens(1)) == (0, 0)
+    assert index_of(content(3, 1, 2, media=b"cat")).lookup_partial(0, ROOT, tokens(1)) == (0, 0)
 
 
 def test_only_the_newest_starts_are_compared():
     many = [content(1 + each, 7, each, full=False) for each in range(PARTIAL_CANDIDATES + 1)]
     index = index_of(*many)
-    assert index.find_start(0, ROOT, tokens(7, 1)) == (2, 2)
-    assert index.find_start(0, ROOT, tokens(7, 0))[1] == 1, "the oldest is not looked at"
+    assert index.lookup_partial(0, ROOT, tokens(7, 1)) == (2, 2)
+    assert index.lookup_partial(0, ROOT, tokens(7, 0))[1] == 1, "the oldest is not looked at"
 
 
 def test_kept_pages_come_in_order_of_age():
     pages = [content(9, 1, 2), content(2, 8, full=False), content(5, 3, 4)]
     index = index_of(*pages)
-    assert index.kept_pages() == pages
-    index.forget([2])
-    keep(index, pages[1])
-    assert index.kept_pages() == [pages[0], pages[2], pages[1]]
+    assert index.cached_pages() == pages
+    index.remove([2])
+    add(index, pages[1])
+    assert index.cached_pages() == [pages[0], pages[2], pages[1]]

@@ -15,23 +15,27 @@ def test_a_prompt_is_told_apart_by_namespace_adapter_media_and_tokens():
         Prompt([1, 2], adapter="a"),
         Prompt([1, 2], media=[cat]),
     ]
-    assert len({prompt.key(1, page_size=2) for prompt in prompts}) == len(prompts)
+    assert len({prompt.prefix_hash(1, page_size=2) for prompt in prompts}) == len(prompts)
 
 
 def test_media_may_be_listed_in_any_order():
     media = [Media(start=at, stop=at + 1, digest=b"cat") for at in (0, 1)]
-    keys = {Prompt([1, 2], media=each).key(1, page_size=2) for each in (media, media[::-1])}
-    assert len(keys) == 1
+    hashes = {Prompt([1, 2], media=each).prefix_hash(1, page_size=2) for each in (media, media[::-1])}
+    assert len(hashes) == 1
 
 
 def test_a_prompt_that_waits_is_hashed_once(monkeypatch):
     sha256, hashed = hashlib.sha256, []
     prompt = Prompt(range(10))
     monkeypatch.setattr(hashlib, "sha256", lambda data: hashed.append(data) or sha256(data))
-    assert [len(prompt.keys(n, page_size=4)) for n in (1, 2, 1, 2)] == [2, 3, 2, 3]
+    assert [len(prompt.prefix_hashes(n, page_size=4)) for n in (1, 2, 1, 2)] == [2, 3, 2, 3]
     assert len(hashed) == 2
-    assert len(prompt.keys(5, page_size=2)) == 6, "pages of another size have other keys"
-    assert prompt.keys(0, page_size=2) == prompt.keys(0, page_size=4) == [prompt.key(0, page_size=2)]
+    assert len(prompt.prefix_hashes(5, page_size=2)) == 6, "pages of another size have other hashes"
+    assert (
+        prompt.prefix_hashes(0, page_size=2)
+        == prompt.prefix_hashes(0, page_size=4)
+        == [prompt.prefix_hash(0, page_size=2)]
+    )
 
 
 def test_a_prompt_stays_what_it_was():
@@ -39,14 +43,16 @@ def test_a_prompt_stays_what_it_was():
     prompt = Prompt(ids)
     ids[:] = 9
     assert prompt.token_ids.tolist() == [0, 1, 2, 3]
-    keys = prompt.keys(1, page_size=2)
-    keys.clear()
-    assert len(prompt.keys(1, page_size=2)) == 2
+    hashes = prompt.prefix_hashes(1, page_size=2)
+    hashes.clear()
+    assert len(prompt.prefix_hashes(1, page_size=2)) == 2
 
 
 def test_tokens_of_any_integer_type_are_alike():
-    keys = {Prompt(np.array([1, 2], dtype)).key(1, page_size=2) for dtype in (np.int8, np.uint32, ">i4", np.int64)}
-    assert keys == {Prompt([1, 2]).key(1, page_size=2)}
+    hashes = {
+        Prompt(np.array([1, 2], dtype)).prefix_hash(1, page_size=2) for dtype in (np.int8, np.uint32, ">i4", np.int64)
+    }
+    assert hashes == {Prompt([1, 2]).prefix_hash(1, page_size=2)}
 
 
 def test_a_prompt_is_made_of_tokens_or_is_one():

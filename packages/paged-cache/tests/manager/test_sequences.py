@@ -66,7 +66,7 @@ def test_what_names_no_sequences_is_refused(seqs, message):
         computed(manager, [1])
     manager.release(1)
     manager.swap_out(3)
-    for call in (manager.extend, manager.commit, manager.tables):
+    for call in (manager.extend, manager.commit, manager.page_tables):
         with refused(manager, ValueError, message):
             call(seqs)
 

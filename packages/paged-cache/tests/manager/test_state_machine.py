@@ -218,8 +218,8 @@ class ManagerAgainstModel(RuleBasedStateMachine):
 
     @precondition(lambda self: self.checked.operations % 20 == 19)
     @rule()
-    def forget_prefixes(self):
-        self.checked.forget_prefixes()
+    def reset_prefix_cache(self):
+        self.checked.reset_prefix_cache()
 
     @precondition(lambda self: self.checked.operations % 10 == 4)
     @rule()

@@ -27,17 +27,17 @@ def test_pages_are_used_kept_or_empty():
     ended(manager, range(9))
     computed(manager, range(50, 60))
     stats = manager.stats()
-    assert (stats.num_used, stats.num_kept, stats.num_empty) == (3, 3, 2)
+    assert (stats.num_used, stats.num_cached, stats.num_empty) == (3, 3, 2)
     assert stats.occupancy == 3 / 8
-    assert (manager.num_used, manager.num_kept, manager.num_free) == (3, 3, 5)
+    assert (manager.num_used, manager.num_cached, manager.num_free) == (3, 3, 5)
 
 
 def test_the_hit_rate_is_the_share_of_prompt_tokens_that_were_found():
     manager = new_manager()
     ended(manager, range(8))
     assert changes(manager, lambda: manager.admit([*range(8), 9, 9])) == {
-        "num_used": 3, "num_kept": -2, "num_empty": -1, "num_seqs": 1, "empty_slots": 2,
-        "queried_tokens": 10, "reused_tokens": 8, "most_used": 1,
+        "num_used": 3, "num_cached": -2, "num_empty": -1, "num_seqs": 1, "unused_slots": 2,
+        "queried_tokens": 10, "cached_tokens": 8, "peak_used": 1,
     }  # fmt: skip
     assert manager.stats().hit_rate == 8 / 18
 
@@ -45,7 +45,7 @@ def test_the_hit_rate_is_the_share_of_prompt_tokens_that_were_found():
 def test_what_an_admission_looks_up_in_vain_is_not_counted():
     manager = new_manager()
     ended(manager, range(8))
-    assert changes(manager, lambda: manager.find(range(8))) == {}
+    assert changes(manager, lambda: manager.cached_tokens(range(8))) == {}
 
 
 def test_copies_swaps_and_evictions_are_counted_by_page():
@@ -63,14 +63,14 @@ def test_copies_swaps_and_evictions_are_counted_by_page():
 def test_the_high_water_mark_is_of_pages_at_the_end_of_operations():
     manager = new_manager()
     ended(manager, range(6))
-    assert manager.stats().most_used == 2
+    assert manager.stats().peak_used == 2
     manager.admit(range(8))  # for a moment, the partial page that is copied has an owner
-    assert manager.stats().most_used == 2
+    assert manager.stats().peak_used == 2
     other = new_manager()
-    other.restore(manager.kept_pages())
-    assert other.stats().most_used == 0
+    other.restore(manager.cached_pages())
+    assert other.stats().peak_used == 0
     other.pin(range(8))
-    assert other.stats().most_used == 1
+    assert other.stats().peak_used == 1
 
 
 @pytest.mark.parametrize(("length", "empty"), [(1, 3), (4, 0), (6, 2)])
@@ -78,28 +78,28 @@ def test_the_ends_of_last_pages_are_empty_slots(length, empty):
     manager = new_manager(groups=(LayerGroup.full(), LayerGroup.window(9)))
     manager.admit(range(length))
     stats = manager.stats()
-    assert stats.empty_slots == 2 * empty
+    assert stats.unused_slots == 2 * empty
     assert stats.fragmentation == 2 * empty / (stats.num_used * 4)
 
 
 def test_the_other_text_of_cross_attention_has_a_last_page_too():
     manager = new_manager(groups=(LayerGroup.full(), LayerGroup.cross()))
     manager.admit(range(3), cross_tokens=6)
-    assert manager.stats().empty_slots == 1 + 2
+    assert manager.stats().unused_slots == 1 + 2
 
 
 def test_a_shared_page_is_as_full_as_its_fullest_owner():
     manager = new_manager()
     seq = computed(manager, range(7))
     one, two = manager.fork(seq, 2)
-    assert manager.stats().empty_slots == 1
+    assert manager.stats().unused_slots == 1
     manager.truncate(one, 5)
-    assert manager.stats().empty_slots == 1
+    assert manager.stats().unused_slots == 1
     manager.release(seq)
     manager.truncate(two, 6)
-    assert manager.stats().empty_slots == 2
+    assert manager.stats().unused_slots == 2
     write(manager, two, 2, [7, 8])
-    assert manager.stats().empty_slots == 3, "the other has a page of its own now, with one token"
+    assert manager.stats().unused_slots == 3, "the other has a page of its own now, with one token"
 
 
 def test_a_page_whose_owner_goes_on_has_no_empty_slots():
@@ -107,17 +107,17 @@ def test_a_page_whose_owner_goes_on_has_no_empty_slots():
     seq = computed(manager, range(8))
     (twin,) = manager.fork(seq)
     manager.truncate(twin, 6)
-    assert manager.stats().empty_slots == 0
+    assert manager.stats().unused_slots == 0
     manager.release(seq)
-    assert manager.stats().empty_slots == 2
+    assert manager.stats().unused_slots == 2
     manager.pin(range(8))
-    assert manager.stats().empty_slots == 0
+    assert manager.stats().unused_slots == 0
 
 
 def test_a_swapped_sequence_counts_as_a_sequence_and_has_no_slots():
     manager = new_manager(num_host_pages=2, prefix_reuse=False)
     seq = computed(manager, range(6))
     assert changes(manager, lambda: manager.swap_out(seq)) == {
-        "num_used": -2, "num_empty": 2, "empty_slots": -2, "swapped_out": 2
+        "num_used": -2, "num_empty": 2, "unused_slots": -2, "swapped_out": 2
     }  # fmt: skip
     assert manager.stats().num_seqs == 1

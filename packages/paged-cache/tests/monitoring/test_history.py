@@ -24,17 +24,17 @@ def test_each_step_has_its_statistics_and_the_events_since_the_one_before():
     ended(manager, range(50, 54))
     history.record(manager)
     assert history.events == [{}, {"stored": 2}, {"stored": 2}]
-    assert (history.steps[-1].num_used, history.steps[-1].num_kept) == (0, 4)
+    assert (history.steps[-1].num_used, history.steps[-1].num_cached) == (0, 4)
 
 
 def test_the_text_has_a_line_for_each_state_and_each_kind_of_event_that_happened():
     manager, history = recorded()
     names = [line.split()[0] for line in history.text().splitlines()]
-    assert names == ["used", "kept", "empty", "stored", "evicted"]
+    assert names == ["used", "cached", "empty", "stored", "evicted"]
     seq = computed(manager, [1])
     manager.swap_out(seq)
     manager.swap_in(seq)
-    manager.forget_prefixes()
+    manager.reset_prefix_cache()
     history.record(manager)
     lines = history.text().splitlines()
     assert lines[0] == "used        ▁▁▂▂▃▃▄▄▁  1 of 8 pages, 4 at most"
@@ -48,7 +48,7 @@ def test_the_text_has_a_line_for_each_state_and_each_kind_of_event_that_happened
 
 def test_without_a_subscription_there_are_states_alone():
     _, history = recorded(subscribe=False)
-    assert [line.split()[0] for line in history.text().splitlines()] == ["used", "kept", "empty"]
+    assert [line.split()[0] for line in history.text().splitlines()] == ["used", "cached", "empty"]
 
 
 def test_a_bar_is_a_part_of_all_pages_and_anything_is_seen():
@@ -58,8 +58,8 @@ def test_a_bar_is_a_part_of_all_pages_and_anything_is_seen():
         history.record(manager)
         manager.release(seq)
     used, _, empty = history.text().splitlines()
-    assert used == "used  ▁▄█  100 of 100 pages, 100 at most"
-    assert empty == "empty █▄   0"
+    assert used == "used   ▁▄█  100 of 100 pages, 100 at most"
+    assert empty == "empty  █▄   0"
 
 
 def test_many_steps_share_a_column():

@@ -70,7 +70,7 @@ def test_a_shared_prefix_may_be_read_by_many():
 @pytest.mark.parametrize(
     ("sequences", "message"),
     [
-        ([([i + 1], 1, 1) for i in range(5)], "5 sequences are more than seqs=4"),
+        ([([i + 1], 1, 1) for i in range(5)], "5 sequences are more than max_seqs=4"),
         ([([1, 2, 3], 12, 12), ([4, 5, 6], 12, 12), ([7, 8, 9], 12, 12)], r"36 tokens are more than the largest of"),
         ([([1, 2, 3, 4], 13, 1)], "sequence 0 with kv_len=13 needs 4 pages of 4, more than pages_per_seq=3"),
         ([([5], 1, 1), ([1], 5, 1)], "sequence 1 with kv_len=5 needs 2 pages of 4, but has 1"),
@@ -331,7 +331,7 @@ def managed(*groups):
     """A manager with two sequences, of 5 tokens and of 2, the first of which has computed 4."""
     groups = groups or (LayerGroup.full(),)
     manager = PageManager(33, PAGE_SIZE, max_seqs=5, max_sequence_length=12, groups=groups)
-    cross_tokens = 3 * (not all(group.grows for group in groups))
+    cross_tokens = 3 * (not all(group.is_self_attention for group in groups))
     seqs = [manager.admit(prompt, cross_tokens=cross_tokens) for prompt in ([3, 1, 4, 1, 5], [9, 2])]
     manager.commit(seqs[0], 4)
     return manager, seqs

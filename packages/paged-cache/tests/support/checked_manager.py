@@ -34,11 +34,11 @@ class Config:
     @property
     def has_cross(self) -> bool:
         """Whether some layers attend to other tokens."""
-        return not all(group.grows for group in self.groups)
+        return not all(group.is_self_attention for group in self.groups)
 
     def num_pages_of(self, length: int, cross_tokens: int) -> int:
         """Pages that a sequence takes at most, over all groups."""
-        return sum(-(-(length if group.grows else cross_tokens) // self.page_size) for group in self.groups)
+        return sum(-(-(length if group.is_self_attention else cross_tokens) // self.page_size) for group in self.groups)
 
 
 class SeenEvents:
@@ -52,9 +52,9 @@ class SeenEvents:
         for event in events:
             if event.kind == "stored":
                 assert event.page not in self.findable, f"{event}, but it holds something else"
-                self.findable[event.page] = event.key
+                self.findable[event.page] = event.hash
             elif event.kind in ("removed", "evicted"):
-                assert self.findable.pop(event.page) == event.key, f"{event}, but it held something else"
+                assert self.findable.pop(event.page) == event.hash, f"{event}, but it held something else"
                 self.evicted += event.kind == "evicted"
 
 
@@ -112,7 +112,7 @@ class CheckedManager:
     def find(self, tokens, **depends_on) -> int:
         """How many tokens would be reused: those of a text that was committed, but not all."""
         before = picture(self.manager)
-        found = self._do(lambda manager: manager.find(Prompt(tokens, **depends_on)))
+        found = self._do(lambda manager: manager.cached_tokens(Prompt(tokens, **depends_on)))
         assert picture(self.manager) == before, "finding takes something"
         bound = self._reuse_bound(tokens, **depends_on)
         assert 0 <= found <= min(bound, len(tokens) - 1), f"found {found} tokens of {bound} that were computed"
@@ -131,7 +131,7 @@ class CheckedManager:
             -(-(self[seq].length % self.config.page_size + len(new)) // self.config.page_size)
             for seq, new in tokens.items()
         ]
-        most = sum(pages) * sum(group.grows for group in self.config.groups)
+        most = sum(pages) * sum(group.is_self_attention for group in self.config.groups)
         done = self._do(lambda manager: manager.extend(list(tokens), counts, flat), most)
         for seq, new in tokens.items() if done else ():
             self.plain.append(self[seq], new, known=tell)
@@ -142,14 +142,14 @@ class CheckedManager:
         """A step of the model: the moves first, then what it writes for the tokens that are not committed."""
         self.device.apply(self.manager.take_moves())
         check_all(self)
-        owners = self.manager.owners(np.arange(self.config.num_pages))
+        owners = self.manager.refcounts(np.arange(self.config.num_pages))
         for seq in seqs:
             sequence = self[seq]
             for index, (group, table) in enumerate(
                 zip(self.config.groups, self.manager.page_tables(seq)[:, 0], strict=True)
             ):
-                start = sequence.computed if group.grows else len(sequence.cross) * sequence.cross_written
-                contents = sequence.contents if group.grows else sequence.cross
+                start = sequence.computed if group.is_self_attention else len(sequence.cross) * sequence.cross_written
+                contents = sequence.contents if group.is_self_attention else sequence.cross
                 self.device.write(table, start, self.plain.contents.cells(contents[start:], index), owners)
             sequence.written, sequence.cross_written = sequence.length, True
         check_all(self)
@@ -193,7 +193,7 @@ class CheckedManager:
     def _returned(self, seq: int, num_tokens: int) -> bool:
         """Whether a page is gone that the query after so many tokens, or one later, needs."""
         tables = zip(self.config.groups, self.manager.page_tables(seq)[:, 0], strict=True)
-        needed = [(first_seen(group, num_tokens), table) for group, table in tables if group.forgets]
+        needed = [(first_seen(group, num_tokens), table) for group, table in tables if group.is_windowed]
         return any(table[first // self.config.page_size] == 0 for first, table in needed)
 
     def release(self, *seqs: int) -> None:
@@ -236,19 +236,19 @@ class CheckedManager:
         self.pins.remove(pin)
         check_all(self)
 
-    def forget_prefixes(self) -> None:
+    def reset_prefix_cache(self) -> None:
         """Nothing that was computed so far can be found."""
-        self._do(lambda manager: manager.forget_prefixes())
+        self._do(lambda manager: manager.reset_prefix_cache())
         self.plain.forget()
-        assert not self.manager.kept_pages()
+        assert not self.manager.cached_pages()
         check_all(self)
 
     def restore(self) -> None:
         """What can be found is forgotten, and comes back from a copy as far as there are empty pages."""
         self.device.apply(self.manager.take_moves())
-        kept = self.manager.kept_pages()
+        kept = self.manager.cached_pages()
         copies = self.device.pages[[content.page for content in kept]]
-        self._do(lambda manager: manager.forget_prefixes())  # of the plain manager's bound nothing changes
+        self._do(lambda manager: manager.reset_prefix_cache())  # of the plain manager's bound nothing changes
         self.device.apply(self.manager.take_moves())
         empty = self.manager.stats().num_empty
         pages = self._do(lambda manager: manager.restore(kept))

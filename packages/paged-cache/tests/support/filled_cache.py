@@ -32,7 +32,7 @@ def filled_cache(mesh=None, data_axis=None, seed=0, views=2, **changes):
         page_size=PAGE_SIZE,
         head_dim=8,
         max_sequence_length=32,
-        batch_size=4,
+        max_seqs=4,
         **{"dtype": "bfloat16", "num_pages": NUM_PAGES, "num_kv_heads": 2} | changes,
     )
     cache = PagedAttentionCache.init_cache(mesh, None, config, None, data_axis=data_axis)

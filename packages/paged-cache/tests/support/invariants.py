@@ -8,7 +8,7 @@ import numpy as np
 from plain_manager import PlainSequence, first_seen
 from simulated_device import EMPTY, SimulatedDevice
 
-from paged_cache._src.manager import KeptPage
+from paged_cache._src.manager import CachedPage
 
 if TYPE_CHECKING:
     from checked_manager import CheckedManager
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def check_all(checked: "CheckedManager") -> None:
     """Numbers, owners, tables, what the device holds, and what can be found."""
     tables = checked.manager.page_tables(checked.running)  # [groups, n, pages_per_seq]
-    owners = checked.manager.owners(np.arange(checked.config.num_pages))
+    owners = checked.manager.refcounts(np.arange(checked.config.num_pages))
     _check_owners(checked, tables, owners)
     _check_sequences(checked)
     device = checked.device.copy()
     device.apply(copy.deepcopy(checked.manager._pages.log).take())  # a look at the moves, without taking them
-    kept = checked.manager.kept_pages()
+    kept = checked.manager.cached_pages()
     shared = owners > 1
     shared[[content.page for content in kept]] = True
     for at, seq in enumerate(checked.running):
@@ -45,14 +45,14 @@ def _check_owners(checked: "CheckedManager", tables: np.ndarray, owners: np.ndar
     assert manager.num_used == (owners > 0).sum(), "used pages"
     assert manager.num_free + manager.num_used == num_pages - 1, "free and used pages are not all"
     stats = manager.stats()
-    assert stats.num_empty + stats.num_kept == manager.num_free, "empty and kept pages are not all that are free"
+    assert stats.num_empty + stats.num_cached == manager.num_free, "empty and kept pages are not all that are free"
     assert stats.num_seqs == len(checked.plain.sequences), "sequences"
-    assert (stats.queried_tokens, stats.reused_tokens) == (checked.queried, checked.reused), "tokens queried and reused"
+    assert (stats.queried_tokens, stats.cached_tokens) == (checked.queried, checked.reused), "tokens queried and reused"
     assert stats.evictions == checked.events.evicted, "evictions"
-    assert stats.empty_slots == _empty_slots(checked, tables), "slots without a token"
+    assert stats.unused_slots == _unused_slots(checked, tables), "slots without a token"
 
 
-def _empty_slots(checked: "CheckedManager", tables: np.ndarray) -> int:
+def _unused_slots(checked: "CheckedManager", tables: np.ndarray) -> int:
     """Slots of owned pages that hold a token of none of their owners; pinned pages are full."""
     size = checked.config.page_size
     filled: dict[int, int] = defaultdict(int)
@@ -60,7 +60,7 @@ def _empty_slots(checked: "CheckedManager", tables: np.ndarray) -> int:
         filled[page] = size
     for at, seq in enumerate(checked.running):
         for group, table in zip(checked.config.groups, tables[:, at].tolist(), strict=True):
-            length = checked[seq].length if group.grows else len(checked[seq].cross)
+            length = checked[seq].length if group.is_self_attention else len(checked[seq].cross)
             for index, page in enumerate(table):
                 if page:
                     filled[page] = max(filled[page], min(size, length - index * size))
@@ -79,7 +79,7 @@ def _check_sequences(checked: "CheckedManager") -> None:
 def _check_table(checked: "CheckedManager", sequence: PlainSequence, index: int, table: np.ndarray) -> None:
     """There are pages for the tokens that queries will see or that have a slot, and no others."""
     group, size = checked.config.groups[index], checked.config.page_size
-    stop = -(-(sequence.length if group.grows else len(sequence.cross)) // size)
+    stop = -(-(sequence.length if group.is_self_attention else len(sequence.cross)) // size)
     first, settled = (first_seen(group, n) // size for n in (sequence.computed, sequence.settled))
     assert (table[first:stop] > 0).all(), f"{group} needs pages {first} to {stop} of {table}"
     assert not table[stop:].any(), f"{group} has pages after the last token, {stop}, in {table}"
@@ -91,7 +91,9 @@ def _check_content(
 ) -> None:
     """The device holds exactly this sequence's tokens wherever a query can look; pages to come are clean."""
     group, size = checked.config.groups[index], checked.config.page_size
-    contents = sequence.contents[: sequence.written] if group.grows else sequence.cross * sequence.cross_written
+    contents = (
+        sequence.contents[: sequence.written] if group.is_self_attention else sequence.cross * sequence.cross_written
+    )
     first = first_seen(group, sequence.computed)
     expected = checked.plain.contents.cells(contents[first:], index)
     assert device.read(table, first, len(contents)).tolist() == expected.tolist(), f"{group} reads something else"
@@ -106,7 +108,7 @@ def _check_writable(
 ) -> None:
     """A slot that is to be written is in a page with one owner, which nobody can find."""
     size = checked.config.page_size
-    if checked.config.groups[index].grows and sequence.computed < sequence.length:
+    if checked.config.groups[index].is_self_attention and sequence.computed < sequence.length:
         pages = table[sequence.computed // size : -(-sequence.length // size)]
         assert not shared[pages].any(), f"pages {pages} are to be written, but others own or can find them"
 
@@ -114,12 +116,12 @@ def _check_writable(
 def _check_tail(checked: "CheckedManager", seq: int, tables: np.ndarray, shared: np.ndarray) -> None:
     """A last page that is taken for the sequence's own, so that it is written without a look, is."""
     page, inside = divmod(checked[seq].length, checked.config.page_size)
-    if inside and checked.manager._seqs.owns_tail[seq % checked.manager.max_seqs]:
-        tails = tables[[group.grows for group in checked.config.groups], page]
+    if inside and checked.manager._seqs.has_private_tail[seq % checked.manager.max_seqs]:
+        tails = tables[[group.is_self_attention for group in checked.config.groups], page]
         assert not shared[tails].any(), f"{tails} are not the sequence's alone"
 
 
-def _check_kept_page(checked: "CheckedManager", content: KeptPage, device: SimulatedDevice) -> None:
+def _check_kept_page(checked: "CheckedManager", content: CachedPage, device: SimulatedDevice) -> None:
     """What can be found is there: these tokens of this group, after the ones that the key before them names."""
     numbers = checked.plain.contents
     tokens = np.frombuffer(content.token_ids, "<i4").tolist()
@@ -130,19 +132,19 @@ def _check_kept_page(checked: "CheckedManager", content: KeptPage, device: Simul
     assert [numbers.token[number][0] for number in chain] == tokens, f"{content} has other tokens"
     assert [numbers.before[number] for number in chain[1:]] == chain[:-1], f"{content} is of several texts"
     before = numbers.before[chain[0]]
-    assert checked.names.setdefault(content.parent, before) == before, f"{content} goes on from another text"
-    if content.key:
+    assert checked.names.setdefault(content.parent_hash, before) == before, f"{content} goes on from another text"
+    if content.hash:
         assert len(tokens) == checked.config.page_size, f"{content} is not full"
-        assert checked.names.setdefault(content.key, chain[-1]) == chain[-1], f"{content} is named like another text"
+        assert checked.names.setdefault(content.hash, chain[-1]) == chain[-1], f"{content} is named like another text"
 
 
 def _check_free_pages(
-    checked: "CheckedManager", owners: np.ndarray, kept: list[KeptPage], device: SimulatedDevice
+    checked: "CheckedManager", owners: np.ndarray, kept: list[CachedPage], device: SimulatedDevice
 ) -> None:
     """Free pages that can be found are those that are kept; subscribers know of all; the others are clean."""
     findable = {content.page for content in kept}
-    assert checked.events.findable == {content.page: content.key for content in kept}, "events say something else"
+    assert checked.events.findable == {content.page: content.hash for content in kept}, "events say something else"
     free = set(np.flatnonzero(owners[1:] == 0) + 1)
-    assert checked.manager.num_kept == len(free & findable), "pages that are kept"
+    assert checked.manager.num_cached == len(free & findable), "pages that are kept"
     if checked.config.scrub:
         assert (device.pages[list(free - findable)] == EMPTY).all(), "a page that was released can be read"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from numpy.typing import ArrayLike
 
-from paged_cache._src.manager import KeptPage, PageManager, Prompt
+from paged_cache._src.manager import CachedPage, PageManager, Prompt
 from paged_cache._src.manager.prefix import PrefixIndex
 
 
@@ -40,11 +40,11 @@ def write(manager: PageManager, seqs: ArrayLike, counts: ArrayLike, token_ids: A
     manager.commit(seqs, counts)
 
 
-def keep(index: PrefixIndex, page: KeptPage) -> bool:
+def add(index: PrefixIndex, page: CachedPage) -> bool:
     """Let a page be found; whether it could not before."""
-    if page.key:
-        return index.keep(page.group, [page.page], [page.content]) == [page.page]
-    return index.keep_partial(page.group, page.page, page.content) == [page.page]
+    if page.hash:
+        return index.add(page.group, [page.page], [page.content]) == [page.page]
+    return index.add_partial(page.group, page.page, page.content) == [page.page]
 
 
 def table(manager: PageManager, seq: int, group: int = 0) -> list[int]:
@@ -92,5 +92,5 @@ def cost(operation: Callable[[], Any]) -> tuple[int, int]:
 def picture(thing: Any) -> bytes:
     """All that an object holds, but for the answer that a manager remembers, which asking changes."""
     if isinstance(thing, PageManager):
-        thing._seqs._asked = None
+        thing._seqs._last_lookup = None
     return pickle.dumps(thing)

@@ -22,7 +22,7 @@ def check_answers():
     calls.make(1000)
     stats = calls.manager.stats()
     print(stats)
-    assert min(stats.reused_tokens, stats.evictions, stats.copies, stats.swapped_out, stats.swapped_in) > 0
+    assert min(stats.cached_tokens, stats.evictions, stats.copies, stats.swapped_out, stats.swapped_in) > 0
     answers = np.frombuffer(calls.digest.digest(), np.uint8)
     multihost_utils.assert_equal(answers, "tables, moves or events differ between the processes")
 

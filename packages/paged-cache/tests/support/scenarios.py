@@ -109,7 +109,7 @@ def keys_collide(start):
     checked = start(num_pages=20)
     with contextlib.ExitStack() as stack:
         for module in (prompt, sequences):
-            stack.enter_context(mock.patch.object(module, "page_key", one_key_for_all))
+            stack.enter_context(mock.patch.object(module, "hash_page", one_key_for_all))
         first, second = checked.admit(TEXT[:4]), checked.admit(TEXT[5:9])
         checked.step()
         assert checked.find(TEXT) == 4
@@ -320,7 +320,7 @@ def prefixes_are_forgotten(start):
     first, second = checked.admit(TEXT[:5]), checked.admit(TEXT[1:4])
     checked.step()
     checked.swap_out(second)
-    checked.forget_prefixes()
+    checked.reset_prefix_cache()
     checked.swap_in(second)
     checked.extend({first: [9]})
     checked.step()

@@ -13,7 +13,7 @@ from paged_cache import (
     LayerGroup,
     PagedAttentionCache,
     PageManager,
-    apply_moves_by_group,
+    apply_moves_by_replica,
     sharded_call,
     stack_batches,
 )
@@ -46,7 +46,7 @@ class ServingLoop:
             num_kv_heads=heads,
             head_dim=HEAD_DIM,
             max_sequence_length=LENGTHS["max_sequence_length"],
-            batch_size=SHAPES.max_seqs,
+            max_seqs=SHAPES.max_seqs,
             dtype="float32",
         )
         self.heads = heads
@@ -61,7 +61,7 @@ class ServingLoop:
 
     def step(self, running):
         """Compute what these sequences, a list for each replica, have left; returns the attention of each row."""
-        self.cache = apply_moves_by_group(self.cache, [m.take_moves() for m in self.managers], self.host)
+        self.cache = apply_moves_by_replica(self.cache, [m.take_moves() for m in self.managers], self.host)
         groups = list(zip(self.managers, running, strict=True))
         left = [m.lengths(seqs) - m.computed(seqs) for m, seqs in groups]
         steps = [SHAPES.pack_seqs(manager, seqs, shape=SHAPE) for manager, seqs in groups]

@@ -12,7 +12,7 @@ from paged_cache import PagedAttentionCache
 from paged_cache._src.manager import PageManager
 from paged_cache._src.transfer import apply_moves as device
 from paged_cache._src.transfer import contents
-from paged_cache._src.transfer.apply_moves import apply_moves, apply_moves_by_group, moves_of_one, warm_up_moves
+from paged_cache._src.transfer.apply_moves import apply_moves, apply_moves_by_replica, moves_of_one, warm_up_moves
 from paged_cache._src.transfer.host_pages import HostPages
 
 MESHES = {
@@ -59,7 +59,7 @@ def test_each_data_group_has_moves_of_its_own(kind):
     want = functools.reduce(moved, first, stored(cache))
     want = moved(want, second[0], first=NUM_PAGES)
     before = where(cache)
-    after = apply_moves_by_group(cache, [first, second])
+    after = apply_moves_by_replica(cache, [first, second])
     assert_same(stored(after), want)
     assert where(after) == before
 
@@ -67,7 +67,7 @@ def test_each_data_group_has_moves_of_its_own(kind):
 def test_moves_of_one_data_group():
     cache = filled_cache(mesh_of(dp=2, tp=2), "dp")
     want = moved(stored(cache), PHASE, first=NUM_PAGES)
-    assert_same(stored(apply_moves_by_group(cache, moves_of_one(cache, [PHASE], 1))), want)
+    assert_same(stored(apply_moves_by_replica(cache, moves_of_one(cache, [PHASE], 1))), want)
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "float8"])
@@ -115,7 +115,7 @@ def test_all_that_is_sent_is_sent_explicitly(mesh):
     host, groups = HostPages.create(cache, 4), cache.views[0].replicas
     phases = [[PHASE, moves_of(out_from=[3], out_to=[1]), moves_of(in_from=[1], in_to=[4])]] * groups
     with jax.transfer_guard_host_to_device("disallow"):  # as engines set it, to find what slows a step down
-        apply_moves_by_group(warm_up_moves(cache, 8, host), phases, host)
+        apply_moves_by_replica(warm_up_moves(cache, 8, host), phases, host)
 
 
 def test_a_scrubbed_page_reads_as_zeros():
@@ -154,7 +154,7 @@ def test_moves_that_cannot_be_are_refused_and_nothing_is_done(moves, host_pages,
 
 
 def test_data_groups_need_a_list_each():
-    with pytest.raises(ValueError, match="moves of 1 replicas, but the cache has 2; give apply_moves_by_group one"):
+    with pytest.raises(ValueError, match="moves of 1 replicas, but the cache has 2; give apply_moves_by_replica one"):
         apply_moves(filled_cache(mesh_of(dp=2, tp=2), "dp"), [PHASE])
 
 

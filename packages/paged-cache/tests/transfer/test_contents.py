@@ -60,5 +60,5 @@ def test_sizes_are_powers_of_two(n, sizes):
 
 def test_chunks_hold_so_many_at_most(monkeypatch):
     monkeypatch.setattr(contents, "STAGED_PAGES", 3)
-    assert [range(8)[chunk] for chunk in contents.chunks(8)] == [range(3), range(3, 6), range(6, 8)]
-    assert not contents.chunks(0)
+    assert [range(8)[chunk] for chunk in contents.staging_slices(8)] == [range(3), range(3, 6), range(6, 8)]
+    assert not contents.staging_slices(0)

@@ -7,7 +7,7 @@ from jax.sharding import AxisType
 
 from paged_cache._src.manager import PageManager
 from paged_cache._src.transfer import contents
-from paged_cache._src.transfer.apply_moves import apply_moves, apply_moves_by_group
+from paged_cache._src.transfer.apply_moves import apply_moves, apply_moves_by_replica
 from paged_cache._src.transfer.host_pages import HostPages
 
 OUT = moves_of(out_from=[3, 1, 5], out_to=[1, 2, 3])
@@ -53,7 +53,7 @@ def test_each_data_group_has_host_pages_of_its_own(memory):
     back = moves_of(in_from=[2], in_to=[1])
     want = moved(stored(cache), AFTER)
     want = moved(want, moves_of(copy_from=[7], copy_to=[1]), first=NUM_PAGES)
-    cache = apply_moves_by_group(cache, [[OUT, IN], [other, back]], host)
+    cache = apply_moves_by_replica(cache, [[OUT, IN], [other, back]], host)
     assert_same(stored(cache), want)
     page = sum(array[0].nbytes for array in stored(cache))
     assert host.nbytes == 4 * page

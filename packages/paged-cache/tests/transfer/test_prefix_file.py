@@ -28,7 +28,7 @@ def keep(manager, prompt):
 
 def holding(manager):
     """The page of each content that can be found."""
-    return {(page.group, page.parent, page.token_ids): page.page for page in manager.kept_pages()}
+    return {(page.group, page.parent_hash, page.token_ids): page.page for page in manager.cached_pages()}
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def test_after_a_restart_all_is_found_again(path, kind):
     manager.admit([1] * 5)  # so that pages have other ids
     untouched = stored(cache)
     cache = load_prefix_cache(path, cache, manager)
-    assert (manager.find(Prompt([*TOKENS, 1], namespace="tenant")), manager.find([9] * 7)) == (10, 6)
-    assert manager.find([*TOKENS, 1]) == 0
+    assert (manager.cached_tokens(Prompt([*TOKENS, 1], namespace="tenant")), manager.cached_tokens([9] * 7)) == (10, 6)
+    assert manager.cached_tokens([*TOKENS, 1]) == 0
     there, here = holding(source), holding(manager)
     assert here.keys() == there.keys()
     for content, page in there.items():
@@ -65,7 +65,7 @@ def test_what_owned_pages_hold_is_saved_too_and_media_count(path):
     save_prefix_cache(path, filled_cache(), source)
     manager = manager_of()
     load_prefix_cache(path, filled_cache(), manager)
-    assert (manager.find(Prompt(TOKENS, media=[picture])), manager.find(TOKENS)) == (8, 0)
+    assert (manager.cached_tokens(Prompt(TOKENS, media=[picture])), manager.cached_tokens(TOKENS)) == (8, 0)
 
 
 def test_groups_of_layers_have_pages_of_their_own(path):
@@ -75,7 +75,7 @@ def test_groups_of_layers_have_pages_of_their_own(path):
     save_prefix_cache(path, before, source)
     manager = manager_of(*groups)
     cache = load_prefix_cache(path, filled_cache(seed=1), manager)
-    assert manager.find([*TOKENS, 1]) == 10
+    assert manager.cached_tokens([*TOKENS, 1]) == 10
     there, here = holding(source), holding(manager)
     assert_same(pages_of(cache, [here[content] for content in there]), pages_of(before, list(there.values())))
 
@@ -90,7 +90,10 @@ def test_what_is_here_stays_and_nothing_is_evicted(path):
     kept, before = holding(manager), stored(cache)
     cache = load_prefix_cache(path, cache, manager)
     assert holding(manager).items() >= kept.items()
-    assert (manager.find([*TOKENS, 1]), manager.num_kept) == (8, 3)  # room for one page, and it is the second
+    assert (manager.cached_tokens([*TOKENS, 1]), manager.num_cached) == (
+        8,
+        3,
+    )  # room for one page, and it is the second
     page = next(iter(set(holding(manager).values()) - set(kept.values())))
     assert_same(*([np.delete(array, page, axis=0) for array in arrays] for arrays in (stored(cache), before)))
 
@@ -123,7 +126,7 @@ def test_of_nothing_nothing_is_loaded(path):
     cache, manager = filled_cache(), manager_of()
     before = stored(cache)
     assert_same(stored(load_prefix_cache(path, cache, manager)), before)
-    assert manager.num_kept == 0
+    assert manager.num_cached == 0
 
 
 def test_progress_is_told_of_every_part(path, monkeypatch):
@@ -144,7 +147,7 @@ def refused(path, cache, manager, error, message, **changes):
     with pytest.raises(error, match=message):
         load_prefix_cache(path, cache, manager, **changes)
     assert_same(stored(cache), before)
-    assert (manager.num_kept, manager.num_used) == (0, 0)
+    assert (manager.num_cached, manager.num_used) == (0, 0)
 
 
 def test_files_that_do_not_fit_are_refused_and_nothing_is_loaded(path):

@@ -64,7 +64,7 @@ def test_the_pages_arrive_byte_for_byte(kind, send, tmp_path):
     check_written(before, stored(cache), manager.page_tables(seq)[0, 0, :3], want)
     assert (manager.computed(seq), manager.lengths(seq)) == (10, 10)
     assert manager.token_ids(seq).tolist() == TOKENS
-    assert manager.find(TOKENS) == 8  # for others too
+    assert manager.cached_tokens(TOKENS) == 8  # for others too
     manager.extend(seq, 1, [7])
 
 
@@ -106,7 +106,7 @@ def test_a_page_that_holds_a_part_is_copied_and_then_written_whole():
     manager.release(computed(manager, TOKENS[:6]))
     before = stored(cache)
     cache, seq = import_sequence(cache, manager, pages)
-    assert manager.stats().reused_tokens == 6
+    assert manager.stats().cached_tokens == 6
     check_written(before, stored(cache), manager.page_tables(seq)[0, 0, 1:3], [array[1:] for array in want])
 
 
@@ -133,13 +133,13 @@ def test_a_window_brings_what_is_seen_and_the_rest_is_not_found(scrub):
     assert_same(pages_of(cache, [*full[:3], window[2]]), want)
     assert window[:2].tolist() == [0, 0]
     assert (manager.computed(seq), manager.num_used) == (10, 4)
-    assert manager.find(TOKENS) == 0  # of the window, pages 0 and 1 are nowhere
+    assert manager.cached_tokens(TOKENS) == 0  # of the window, pages 0 and 1 are nowhere
     again = export_sequence(cache, manager, seq)
     assert again.to_bytes() == pages.to_bytes()
     manager.extend(seq, 3, [1, 2, 3])
     manager.commit(seq, 3)
     manager.release(seq)
-    assert manager.find([*TOKENS, 1, 2, 3, 4]) == 13  # one that goes on from here needs only what is here
+    assert manager.cached_tokens([*TOKENS, 1, 2, 3, 4]) == 13  # one that goes on from here needs only what is here
 
 
 def test_cross_attention_brings_its_own_pages():
@@ -168,7 +168,7 @@ def test_the_receiver_says_whose_it_is():
     pages, _ = exported(filled_cache())
     manager = manager_of()
     import_sequence(filled_cache(), manager, pages, namespace="tenant")
-    assert (manager.find(TOKENS), manager.find(Prompt(TOKENS, namespace="tenant"))) == (0, 8)
+    assert (manager.cached_tokens(TOKENS), manager.cached_tokens(Prompt(TOKENS, namespace="tenant"))) == (0, 8)
 
 
 def test_what_is_not_computed_or_not_known_cannot_be_exported():

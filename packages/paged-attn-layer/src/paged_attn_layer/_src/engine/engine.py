@@ -183,7 +183,7 @@ class Engine:
             StepRecord(
                 mode=step.mode,
                 prefill_tokens=step.prefill_tokens,
-                reused_tokens=step.reused_tokens,
+                cached_tokens=step.cached_tokens,
                 decode_tokens=step.decode_tokens,
                 new_tokens=step.new_tokens,
                 running=len(step.work),

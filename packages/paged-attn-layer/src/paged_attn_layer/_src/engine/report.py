@@ -92,7 +92,7 @@ def _figures(stats: EngineStats) -> list[str]:
     modes = ", ".join(f"{count} {mode}" for mode, count in stats.steps_by_mode.items())
     rows = [
         ("prefill", f"{stats.prefill_rate:,.1f} tokens/s", f"{stats.prefill_tokens:,} tokens"),
-        ("prefix", f"{stats.reused_tokens:,} tokens", "found in pages instead of computed"),
+        ("prefix", f"{stats.cached_tokens:,} tokens", "found in pages instead of computed"),
         ("decode", f"{stats.decode_rate:,.1f} tokens/s", f"{stats.decode_tokens:,} tokens, all requests together"),
         ("steps", f"{len(stats.steps)}", modes),
         ("pages", f"{stats.peak_pages} at most", f"{stats.preemptions} preemptions"),

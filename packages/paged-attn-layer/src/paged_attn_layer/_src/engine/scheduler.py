@@ -40,7 +40,7 @@ class Step:
     work: tuple[ScheduledRequest, ...]
     num_preempted: int = 0
     """Requests that lost their pages to older ones for this step."""
-    reused_tokens: int = 0
+    cached_tokens: int = 0
     """Tokens that the requests admitted for this step found computed in pages."""
 
     @functools.cached_property
@@ -174,12 +174,12 @@ class Scheduler:
                 num_preempted += 1
                 work = self._rows_of_running()
         rows_left = self.token_budget - sum(part.rows for part in work)
-        reused_tokens = 0
+        cached_tokens = 0
         while rows_left and (admitted := self._admit(rows_left)):
             work.append(admitted)
             rows_left -= admitted.rows
-            reused_tokens += admitted.start
-        return Step(tuple(work), num_preempted, reused_tokens)
+            cached_tokens += admitted.start
+        return Step(tuple(work), num_preempted, cached_tokens)
 
     def advance(self, step: Step, next_tokens: Sequence[int]) -> list[Request]:
         """Take the results of a step; returns the requests that it finished, their slots and pages free again.

@@ -13,7 +13,7 @@ class StepRecord:
     mode: Mode
     prefill_tokens: int
     """Prompt tokens computed (and tokens computed again after a preemption)."""
-    reused_tokens: int
+    cached_tokens: int
     """Tokens found computed in pages by the requests that were admitted."""
     decode_tokens: int
     """Newest tokens of answers computed."""
@@ -58,9 +58,9 @@ class EngineStats:
         return sum(step.prefill_tokens for step in self.steps)
 
     @property
-    def reused_tokens(self) -> int:
+    def cached_tokens(self) -> int:
         """Tokens that were not computed, since pages held them: of prompts, and of what was preempted."""
-        return sum(step.reused_tokens for step in self.steps)
+        return sum(step.cached_tokens for step in self.steps)
 
     @property
     def decode_tokens(self) -> int:

@@ -1,18 +1,18 @@
 """The bookkeeping of a paged KV cache: numpy and the standard library alone."""
 
+from paged_cache._src.manager.cache_hit import Pin
 from paged_cache._src.manager.events import EventKind, PageEvent, Subscriber
 from paged_cache._src.manager.groups import LayerGroup
 from paged_cache._src.manager.manager import PageManager
 from paged_cache._src.manager.moves import PageMoves
 from paged_cache._src.manager.pool import OutOfPages, PagePool
-from paged_cache._src.manager.prefix import KeptPage, Media
+from paged_cache._src.manager.prefix import CachedPage, Media
 from paged_cache._src.manager.prompt import Prompt
-from paged_cache._src.manager.reuse import Pin
 from paged_cache._src.manager.stats import PageStats
 
 __all__ = [
+    "CachedPage",
     "EventKind",
-    "KeptPage",
     "LayerGroup",
     "Media",
     "OutOfPages",

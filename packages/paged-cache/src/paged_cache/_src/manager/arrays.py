@@ -32,12 +32,12 @@ def runs(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.repeat(starts - ends + counts, counts) + np.arange(ends[-1])
 
 
-def ragged(rows: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ragged(indices: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each row as often as it counts, beside the numbers `start .. start + count - 1`.
 
     >>> ragged(np.array([7, 9]), np.array([4, 0]), np.array([2, 3]))
     (array([7, 7, 9, 9, 9]), array([4, 5, 0, 1, 2]))
     """
     if least(counts, if_none=1) == most(counts, if_none=1) == 1:  # a decode step
-        return rows, starts
-    return np.repeat(rows, counts), runs(starts, counts)
+        return indices, starts
+    return np.repeat(indices, counts), runs(starts, counts)

@@ -22,7 +22,7 @@ class PageEvent:
     page: int
     group: int
     """Index of the group of layers that the page belongs to."""
-    key: bytes = b""
+    hash: bytes = b""
     """The content's key; empty for a partial page and for swaps."""
 
 

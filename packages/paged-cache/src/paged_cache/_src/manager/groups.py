@@ -60,12 +60,12 @@ class LayerGroup:
         return cls(kind="cross", layers=tuple(layers))
 
     @property
-    def grows(self) -> bool:
+    def is_self_attention(self) -> bool:
         """Whether each token of the sequence adds a key."""
         return self.kind != "cross"
 
     @property
-    def forgets(self) -> bool:
+    def is_windowed(self) -> bool:
         """Whether keys go out of sight as the sequence grows."""
         return self.kind in ("window", "chunked")
 

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from paged_cache._src.manager.admission import free_pages_found, new_pages, plan_admission
+from paged_cache._src.manager.admission import num_cached_pages, num_new_pages, plan_admission
+from paged_cache._src.manager.allocator import Allocator, last_pages_first
+from paged_cache._src.manager.cache_hit import CacheHit, CacheHitSearch, Pin
 from paged_cache._src.manager.events import Subscriber
 from paged_cache._src.manager.groups import LayerGroup
-from paged_cache._src.manager.holdings import Holdings, ends_first
 from paged_cache._src.manager.moves import PageMoves
 from paged_cache._src.manager.pages import Pages
 from paged_cache._src.manager.pool import PagePool
-from paged_cache._src.manager.prefix import KeptPage
+from paged_cache._src.manager.prefix import CachedPage
 from paged_cache._src.manager.prompt import Prompt
 from paged_cache._src.manager.restore import restore
-from paged_cache._src.manager.reuse import Pin, Reuse, ReuseSearch
-from paged_cache._src.manager.sequences import Sequences, check_whole
+from paged_cache._src.manager.sequences import Sequences, check_integer
 from paged_cache._src.manager.stats import PageStats
 
 
@@ -71,12 +71,12 @@ class PageManager:
             ValueError: a size is below its least, or no group grows.
         """
         self.groups = tuple(groups)
-        self.num_host_pages = check_whole("num_host_pages", num_host_pages, 0)
+        self.num_host_pages = check_integer("num_host_pages", num_host_pages, 0)
         self.prefix_reuse = prefix_reuse
         self._seqs = Sequences(max_seqs, max_sequence_length, page_size, len(self.groups))
         self.page_size = self._seqs.page_size
         self._pages = Pages(num_pages, len(self.groups), scrub=scrub)
-        self._held = Holdings(self._seqs, self._pages, self.groups, prefix_reuse=prefix_reuse)
+        self._allocator = Allocator(self._seqs, self._pages, self.groups, prefix_reuse=prefix_reuse)
         self._host_pool = PagePool(self.num_host_pages + 1, "host ")
         self._pins: set[Pin] = set()
 
@@ -100,12 +100,12 @@ class PageManager:
     @property
     def pages_per_seq(self) -> int:
         """Entries of a page table: pages of the longest sequence."""
-        return self._seqs.tables.shape[2]
+        return self._seqs.page_tables.shape[2]
 
     @property
     def cross_groups(self) -> tuple[int, ...]:
         """Which groups are of cross-attention, by index."""
-        return self._held.cross
+        return self._allocator.cross_attention
 
     @property
     def num_free(self) -> int:
@@ -113,18 +113,18 @@ class PageManager:
         return self._pages.pool.num_free
 
     @property
-    def num_kept(self) -> int:
+    def num_cached(self) -> int:
         """Free pages whose content can be found."""
-        return self._pages.pool.num_kept
+        return self._pages.pool.num_cached
 
     @property
     def num_used(self) -> int:
         """Pages with an owner."""
         return self._pages.pool.num_used
 
-    def owners(self, pages: ArrayLike) -> np.ndarray:
+    def refcounts(self, pages: ArrayLike) -> np.ndarray:
         """How many owners each page has: table entries that name it, and pins."""
-        return self._pages.pool.owners(pages)
+        return self._pages.pool.refcounts(pages)
 
     def page_tables(self, seqs: ArrayLike, out: np.ndarray | None = None) -> np.ndarray:
         """The page tables int32 `[groups, n, pages_per_seq]` of some sequences, in `out` if that is given.
@@ -132,34 +132,34 @@ class PageManager:
         Entries without a page are the null page.
         """
         # Rows are known to exist; with the mode "raise" numpy would copy to a buffer first.
-        return self._seqs.tables.take(self._seqs.rows(seqs), axis=1, out=out, mode="clip")
+        return self._seqs.page_tables.take(self._seqs.indices_on_device(seqs), axis=1, out=out, mode="clip")
 
     def lengths(self, seqs: ArrayLike) -> np.ndarray:
         """Tokens of each sequence that have a slot, `[n]`."""
-        return self._seqs.lengths[self._seqs.rows_of_any(seqs)]
+        return self._seqs.lengths[self._seqs.indices(seqs)]
 
     def computed(self, seqs: ArrayLike) -> np.ndarray:
         """Tokens of each sequence whose keys and values are in pages, `[n]`; right after `admit`, those reused."""
-        return self._seqs.computed[self._seqs.rows_of_any(seqs)]
+        return self._seqs.computed[self._seqs.indices(seqs)]
 
     def cross_tokens(self, seqs: ArrayLike) -> np.ndarray:
         """Tokens that cross-attention of each sequence sees, `[n]`."""
-        return self._seqs.cross_tokens[self._seqs.rows_of_any(seqs)]
+        return self._seqs.cross_tokens[self._seqs.indices(seqs)]
 
     def token_ids(self, seq: int) -> np.ndarray:
         """The tokens of a sequence that have a slot; -1 where they are not known."""
-        row = self._seqs.row_of_any(seq)
-        return self._seqs.token_ids[row, : self._seqs.lengths[row]].copy()
+        index = self._seqs.index(seq)
+        return self._seqs.token_ids[index, : self._seqs.lengths[index]].copy()
 
     def stats(self) -> PageStats:
         """What was done so far, and how full the pages are; costs O(sequences)."""
         pool = self._pages.pool
         return PageStats(
             num_used=pool.num_used,
-            num_kept=pool.num_kept,
+            num_cached=pool.num_cached,
             num_empty=pool.num_empty,
             num_seqs=self._seqs.num_seqs,
-            empty_slots=self._held.empty_slots(),
+            unused_slots=self._allocator.unused_slots(),
             page_size=self.page_size,
             **dataclasses.asdict(self._pages.counts),
         )
@@ -174,10 +174,10 @@ class PageManager:
 
     # The life of a sequence
 
-    def find(self, prompt: Prompt | ArrayLike) -> int:
+    def cached_tokens(self, prompt: Prompt | ArrayLike) -> int:
         """How many tokens of this prompt `admit` would find in pages now; takes nothing."""
         prompt = Prompt.of(prompt)
-        return self._reuse(prompt, len(prompt) - 1).num_tokens
+        return self._lookup(prompt, len(prompt) - 1).num_tokens
 
     def pages_to_admit(self, prompt: Prompt | ArrayLike, *, cross_tokens: int = 0) -> int:
         """How many of the free pages `admit` would take for all of this prompt, found ones that are free included.
@@ -186,17 +186,17 @@ class PageManager:
             ValueError: `cross_tokens` are not what the groups see.
         """
         prompt = Prompt.of(prompt)
-        cross_tokens = self._held.check_cross_tokens(cross_tokens)
-        reuse = self._reuse(prompt, len(prompt) - 1).without_tail(self.page_size)
-        return new_pages(self._held, reuse, len(prompt), cross_tokens) + free_pages_found(self._held, reuse)
+        cross_tokens = self._allocator.check_cross_tokens(cross_tokens)
+        hit = self._lookup(prompt, len(prompt) - 1).without_tail(self.page_size)
+        return num_new_pages(self._allocator, hit, len(prompt), cross_tokens) + num_cached_pages(self._allocator, hit)
 
     def admit(
-        self, prompt: Prompt | ArrayLike, *, chunk: int | None = None, cross_tokens: int = 0, arriving: bool = False
+        self, prompt: Prompt | ArrayLike, *, chunk: int | None = None, cross_tokens: int = 0, imported: bool = False
     ) -> int:
         """The id of a new sequence, which no other will ever have.
 
         It starts with the pages that hold its prefix, `computed(seq)` tokens. That is never all of the prompt: one
-        token is left to compute, to have a row to sample from. Full pages are shared; a page that begins with the
+        token is left to compute, to have a index to sample from. Full pages are shared; a page that begins with the
         tokens after them is copied. Then come slots for the rest of the prompt.
 
         Args:
@@ -204,7 +204,7 @@ class PageManager:
             chunk: slots for so many tokens after the reused ones; `extend` gives the others later. `None`: for all.
             cross_tokens: tokens that groups of cross-attention see. Keys and values of all tokens depend on them, so a
                 prompt then finds pages only if its `media` have a digest of them, from token 0 on.
-            arriving: whether keys and values of all the prompt come from elsewhere, and are committed at once: it keeps
+            imported: whether keys and values of all the prompt come from elsewhere, and are committed at once: it keeps
                 no page that no query after these tokens sees.
 
         Raises:
@@ -214,16 +214,16 @@ class PageManager:
         prompt = Prompt.of(prompt)
         self._seqs.check_lengths(len(prompt))
         self._seqs.check_room(1)
-        cross_tokens = self._held.check_cross_tokens(cross_tokens)
-        chunk = len(prompt) if chunk is None else check_whole("chunk", chunk, 1)
-        reuse = self._reuse(prompt, len(prompt) - 1)
-        admission = plan_admission(self._held, prompt, reuse, chunk=chunk, cross_tokens=cross_tokens)
-        seq = self._held.add(admission)
-        if arriving:
-            row = self._seqs.rows(seq)
-            self._held.return_unseen_after(row, self._seqs.lengths[row])
+        cross_tokens = self._allocator.check_cross_tokens(cross_tokens)
+        chunk = len(prompt) if chunk is None else check_integer("chunk", chunk, 1)
+        hit = self._lookup(prompt, len(prompt) - 1)
+        admission = plan_admission(self._allocator, prompt, hit, chunk=chunk, cross_tokens=cross_tokens)
+        seq = self._allocator.add(admission)
+        if imported:
+            index = self._seqs.indices_on_device(seq)
+            self._allocator.release_out_of_window_after(index, self._seqs.lengths[index])
         self._pages.counts.queried_tokens += len(prompt)
-        self._pages.counts.reused_tokens += admission.reuse.num_tokens
+        self._pages.counts.cached_tokens += admission.hit.num_tokens
         self._pages.publish()
         return seq
 
@@ -239,9 +239,9 @@ class PageManager:
             OutOfPages: not enough pages are free.
             ValueError: an argument is wrong, or a sequence would be longer than `max_sequence_length`.
         """
-        rows = self._seqs.rows(seqs)
-        counts = self._seqs.check_counts(counts, len(rows))
-        self._held.grow(rows, counts, token_ids)
+        indices = self._seqs.indices_on_device(seqs)
+        counts = self._seqs.check_counts(counts, len(indices))
+        self._allocator.grow(indices, counts, token_ids)
         self._pages.publish()
 
     def commit(self, seqs: ArrayLike, counts: ArrayLike = 1, token_ids: ArrayLike | None = None) -> None:
@@ -258,14 +258,14 @@ class PageManager:
         Raises:
             ValueError: an argument is wrong, or a sequence has not so many tokens left to compute.
         """
-        rows = self._seqs.rows(seqs)
-        counts = self._seqs.check_counts(counts, len(rows))
-        computed = self._seqs.check_left(rows, counts)
-        full = self._held.next_full_pages(rows, computed, token_ids)
-        self._seqs.computed[rows] = computed
+        indices = self._seqs.indices_on_device(seqs)
+        counts = self._seqs.check_counts(counts, len(indices))
+        computed = self._seqs.computed_after(indices, counts)
+        full = self._allocator.next_full_pages(indices, computed, token_ids)
+        self._seqs.computed[indices] = computed
         if full is not None:
-            self._held.keep_full_pages(full)
-        self._held.return_unseen(rows)
+            self._allocator.index_full_pages(full)
+        self._allocator.release_out_of_window(indices)
         self._pages.publish()
 
     def fork(self, seq: int, n: int = 1) -> list[int]:
@@ -274,12 +274,12 @@ class PageManager:
         Raises:
             ValueError: tokens are left to compute, or there would be more than `max_seqs` sequences.
         """
-        row = self._seqs.row(seq)
-        n = check_whole("n", n, 1)
+        index = self._seqs.index_on_device(seq)
+        n = check_integer("n", n, 1)
         self._seqs.check_room(n)
-        self._seqs.check_all_computed(row, "forked")
-        self._pages.share(np.concatenate(self._held.of(row)), n)
-        return [self._seqs.add_like(row) for _ in range(n)]
+        self._seqs.check_all_computed(index, "forked")
+        self._pages.share(np.concatenate(self._allocator.pages_of(index)), n)
+        return [self._seqs.add_fork(index) for _ in range(n)]
 
     def truncate(self, seq: int, num_tokens: int) -> None:
         """Only the first `num_tokens` tokens of a sequence stay: rejected speculation, or a step back.
@@ -287,12 +287,12 @@ class PageManager:
         Raises:
             ValueError: there are fewer tokens, or a window has moved on and its pages are gone.
         """
-        row = self._seqs.row(seq)
-        num_tokens, length = check_whole("num_tokens", num_tokens, 0), self._seqs.lengths[row]
+        index = self._seqs.index_on_device(seq)
+        num_tokens, length = check_integer("num_tokens", num_tokens, 0), self._seqs.lengths[index]
         if num_tokens > length:
             raise ValueError(f"num_tokens={num_tokens} must lie in 0..{length}, the sequence's tokens")
-        self._held.check_window(row, num_tokens)
-        self._held.cut(row, num_tokens)
+        self._allocator.check_window(index, num_tokens)
+        self._allocator.truncate(index, num_tokens)
         self._pages.publish()
 
     def release(self, seqs: ArrayLike) -> None:
@@ -303,14 +303,14 @@ class PageManager:
         Raises:
             ValueError: a sequence does not exist, or is named twice.
         """
-        for row in self._seqs.rows_of_any(seqs).tolist():
-            if row in self._seqs.host_pages:
-                self._host_pool.release(self._seqs.host_pages[row])
+        for index in self._seqs.indices(seqs).tolist():
+            if index in self._seqs.host_pages:
+                self._host_pool.release(self._seqs.host_pages[index])
             else:
-                self._held.keep_full_pages_again(row)
-                self._held.keep_partial_page(row)
-                self._held.give_back_all(row)
-            self._seqs.remove(row)
+                self._allocator.reindex_full_pages(index)
+                self._allocator.index_partial_page(index)
+                self._allocator.release_all(index)
+            self._seqs.remove(index)
         self._pages.publish()
 
     # Swap
@@ -322,9 +322,9 @@ class PageManager:
             OutOfPages: not enough host pages are free.
             ValueError: tokens are left to compute, or it is swapped out already.
         """
-        row = self._seqs.row(seq)
-        self._seqs.check_all_computed(row, "swapped out")
-        self._held.to_host(row, self._host_pool.allocate(sum(map(len, self._held.of(row)))))
+        index = self._seqs.index_on_device(seq)
+        self._seqs.check_all_computed(index, "swapped out")
+        self._allocator.swap_out(index, self._host_pool.allocate(sum(map(len, self._allocator.pages_of(index)))))
         self._pages.publish()
 
     def swap_in(self, seq: int) -> None:
@@ -334,12 +334,12 @@ class PageManager:
             OutOfPages: not enough pages are free.
             ValueError: it is not swapped out.
         """
-        row = self._seqs.row_of_any(seq)
-        if row not in self._seqs.host_pages:
+        index = self._seqs.index(seq)
+        if index not in self._seqs.host_pages:
             raise ValueError(f"sequence {seq} is not swapped out")
-        pages = self._pages.allocate(len(self._seqs.host_pages[row]))
-        self._host_pool.release(self._held.from_host(row, pages))
-        self._held.keep_full_pages_again(row)
+        pages = self._pages.allocate(len(self._seqs.host_pages[index]))
+        self._host_pool.release(self._allocator.swap_in(index, pages))
+        self._allocator.reindex_full_pages(index)
         self._pages.publish()
 
     # What is kept
@@ -347,8 +347,8 @@ class PageManager:
     def pin(self, prompt: Prompt | ArrayLike) -> Pin:
         """Keep the full pages that hold the start of this prompt from being evicted, as many as there are."""
         prompt = Prompt.of(prompt)
-        reuse = self._reuse(prompt, len(prompt)).without_tail(self.page_size)
-        pin = Pin(reuse.num_tokens, ends_first(reuse.pages))
+        hit = self._lookup(prompt, len(prompt)).without_tail(self.page_size)
+        pin = Pin(hit.num_tokens, last_pages_first(hit.pages))
         self._pages.share(pin.pages)
         self._pins.add(pin)
         self._pages.publish()
@@ -366,21 +366,21 @@ class PageManager:
         self._pages.release(pin.pages)
         self._pages.publish()
 
-    def forget_prefixes(self) -> None:
+    def reset_prefix_cache(self) -> None:
         """Nothing that is in pages can be found any more, for instance because the model's weights have changed.
 
         Nor can what the sequences of now have on the host, or compute later: it depends on what they have.
         """
-        self._pages.forget_all()
-        self._seqs.forget_keys()
+        self._pages.clear_index()
+        self._seqs.clear_hashes()
         self._pages.publish()
 
-    def kept_pages(self) -> list[KeptPage]:
+    def cached_pages(self) -> list[CachedPage]:
         """All pages that can be found, owned or free, in the order in which they came to be found."""
-        return self._pages.index.kept_pages()
+        return self._pages.index.cached_pages()
 
-    def restore(self, kept: Sequence[KeptPage]) -> np.ndarray:
-        """Take what another manager's `kept_pages` gave; the page for each, 0 where it is here or there is no room.
+    def restore(self, kept: Sequence[CachedPage]) -> np.ndarray:
+        """Take what another manager's `cached_pages` gave; the page for each, 0 where it is here or there is no room.
 
         Only empty pages are taken; they are free, and kept. The caller writes their content before the next step, and
         after what `take_moves` says until then.
@@ -388,11 +388,11 @@ class PageManager:
         Raises:
             ValueError: a page is of another page size or group, or its key is not that of its tokens.
         """
-        pages = restore(self._held, kept)
+        pages = restore(self._allocator, kept)
         self._pages.publish()
         return pages
 
-    def _reuse(self, prompt: Prompt, limit: int) -> Reuse:
-        if not self._held.can_share(prompt):
-            return Reuse.none(len(self.groups))
-        return ReuseSearch(self._pages.index, self.groups, self.page_size, prompt).longest(limit)
+    def _lookup(self, prompt: Prompt, limit: int) -> CacheHit:
+        if not self._allocator.can_reuse(prompt):
+            return CacheHit.none(len(self.groups))
+        return CacheHitSearch(self._pages.index, self.groups, self.page_size, prompt).longest(limit)

@@ -45,7 +45,7 @@ class Pages:
         pages = self.pool.allocate(n)
         if num_evicted:
             evicted = pages[n - num_evicted :]
-            self._forget(evicted, "evicted")
+            self._remove_from_index(evicted, "evicted")
             self._zero(evicted)
             self.counts.evictions += num_evicted
         return pages
@@ -56,25 +56,25 @@ class Pages:
 
     def release(self, pages: np.ndarray) -> None:
         """One owner less for each page; what can be found is kept when its last owner has left."""
-        self._zero(self.pool.release(pages, keep=self.index.holds))
+        self._zero(self.pool.release(pages, keep=self.index.is_indexed))
 
-    def keep(self, group: int, pages: np.ndarray, contents: Sequence[Content]) -> None:
+    def add_to_index(self, group: int, pages: np.ndarray, contents: Sequence[Content]) -> None:
         """Let full pages be found by what they hold, those excepted for which another is found by the same."""
-        self._note("stored", self.index.keep(group, pages.tolist(), contents))
+        self._add_events("stored", self.index.add(group, pages.tolist(), contents))
 
-    def keep_partial(self, group: int, page: int, content: Content) -> None:
+    def add_partial_to_index(self, group: int, page: int, content: Content) -> None:
         """Let a page be found by what it begins with, unless another begins alike."""
-        self._note("stored", self.index.keep_partial(group, page, content))
+        self._add_events("stored", self.index.add_partial(group, page, content))
 
-    def forget(self, pages: np.ndarray) -> None:
+    def remove_from_index(self, pages: np.ndarray) -> None:
         """Owned pages that are written again can be found no longer."""
-        self._forget(pages, "removed")
+        self._remove_from_index(pages, "removed")
 
-    def forget_all(self) -> None:
+    def clear_index(self) -> None:
         """Nothing can be found any more."""
-        found = np.array([content.page for content in self.index.kept_pages()], np.int32)
-        self._forget(found, "removed")
-        free = found[self.pool.owners(found) == 0]
+        found = np.array([content.page for content in self.index.cached_pages()], np.int32)
+        self._remove_from_index(found, "removed")
+        free = found[self.pool.refcounts(found) == 0]
         self.pool.drop(free)
         self._zero(free)
 
@@ -83,7 +83,7 @@ class Pages:
         self.log.add("copy", sources, targets)
         self.counts.copies += len(targets)
 
-    def note_swap(self, kind: EventKind, pages: np.ndarray, group: int) -> None:
+    def add_swap_events(self, kind: EventKind, pages: np.ndarray, group: int) -> None:
         """Tell subscribers of pages that were swapped."""
         if self._subscribers:
             self._events += [PageEvent(kind, page, group, b"") for page in pages.tolist()]
@@ -95,7 +95,7 @@ class Pages:
     def publish(self) -> None:
         """An operation is complete: note how many pages have owners, and tell subscribers what happened."""
         num_used = self.pool.num_used
-        self.counts.most_used = max(self.counts.most_used, num_used)
+        self.counts.peak_used = max(self.counts.peak_used, num_used)
         if self._events:
             events, self._events = self._events, []
             for subscriber in self._subscribers:
@@ -105,16 +105,16 @@ class Pages:
         """The moves since the last call."""
         return self.log.take()
 
-    def _forget(self, pages: np.ndarray, kind: EventKind) -> None:
+    def _remove_from_index(self, pages: np.ndarray, kind: EventKind) -> None:
         """Pages can be found no longer; those that could not are passed over."""
-        found = list(dict.fromkeys(pages[self.index.holds[pages]].tolist()))
-        self._note(kind, found)
-        self.index.forget(found)
+        found = list(dict.fromkeys(pages[self.index.is_indexed[pages]].tolist()))
+        self._add_events(kind, found)
+        self.index.remove(found)
 
-    def _note(self, kind: EventKind, found: list[int]) -> None:
+    def _add_events(self, kind: EventKind, found: list[int]) -> None:
         """Something happened to pages that can be found, and is to be published."""
         if self._subscribers:
-            self._events += [PageEvent(kind, page, *self.index.name(page)) for page in found]
+            self._events += [PageEvent(kind, page, *self.index.group_and_hash(page)) for page in found]
 
     def _zero(self, pages: np.ndarray) -> None:
         if self._scrub:

@@ -24,7 +24,7 @@ class PagePool:
     Each page counts its owners. A page without any is free: empty, or kept for what it holds. Empty pages go out first,
     then kept ones, the least recently released first. At any time
 
-        num_empty + num_kept + num_used == num_pages - 1
+        num_empty + num_cached + num_used == num_pages - 1
 
     A call costs O(1) for each page that it names, however large the pool, and does all it was asked or raises and
     changes nothing.
@@ -53,15 +53,15 @@ class PagePool:
         if num_pages < 1:
             raise ValueError(f"num_pages={num_pages} must be at least 1: page 0 is the null page, never handed out")
         self._where = where
-        self._owners = np.zeros(num_pages, np.int32)
+        self._refcounts = np.zeros(num_pages, np.int32)
         self._empty = np.arange(num_pages - 1, 0, -1, dtype=np.int32)  # a stack: page 1 goes out first
         self._num_empty = num_pages - 1
-        self._kept: OrderedDict[int, None] = OrderedDict()  # a queue, from whose middle pages can be taken
+        self._cached: OrderedDict[int, None] = OrderedDict()  # a queue, from whose middle pages can be taken
 
     @property
     def num_pages(self) -> int:
         """Number of pages, the null page included."""
-        return len(self._owners)
+        return len(self._refcounts)
 
     @property
     def num_empty(self) -> int:
@@ -69,23 +69,23 @@ class PagePool:
         return self._num_empty
 
     @property
-    def num_kept(self) -> int:
+    def num_cached(self) -> int:
         """Free pages that are kept for what they hold."""
-        return len(self._kept)
+        return len(self._cached)
 
     @property
     def num_free(self) -> int:
         """Pages that can be allocated now: the empty and the kept ones."""
-        return self._num_empty + len(self._kept)
+        return self._num_empty + len(self._cached)
 
     @property
     def num_used(self) -> int:
         """Pages with at least one owner."""
-        return len(self._owners) - 1 - self._num_empty - len(self._kept)
+        return len(self._refcounts) - 1 - self._num_empty - len(self._cached)
 
-    def owners(self, pages: ArrayLike) -> np.ndarray:
+    def refcounts(self, pages: ArrayLike) -> np.ndarray:
         """How many owners each page has, 0 when it is free."""
-        return self._owners[np.asarray(pages)]
+        return self._refcounts[np.asarray(pages)]
 
     def allocate(self, n: int) -> np.ndarray:
         """`n` free pages, now with one owner each: the empty ones come first, then the kept, whose content is lost.
@@ -100,10 +100,10 @@ class PagePool:
             raise OutOfPages(asked=n, free=self.num_free, where=self._where)
         left = max(0, self._num_empty - n)
         pages = self._empty[left : self._num_empty][::-1].copy()
-        kept = [self._kept.popitem(last=False)[0] for _ in range(n - len(pages))]
+        kept = [self._cached.popitem(last=False)[0] for _ in range(n - len(pages))]
         pages = np.append(pages, kept).astype(np.int32) if kept else pages
         self._num_empty = left
-        self._owners[pages] = 1
+        self._refcounts[pages] = 1
         return pages
 
     def share(self, pages: np.ndarray, times: int = 1) -> None:
@@ -113,13 +113,13 @@ class PagePool:
             ValueError: a page does not exist, or has no owner and is not kept; no count changes.
         """
         self._check_ids(pages)
-        free = pages[self._owners[pages] == 0].tolist()
+        free = pages[self._refcounts[pages] == 0].tolist()
         for page in free:
-            if page not in self._kept:
-                raise ValueError(f"page {page} has no owner and nothing that is kept, so it cannot be shared")
+            if page not in self._cached:
+                raise ValueError(f"page {page} has a refcount of 0 and is not cached, so it cannot be shared")
         for page in free:
-            self._kept.pop(page, None)
-        np.add.at(self._owners, pages, times)
+            self._cached.pop(page, None)
+        np.add.at(self._refcounts, pages, times)
 
     def release(self, pages: np.ndarray, keep: np.ndarray | None = None) -> np.ndarray:
         """One owner less for each of these pages (as often as each is named); returns those that are empty now.
@@ -132,18 +132,18 @@ class PagePool:
             ValueError: a page does not exist, or has fewer owners than would be released; no count changes.
         """
         self._check_ids(pages)
-        np.subtract.at(self._owners, pages, 1)
-        left = self._owners[pages]
+        np.subtract.at(self._refcounts, pages, 1)
+        left = self._refcounts[pages]
         if len(left) and left.min() < 0:
-            np.add.at(self._owners, pages, 1)
+            np.add.at(self._refcounts, pages, 1)
             page = int(pages[left.argmin()])
             raise ValueError(
-                f"page {page} has {self._owners[page]} owners, fewer than would release it; each owner releases once "
-                "what it allocated or shared"
+                f"page {page} has a refcount of {self._refcounts[page]}, but would be released more often; release "
+                "once for each allocate or share"
             )
         freed = _without_repeats(pages[left == 0])
         kept = np.zeros(len(freed), bool) if keep is None else keep[freed]
-        self._kept.update(dict.fromkeys(freed[kept].tolist()))
+        self._cached.update(dict.fromkeys(freed[kept].tolist()))
         empty = freed[~kept]
         self._push(empty)
         return empty
@@ -155,10 +155,10 @@ class PagePool:
             ValueError: a page is not kept; none is dropped.
         """
         for page in pages.tolist():
-            if page not in self._kept:
+            if page not in self._cached:
                 raise ValueError(f"page {page} is not kept, so it cannot be dropped; release it, or leave it out")
         for page in pages.tolist():
-            self._kept.pop(page, None)
+            self._cached.pop(page, None)
         self._push(_without_repeats(pages))
 
     def _push(self, pages: np.ndarray) -> None:

@@ -32,15 +32,15 @@ class Media:
             raise ValueError("digest is empty; give a hash of the content, such as its sha256")
 
 
-class KeptPage(NamedTuple):
+class CachedPage(NamedTuple):
     """What a page holds, for those who find it: `token_ids`, after all the tokens that `parent` names."""
 
     page: int
     group: int
     """Index of the group of layers whose keys and values these are."""
-    key: bytes
+    hash: bytes
     """The page's own key; empty for a partial page."""
-    parent: bytes
+    parent_hash: bytes
     """Key of the page before it, or the root."""
     token_ids: bytes
     """The page's tokens as little-endian int32; fewer than a page of them for a partial page."""
@@ -54,22 +54,22 @@ class KeptPage(NamedTuple):
 
 
 Content = tuple[bytes, bytes, bytes, bytes]
-"""The last four fields of a `KeptPage` as a plain tuple, of which many are made in little time."""
+"""The last four fields of a `CachedPage` as a plain tuple, of which many are made in little time."""
 
 
-def root_key(namespace: str, adapter: str) -> bytes:
+def root_hash(namespace: str, adapter: str) -> bytes:
     """The key before the first page: sequences of different namespaces or adapters have no key in common."""
     names = [name.encode() for name in (namespace, adapter)]
     return hashlib.sha256(b"".join(struct.pack("<q", len(name)) + name for name in names)).digest()
 
 
-def page_key(parent: bytes, token_ids: bytes, media: bytes) -> bytes:
-    """`sha256(parent ‖ token_ids ‖ media)`: names every token up to the page's end, for its keys depend on all of them.
+def hash_page(parent_hash: bytes, token_ids: bytes, media: bytes) -> bytes:
+    """`sha256(parent_hash ‖ token_ids ‖ media)`: a hash of every token up to the page's end.
 
     It has to be a cryptographic hash: collisions of the usual 64-bit hashes can be searched for by whoever writes
     prompts. It costs about a microsecond a page, once.
     """
-    return hashlib.sha256(parent + token_ids + media).digest()
+    return hashlib.sha256(parent_hash + token_ids + media).digest()
 
 
 def media_bytes(media: Sequence[Media], start: int, stop: int) -> bytes:
@@ -91,94 +91,94 @@ class PrefixIndex:
     """
 
     def __init__(self, num_groups: int, num_pages: int) -> None:
-        self.holds = np.zeros(num_pages, bool)
+        self.is_indexed = np.zeros(num_pages, bool)
         """For every page whether it can be found; what the pool keeps."""
         # What each page holds: plain tuples in an array, which cost the garbage collector nothing at a million pages.
         self._contents = np.full(num_pages, None)
         self._groups = np.zeros(num_pages, np.int32)
-        self._ages = np.zeros(num_pages, np.int64)
-        self._num_kept = 0  # so far
-        self._pages: list[dict[bytes, int]] = [{} for _ in range(num_groups)]
+        self._order = np.zeros(num_pages, np.int64)
+        self._num_added = 0  # so far
+        self._page_of_hash: list[dict[bytes, int]] = [{} for _ in range(num_groups)]
         # By the key before them and their first token: pages that may continue a prefix.
-        self._next = [PageLists(num_pages) for _ in range(num_groups)]
+        self._by_start = [PageLists(num_pages) for _ in range(num_groups)]
 
-    def find(self, group: int, content: Content) -> int:
+    def lookup(self, group: int, content: Content) -> int:
         """The page of this key, if it holds these tokens and media after the same; 0 if there is none."""
-        page = self._pages[group].get(content[0], 0)
+        page = self._page_of_hash[group].get(content[0], 0)
         return page if page and self._contents[page] == content else 0
 
-    def has(self, group: int, content: Content) -> bool:
+    def contains(self, group: int, content: Content) -> bool:
         """Whether a page has this key, or begins with the same tokens as this partial page."""
-        key, parent, token_ids, _ = content
-        if key:
-            return key in self._pages[group]
-        _, alike = self.find_start(group, parent, token_ids)
+        page_hash, parent_hash, token_ids, _ = content
+        if page_hash:
+            return page_hash in self._page_of_hash[group]
+        _, alike = self.lookup_partial(group, parent_hash, token_ids)
         return 4 * alike == len(token_ids)
 
-    def name(self, page: int) -> tuple[int, bytes]:
+    def group_and_hash(self, page: int) -> tuple[int, bytes]:
         """The group and the key of a page that can be found; a partial page's key is empty."""
         return int(self._groups[page]), self._contents[page][0]
 
-    def find_start(self, group: int, parent: bytes, token_ids: bytes) -> tuple[int, int]:
+    def lookup_partial(self, group: int, parent_hash: bytes, token_ids: bytes) -> tuple[int, int]:
         """A page that comes after `parent` and begins with the most of these tokens, and how many; 0, 0 without one.
 
         Pages with media are left out, and only the newest few that begin with the same token are compared.
         """
         best = (0, 0)
-        for page in self._next[group].newest(parent + token_ids[:4], PARTIAL_CANDIDATES):
+        for page in self._by_start[group].newest(parent_hash + token_ids[:4], PARTIAL_CANDIDATES):
             _, _, held, media = self._contents[page]
             best = max(best, (_common_tokens(held, token_ids), page)) if not media else best
         return best[1], best[0]
 
-    def keep(self, group: int, pages: Sequence[int], contents: Sequence[Content]) -> list[int]:
+    def add(self, group: int, pages: Sequence[int], contents: Sequence[Content]) -> list[int]:
         """Let pages of a group be found by what they hold, but for those that are kept, or for which another is found.
 
         The null page, and full pages without a key, come with a group's others and are passed over. Returns the pages
         that can be found now and could not before.
         """
-        holds, stored, by_key, kept, starts = self.holds.data, self._contents, self._pages[group], [], []
+        indexed, stored, by_hash, kept, starts = self.is_indexed.data, self._contents, self._page_of_hash[group], [], []
         for page, content in zip(pages, contents, strict=True):
-            key, parent, token_ids, _ = content
-            if page and key and not holds[page] and by_key.setdefault(key, page) == page:
+            page_hash, parent_hash, token_ids, _ = content
+            if page and page_hash and not indexed[page] and by_hash.setdefault(page_hash, page) == page:
                 stored[page] = content
                 kept.append(page)
-                starts.append(parent + token_ids[:4])
-        self._note(group, kept, starts)
+                starts.append(parent_hash + token_ids[:4])
+        self._register(group, kept, starts)
         return kept
 
-    def keep_partial(self, group: int, page: int, content: Content) -> list[int]:
+    def add_partial(self, group: int, page: int, content: Content) -> list[int]:
         """Let a page be found by what it begins with, unless it is kept, or another begins alike; as `keep`."""
-        if self.holds[page] or self.has(group, content):
+        if self.is_indexed[page] or self.contains(group, content):
             return []
-        _, parent, token_ids, _ = content
+        _, parent_hash, token_ids, _ = content
         self._contents[page] = content
-        self._note(group, [page], [parent + token_ids[:4]])
+        self._register(group, [page], [parent_hash + token_ids[:4]])
         return [page]
 
-    def forget(self, pages: Sequence[int]) -> None:
+    def remove(self, pages: Sequence[int]) -> None:
         """What these pages hold, which can be found, can be found no more."""
         for page in pages:
-            key, parent, token_ids, _ = self._contents[page]
+            page_hash, parent_hash, token_ids, _ = self._contents[page]
             group = self._groups[page]
-            if key:
-                del self._pages[group][key]
-            self._next[group].remove(parent + token_ids[:4], page)
-            self.holds[page], self._contents[page] = False, None
+            if page_hash:
+                del self._page_of_hash[group][page_hash]
+            self._by_start[group].remove(parent_hash + token_ids[:4], page)
+            self.is_indexed[page], self._contents[page] = False, None
 
-    def kept_pages(self) -> list[KeptPage]:
+    def cached_pages(self) -> list[CachedPage]:
         """All that can be found, the oldest first."""
-        pages = np.flatnonzero(self.holds)
+        pages = np.flatnonzero(self.is_indexed)
         return [
-            KeptPage(page, int(self._groups[page]), *self._contents[page])
-            for page in pages[np.argsort(self._ages[pages])].tolist()
+            CachedPage(page, int(self._groups[page]), *self._contents[page])
+            for page in pages[np.argsort(self._order[pages])].tolist()
         ]
 
-    def _note(self, group: int, pages: list[int], starts: list[bytes]) -> None:
+    def _register(self, group: int, pages: list[int], starts: list[bytes]) -> None:
         """These pages can be found from now on, and by these starts."""
-        self._next[group].add(starts, pages)
-        at, self._num_kept = self._num_kept, self._num_kept + len(pages)
+        self._by_start[group].add(starts, pages)
+        at, self._num_added = self._num_added, self._num_added + len(pages)
         each = np.array(pages, np.intp)
-        self.holds[each], self._groups[each], self._ages[each] = True, group, np.arange(at, self._num_kept)
+        self.is_indexed[each], self._groups[each], self._order[each] = True, group, np.arange(at, self._num_added)
 
 
 class PageLists:

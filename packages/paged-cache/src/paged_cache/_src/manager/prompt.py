@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from paged_cache._src.manager.arrays import least, most
-from paged_cache._src.manager.prefix import Content, Media, media_bytes, page_key, root_key
+from paged_cache._src.manager.prefix import Content, Media, hash_page, media_bytes, root_hash
 
 TOKEN_DTYPE = np.dtype("<i4")
 """Token ids are hashed as they are stored, so in the same order of bytes on every machine."""
@@ -38,7 +38,7 @@ class Prompt:
         self.token_ids = check_tokens(array, array.size)
         self._bytes = self.token_ids.tobytes()
         self.media = tuple(sorted(media, key=lambda item: item.start))  # keys do not depend on how they are listed
-        self._root = root_key(namespace, adapter)
+        self._root = root_hash(namespace, adapter)
         self._full_pages: dict[int, list[Content]] = {}  # by page size
 
     @classmethod
@@ -50,25 +50,25 @@ class Prompt:
         """How many tokens it has."""
         return len(self.token_ids)
 
-    def key(self, n: int, page_size: int) -> bytes:
+    def prefix_hash(self, n: int, page_size: int) -> bytes:
         """The key of the first `n` pages of this size; the root for none."""
-        return self._hashed(n, page_size)[n - 1][0] if n else self._root
+        return self._hash_pages(n, page_size)[n - 1][0] if n else self._root
 
-    def keys(self, n: int, page_size: int) -> list[bytes]:
+    def prefix_hashes(self, n: int, page_size: int) -> list[bytes]:
         """The root, and the keys of the first `n` pages of this size."""
-        return [self._root, *[key for key, _, _, _ in self._hashed(n, page_size)[:n]]]
+        return [self._root, *[page_hash for page_hash, _, _, _ in self._hash_pages(n, page_size)[:n]]]
 
-    def page(self, index: int, page_size: int) -> Content:
+    def full_page(self, index: int, page_size: int) -> Content:
         """What the page of this index, of this size, holds when it is full."""
-        return self._hashed(index + 1, page_size)[index]
+        return self._hash_pages(index + 1, page_size)[index]
 
-    def _hashed(self, n: int, page_size: int) -> list[Content]:
+    def _hash_pages(self, n: int, page_size: int) -> list[Content]:
         """All full pages so far, the first `n` among them."""
         pages, size = self._full_pages.setdefault(page_size, []), page_size * TOKEN_DTYPE.itemsize
         for page in range(len(pages), n):
-            parent, token_ids = pages[-1][0] if pages else self._root, self._bytes[page * size : (page + 1) * size]
+            parent_hash, token_ids = pages[-1][0] if pages else self._root, self._bytes[page * size : (page + 1) * size]
             media = media_bytes(self.media, page * page_size, (page + 1) * page_size) if self.media else b""
-            pages.append((page_key(parent, token_ids, media), parent, token_ids, media))
+            pages.append((hash_page(parent_hash, token_ids, media), parent_hash, token_ids, media))
         return pages
 
 

@@ -8,12 +8,12 @@ class Counts:
     """Running totals."""
 
     queried_tokens: int = 0
-    reused_tokens: int = 0
+    cached_tokens: int = 0
     evictions: int = 0
     copies: int = 0
     swapped_out: int = 0
     swapped_in: int = 0
-    most_used: int = 0
+    peak_used: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,18 +22,18 @@ class PageStats:
 
     num_used: int
     """Pages with an owner."""
-    num_kept: int
+    num_cached: int
     """Free pages whose content can still be found."""
     num_empty: int
     """Free pages that hold nothing."""
     num_seqs: int
     """Sequences, those swapped out included."""
-    empty_slots: int
+    unused_slots: int
     """Slots of used pages that hold no token yet: the ends of last pages."""
     page_size: int
     queried_tokens: int
     """Prompt tokens of all sequences admitted so far."""
-    reused_tokens: int
+    cached_tokens: int
     """Those of them that were found in pages."""
     evictions: int
     """Pages whose content was lost because they were handed out."""
@@ -43,18 +43,18 @@ class PageStats:
     """Pages copied to the host."""
     swapped_in: int
     """Pages copied back."""
-    most_used: int
+    peak_used: int
     """The most pages that had owners at once."""
 
     @property
     def num_usable(self) -> int:
         """Pages that sequences can have: all but the null page."""
-        return self.num_used + self.num_kept + self.num_empty
+        return self.num_used + self.num_cached + self.num_empty
 
     @property
     def hit_rate(self) -> float:
         """Share of prompt tokens that were found in pages, 0 to 1."""
-        return self.reused_tokens / self.queried_tokens if self.queried_tokens else 0.0
+        return self.cached_tokens / self.queried_tokens if self.queried_tokens else 0.0
 
     @property
     def occupancy(self) -> float:
@@ -64,4 +64,4 @@ class PageStats:
     @property
     def fragmentation(self) -> float:
         """Share of the slots of used pages that hold no token, 0 to 1."""
-        return self.empty_slots / (self.num_used * self.page_size) if self.num_used else 0.0
+        return self.unused_slots / (self.num_used * self.page_size) if self.num_used else 0.0

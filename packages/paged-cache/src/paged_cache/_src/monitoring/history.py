@@ -11,7 +11,7 @@ import numpy as np
 
 from paged_cache._src.manager import EventKind, PageEvent, PageManager, PageStats
 
-COLOURS = {"used": "#3b7a9e", "kept": "#9cc3a5", "empty": "#ececec"}
+COLOURS = {"used": "#3b7a9e", "cached": "#9cc3a5", "empty": "#ececec"}
 MARK_COLOURS = {"stored": "#5b8c5a", "removed": "#8a8a8a", "evicted": "#c0504d"}
 SWAP_COLOUR = "#e08e45"
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -31,7 +31,7 @@ class PageHistory:
     ...     manager.release(seq)
     >>> print(history.text())
     used    ▁▁▂▂▃▃▄▄  4 of 8 pages, 4 at most
-    kept     ▁▂▄▅▅▄▄  4
+    cached   ▁▂▄▅▅▄▄  4
     empty   ▇▆▄▂      0
     stored   ▃▂▅▃▆▅█  20 pages
     evicted     ▂▆██  12 pages
@@ -65,7 +65,11 @@ class PageHistory:
         """
         last = self._last()
         rows = [(name, _bars(pages, last.num_usable, width, np.mean)) for name, pages in self._states().items()]
-        ends = [f"{last.num_used} of {last.num_usable} pages, {last.most_used} at most", last.num_kept, last.num_empty]
+        ends = [
+            f"{last.num_used} of {last.num_usable} pages, {last.peak_used} at most",
+            last.num_cached,
+            last.num_empty,
+        ]
         for name, counts in self._marks().items():
             rows.append((name, _bars(counts, None, width, np.sum)))
             ends.append(_pages(sum(counts)))
@@ -134,14 +138,14 @@ def _draw_states(axes: Any, states: dict[str, list[int]], last: PageStats) -> No
     for name, pages in states.items():
         axes.stairs(below + pages, edges, baseline=below, fill=True, color=COLOURS[name], label=name)
         below = below + pages
-    axes.axhline(last.most_used, color="0.25", linewidth=1, linestyle=(0, (4, 3)), label="most used", clip_on=False)
+    axes.axhline(last.peak_used, color="0.25", linewidth=1, linestyle=(0, (4, 3)), label="most used", clip_on=False)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, last.num_usable)
     axes.locator_params(axis="x", integer=True)
     axes.set_ylabel("pages")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=4, borderaxespad=0.2, fontsize=9)
-    figures = f"at most {last.most_used} of {last.num_usable} used · {last.hit_rate:.0%} of prompt tokens found"
+    figures = f"at most {last.peak_used} of {last.num_usable} used · {last.hit_rate:.0%} of prompt tokens found"
     axes.set_title(figures, loc="right", fontsize=9, color="0.4")
 
 

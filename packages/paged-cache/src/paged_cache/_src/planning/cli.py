@@ -212,7 +212,7 @@ def notes(plans: Sequence[Plan], context: int) -> list[str]:
         lines.append(f"{one.tensor_parallel} devices do not divide {heads}: each of them holds all.")
     if empty := views * len(one.groups) - shape.num_layers:
         lines.append(f"{shape.num_layers} layers in {len(one.groups)} groups of {views} leave room for {empty} unused.")
-    if any(group.forgets for group in one.groups):
+    if any(group.is_windowed for group in one.groups):
         without = len(one.groups) * -(-context // one.page_size)
         lines.append(
             f"A decoding sequence of {context:,} tokens holds {one.pages_of(context, 1):,} pages of {one.page_size}; "

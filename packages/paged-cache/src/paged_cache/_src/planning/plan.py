@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from paged_cache._src.cache.config import MAX_SIZE, MIN_PAGES, CacheConfig
 from paged_cache._src.cache.sharding import kv_heads_per_device
 from paged_cache._src.manager.groups import LayerGroup
-from paged_cache._src.manager.sequences import check_whole
+from paged_cache._src.manager.sequences import check_integer
 from paged_cache._src.planning.cache_spec import CacheSpec
 from paged_kernels import KVLayout, KVPages
 
@@ -115,7 +115,7 @@ class Plan:
         Raises:
             ValueError: `context` is below 1.
         """
-        context = check_whole("context", context, 1)
+        context = check_integer("context", context, 1)
         admitting, decoding = self.pages_of(context, self.chunk), self.pages_of(context, 1)
         return 0 if admitting > self.usable_pages else 1 + (self.usable_pages - admitting) // decoding
 
@@ -174,7 +174,7 @@ def plan(
             fit.
     """
     sizes = {"memory_bytes": memory_bytes, "page_size": page_size, "tensor_parallel": tensor_parallel, "chunk": chunk}
-    sizes = {name: check_whole(name, size, 1) for name, size in sizes.items()}
+    sizes = {name: check_integer(name, size, 1) for name, size in sizes.items()}
     made = Plan(shape=shape, dtype=jnp.dtype(dtype).name, **sizes)
     if made.num_pages < MIN_PAGES:
         raise ValueError(
@@ -202,7 +202,7 @@ def most_pages(group: LayerGroup, length: int, new_tokens: int, page_size: int) 
     9
     """
     all_pages = -(-length // page_size)
-    if not group.forgets:
+    if not group.is_windowed:
         return all_pages
     step = 1 if group.kind == "window" else group.tokens
     span = group.tokens - 1 + new_tokens

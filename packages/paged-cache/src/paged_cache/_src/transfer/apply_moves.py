@@ -11,7 +11,6 @@ from jaxtyping import Array, Int32
 from paged_cache._src.cache.cache import PagedAttentionCache
 from paged_cache._src.manager.moves import PageMoves
 from paged_cache._src.transfer.contents import (
-    chunks,
     compile_contents,
     on_devices,
     padded,
@@ -19,6 +18,7 @@ from paged_cache._src.transfer.contents import (
     put,
     read_contents,
     sent,
+    staging_slices,
     take,
     with_pages,
     write_contents,
@@ -50,10 +50,10 @@ def apply_moves(
         ValueError: an id is no page's, pages are swapped without `host`, or the cache has replicas. Nothing has been
             done then. A host page that is to be read holds nothing.
     """
-    return apply_moves_by_group(cache, [moves], host)
+    return apply_moves_by_replica(cache, [moves], host)
 
 
-def apply_moves_by_group(
+def apply_moves_by_replica(
     cache: PagedAttentionCache, moves: Sequence[Sequence[PageMoves]], host: HostPages | None = None
 ) -> PagedAttentionCache:
     """As `apply_moves`, with a list of moves for each replica, all of them at once.
@@ -63,7 +63,7 @@ def apply_moves_by_group(
     """
     if len(moves) != (groups := cache.views[0].replicas):
         raise ValueError(
-            f"there are moves of {len(moves)} replicas, but the cache has {groups}; give apply_moves_by_group one "
+            f"there are moves of {len(moves)} replicas, but the cache has {groups}; give apply_moves_by_replica one "
             "list for each"
         )
     # Groups share no page, so that any order between their phases is right.
@@ -76,7 +76,7 @@ def apply_moves_by_group(
 
 
 def moves_of_one(cache: PagedAttentionCache, moves: Sequence[PageMoves], replica: int) -> list[Sequence[PageMoves]]:
-    """What `apply_moves_by_group` takes where only one replica has moves."""
+    """What `apply_moves_by_replica` takes where only one replica has moves."""
     return [moves if group == replica else [] for group in range(cache.views[0].replicas)]
 
 
@@ -140,7 +140,7 @@ def _stack(phase: Phase, pairs: Callable[[PageMoves], np.ndarray]) -> Int32[np.n
 
 def _swap_out(cache: PagedAttentionCache, leaving: Int32[np.ndarray, "groups 2 n"], host: HostPages) -> None:
     n = leaving.shape[2]
-    for chunk in chunks(n):
+    for chunk in staging_slices(n):
         copies = host.store(leaving[:, 1, chunk], read_contents(cache, leaving[:, 0, chunk]))
         if chunk.stop < n:  # else the next contents would need memory beside these
             jax.block_until_ready(copies)
@@ -149,7 +149,7 @@ def _swap_out(cache: PagedAttentionCache, leaving: Int32[np.ndarray, "groups 2 n
 def _swap_in(
     cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "replicas n"], host: HostPages, held: list[Held]
 ) -> PagedAttentionCache:
-    for chunk in chunks(len(held)):
+    for chunk in staging_slices(len(held)):
         cache = write_contents(cache, page_ids[:, chunk], host.to_devices(held[chunk]))
         if chunk.stop < len(held):
             jax.block_until_ready(cache)

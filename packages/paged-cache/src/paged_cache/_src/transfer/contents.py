@@ -94,7 +94,7 @@ def padded(page_ids: Int32[np.ndarray, "*lead n"]) -> Int32[np.ndarray, "*lead s
     return np.pad(page_ids, [(0, 0)] * (page_ids.ndim - 1) + [(0, padded_sizes(n)[-1] - n)])
 
 
-def chunks(n: int) -> list[slice]:
+def staging_slices(n: int) -> list[slice]:
     """`n` pages in slices of `STAGED_PAGES`; the last may be shorter."""
     return [slice(start, min(start + STAGED_PAGES, n)) for start in range(0, n, STAGED_PAGES)]
 

@@ -12,10 +12,10 @@ from paged_cache._src.cache.cache import PagedAttentionCache
 from paged_cache._src.manager import PageManager
 from paged_cache._src.transfer.contents import (
     check_alike,
-    chunks,
     content_shape,
     read_contents,
     replica_of,
+    staging_slices,
     write_contents,
 )
 from paged_cache._src.transfer.host_pages import HostPages
@@ -90,7 +90,7 @@ def arrays_from_pages(
     _check_addressable(cache)
     arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in _array_types(cache, len(page_ids)).items()}
     ids = _of_group(cache, page_ids, replica)
-    for chunk in progress(chunks(len(page_ids))):
+    for chunk in progress(staging_slices(len(page_ids))):
         for index, content in enumerate(jax.device_get(read_contents(cache, ids[:, chunk])), start=chunk.start):
             for name, array in _by_view(content, replica, len(cache.views)).items():
                 arrays[name][index] = array
@@ -103,7 +103,7 @@ def pages_from_arrays(
     """The cache, donated, with the arrays' pages in these pages of one replica, but for the null page."""
     ids = _of_group(cache, page_ids, replica)
     wanted = np.flatnonzero(page_ids)
-    for chunk in chunks(len(wanted)):
+    for chunk in staging_slices(len(wanted)):
         contents = [_place(cache, arrays, index, replica) for index in wanted[chunk].tolist()]
         cache = write_contents(cache, ids[:, wanted[chunk]], contents)
         if chunk.stop < len(wanted):  # else the next contents would need memory beside these

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from paged_cache._src.cache.cache import PagedAttentionCache
-from paged_cache._src.manager import KeptPage, PageManager
-from paged_cache._src.transfer.apply_moves import apply_moves_by_group, moves_of_one
+from paged_cache._src.manager import CachedPage, PageManager
+from paged_cache._src.transfer.apply_moves import apply_moves_by_replica, moves_of_one
 from paged_cache._src.transfer.archive import Archive
 from paged_cache._src.transfer.host_pages import HostPages
 from paged_cache._src.transfer.page_arrays import (
@@ -54,11 +54,11 @@ def save_prefix_cache(
         NotImplementedError: the layers' pages are not all of one shape, or other processes have parts of them.
     """
     check_pool(cache, manager.num_pages, replica)
-    kept = manager.kept_pages()
-    page_ids = np.array([content.page for content in kept], np.int32)
+    cached = manager.cached_pages()
+    page_ids = np.array([content.page for content in cached], np.int32)
     arrays = arrays_from_pages(cache, page_ids, replica, progress)
-    facts = {"pages": len(kept), "layout": layout_of(cache), **_origin(manager, model)}
-    Archive(KIND, facts, arrays | _kept_arrays(kept)).save(path)
+    facts = {"pages": len(cached), "layout": layout_of(cache), **_origin(manager, model)}
+    Archive(KIND, facts, arrays | _cached_arrays(cached)).save(path)
 
 
 def load_prefix_cache(
@@ -99,8 +99,8 @@ def load_prefix_cache(
                 f"{path} has {name}={archive.facts[name]!r}, but here it is {here!r}; load it where both are "
                 "the same, or start with an empty cache"
             )
-    page_ids = manager.restore(_kept_pages(archive.arrays))
-    cache = apply_moves_by_group(cache, moves_of_one(cache, manager.take_moves(), replica), host)
+    page_ids = manager.restore(_cached_pages(archive.arrays))
+    cache = apply_moves_by_replica(cache, moves_of_one(cache, manager.take_moves(), replica), host)
     return pages_from_arrays(cache, page_ids, archive.arrays, replica)
 
 
@@ -110,19 +110,21 @@ def _origin(manager: PageManager, model: str) -> dict[str, Any]:
     return {"model": model, "groups": groups}
 
 
-def _kept_arrays(kept: Sequence[KeptPage]) -> dict[str, np.ndarray]:
-    texts = [[content.key, content.parent, content.token_ids, content.media] for content in kept]
+def _cached_arrays(cached: Sequence[CachedPage]) -> dict[str, np.ndarray]:
+    texts = [[content.hash, content.parent_hash, content.token_ids, content.media] for content in cached]
     return {
-        GROUP: np.array([content.group for content in kept], np.int32),
+        GROUP: np.array([content.group for content in cached], np.int32),
         LENGTHS: np.array([[len(text) for text in of_page] for of_page in texts], np.int32),
         TEXTS: np.frombuffer(b"".join(itertools.chain(*texts)), np.uint8),
     }
 
 
-def _kept_pages(arrays: dict[str, np.ndarray]) -> list[KeptPage]:
+def _cached_pages(arrays: dict[str, np.ndarray]) -> list[CachedPage]:
     text = io.BytesIO(arrays[TEXTS].tobytes())
-    kept = []
+    cached = []
     for group, lengths in zip(arrays[GROUP].tolist(), arrays[LENGTHS].tolist(), strict=True):
-        key, parent, token_ids, media = (text.read(length) for length in lengths)
-        kept.append(KeptPage(page=0, group=group, key=key, parent=parent, token_ids=token_ids, media=media))
-    return kept
+        page_hash, parent_hash, token_ids, media = (text.read(length) for length in lengths)
+        cached.append(
+            CachedPage(page=0, group=group, hash=page_hash, parent_hash=parent_hash, token_ids=token_ids, media=media)
+        )
+    return cached

@@ -10,7 +10,7 @@ from jaxtyping import Int32
 
 from paged_cache._src.cache.cache import PagedAttentionCache
 from paged_cache._src.manager import LayerGroup, Media, PageManager, Prompt
-from paged_cache._src.transfer.apply_moves import apply_moves_by_group, moves_of_one
+from paged_cache._src.transfer.apply_moves import apply_moves_by_replica, moves_of_one
 from paged_cache._src.transfer.archive import Archive
 from paged_cache._src.transfer.host_pages import HostPages
 from paged_cache._src.transfer.page_arrays import (
@@ -113,7 +113,7 @@ def export_sequence(cache: PagedAttentionCache, manager: PageManager, seq: int, 
             "after commit, and tell extend or commit the token ids"
         )
     tables = manager.page_tables(seq)[:, 0]
-    tokens = np.array([computed if group.grows else cross_tokens for group in manager.groups])
+    tokens = np.array([computed if group.is_self_attention else cross_tokens for group in manager.groups])
     within = np.arange(tables.shape[1]) * manager.page_size < tokens[:, None]
     places = np.argwhere((tables > 0) & within).astype(np.int32)
     return SequencePages(
@@ -166,9 +166,9 @@ def import_sequence(
             f"page_size={manager.page_size} and groups={manager.groups}; import into a manager of the same"
         )
     prompt = Prompt(pages.token_ids, namespace=namespace, adapter=adapter, media=media)
-    seq = manager.admit(prompt, cross_tokens=pages.cross_tokens, arriving=True)
+    seq = manager.admit(prompt, cross_tokens=pages.cross_tokens, imported=True)
     (computed,) = manager.computed(seq).tolist()
-    cache = apply_moves_by_group(cache, moves_of_one(cache, manager.take_moves(), replica), host)
+    cache = apply_moves_by_replica(cache, moves_of_one(cache, manager.take_moves(), replica), host)
     cache = pages_from_arrays(cache, _targets(manager, seq, pages, computed), pages.arrays, replica)
     manager.commit(seq, len(prompt) - computed)
     return cache, seq
@@ -177,6 +177,6 @@ def import_sequence(
 def _targets(manager: PageManager, seq: int, pages: SequencePages, computed: int) -> Int32[np.ndarray, " n"]:
     """The page that takes each of `pages`; the null page where it is here already."""
     group, index = pages.places.T
-    grows = np.array([each.grows for each in pages.groups])[group]
+    grows = np.array([each.is_self_attention for each in pages.groups])[group]
     here = grows & (index < computed // manager.page_size)
     return np.where(here, 0, manager.page_tables(seq)[group, 0, index]).astype(np.int32)

@@ -23,7 +23,7 @@ def test_a_fork_shares_every_page():
     assert (manager.page_tables(twins) == manager.page_tables(seq)).all()
     assert manager.lengths(twins).tolist() == manager.computed(twins).tolist() == [10, 10]
     assert [manager.token_ids(twin).tolist() for twin in twins] == [list(range(10))] * 2
-    assert manager.owners(table(manager, seq)).tolist() == [3, 3, 3]
+    assert manager.refcounts(table(manager, seq)).tolist() == [3, 3, 3]
     assert manager.take_moves() == []
 
 
@@ -37,7 +37,7 @@ def test_the_first_to_write_a_shared_page_gets_a_copy_and_the_last_owner_writes_
     manager.extend(seq, 1, [8])
     assert copies(manager) == []
     assert table(manager, seq) == [1, 2]
-    assert manager.owners([1, 2, 3]).tolist() == [2, 1, 1]
+    assert manager.refcounts([1, 2, 3]).tolist() == [2, 1, 1]
 
 
 def test_siblings_that_write_in_one_call_leave_the_page_to_the_last_of_them():
@@ -93,19 +93,19 @@ def test_a_pinned_page_is_copied_before_it_is_written_again():
     manager.truncate(seq, 6)
     write(manager, seq, 1, [9])
     assert copies(manager) == [([2], [3])]
-    assert manager.find(range(9)) == 8
+    assert manager.cached_tokens(range(9)) == 8
 
 
 def test_a_page_that_is_written_again_can_be_found_no_longer():
     manager = new_manager()
     seq = computed(manager, range(8))
     manager.truncate(seq, 6)
-    assert manager.find(range(9)) == 8, "nothing has been written yet"
+    assert manager.cached_tokens(range(9)) == 8, "nothing has been written yet"
     manager.extend(seq, 1, [9])
-    assert manager.find(range(9)) == 4
+    assert manager.cached_tokens(range(9)) == 4
     manager.commit(seq)
     manager.release(seq)
-    assert manager.find([*range(6), 9, 9]) == 7
+    assert manager.cached_tokens([*range(6), 9, 9]) == 7
 
 
 def test_copies_count_among_the_pages_that_must_be_free():
@@ -149,11 +149,11 @@ def test_what_was_swapped_out_can_still_be_found_on_the_device_and_what_came_bac
     manager = new_manager(num_pages=4, num_host_pages=3)
     seq = computed(manager, range(9))
     manager.swap_out(seq)
-    assert manager.find(range(12)) == 8
+    assert manager.cached_tokens(range(12)) == 8
     manager.release(manager.admit(range(50, 62)))  # evicts all
-    assert manager.find(range(12)) == 0
+    assert manager.cached_tokens(range(12)) == 0
     manager.swap_in(seq)
-    assert manager.find(range(12)) == 8
+    assert manager.cached_tokens(range(12)) == 8
 
 
 def test_the_lengths_of_a_swapped_sequence_can_be_asked_but_its_table_cannot():

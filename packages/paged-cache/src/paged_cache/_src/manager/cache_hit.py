@@ -11,7 +11,7 @@ from paged_cache._src.manager.prompt import Prompt
 
 
 @dataclasses.dataclass(frozen=True)
-class Reuse:
+class CacheHit:
     """Pages that hold the start of a prompt.
 
     tokens  | full pages, shared | the start of a tail page, copied | to be computed |
@@ -28,12 +28,12 @@ class Reuse:
     """For each growing group the page that begins with the tokens after the full pages; empty without any."""
 
     @classmethod
-    def none(cls, num_groups: int) -> "Reuse":
+    def none(cls, num_groups: int) -> "CacheHit":
         """Nothing is in pages."""
         nothing = np.empty(0, np.int32)
         return cls(0, (nothing,) * num_groups, 0, nothing)
 
-    def without_tail(self, page_size: int) -> "Reuse":
+    def without_tail(self, page_size: int) -> "CacheHit":
         """The full pages alone."""
         return dataclasses.replace(self, num_tokens=self.num_pages * page_size, tails=self.tails[:0])
 
@@ -53,14 +53,14 @@ class Admission:
     """A sequence that can be added: there are pages for all of it."""
 
     prompt: Prompt
-    reuse: Reuse
+    hit: CacheHit
     """Pages that hold its start."""
     length: int
     """Tokens of the prompt that get a slot."""
     cross_tokens: int
 
 
-class ReuseSearch:
+class CacheHitSearch:
     """Looks one prompt up in the index; a page that was asked for once is remembered."""
 
     def __init__(self, index: PrefixIndex, groups: Sequence[LayerGroup], page_size: int, prompt: Prompt) -> None:
@@ -70,13 +70,13 @@ class ReuseSearch:
         self._prompt = prompt
         self._found: list[dict[int, int]] = [{} for _ in groups]
 
-    def longest(self, limit: int) -> Reuse:
+    def longest(self, limit: int) -> CacheHit:
         """The most of the first `limit` tokens that all groups have what they need of."""
         num_pages = self._num_pages(limit // self._page_size)
         pages = tuple(self._pages(group, num_pages) for group in range(len(self._groups)))
         start = num_pages * self._page_size
         tails, tail_tokens = self._tails(num_pages, min(limit, start + self._page_size))
-        return Reuse(num_pages, pages, start + tail_tokens, tails)
+        return CacheHit(num_pages, pages, start + tail_tokens, tails)
 
     def _num_pages(self, most: int) -> int:
         """The most full pages after which each group could go on.
@@ -85,13 +85,13 @@ class ReuseSearch:
         for one where a longer does not. So each takes away what it must, until none has to.
         """
         for group, each in enumerate(self._groups):
-            if each.grows and not each.forgets:
+            if each.is_self_attention and not each.is_windowed:
                 most = next((page for page in range(most) if not self._find(group, page)), most)
         before = -1
         while most != before:
             before = most
             for group, each in enumerate(self._groups):
-                if each.forgets:
+                if each.is_windowed:
                     most = self._with_whole_window(group, most)
         return most
 
@@ -105,7 +105,7 @@ class ReuseSearch:
         return most
 
     def _pages(self, group: int, num_pages: int) -> np.ndarray:
-        if not self._groups[group].grows:
+        if not self._groups[group].is_self_attention:
             return np.empty(0, np.int32)
         needed = range(self._first_needed(group, num_pages), num_pages)
         return np.array([self._find(group, page) for page in needed], np.int32)
@@ -116,10 +116,10 @@ class ReuseSearch:
         nothing = np.empty(0, np.int32)
         if stop <= start or media_bytes(self._prompt.media, start, stop):
             return nothing, 0
-        parent = self._prompt.key(num_pages, self._page_size)
+        parent_hash = self._prompt.prefix_hash(num_pages, self._page_size)
         tokens = self._prompt.token_ids[start:stop].tobytes()
-        growing = [group for group, each in enumerate(self._groups) if each.grows]
-        found = [self._index.find_start(group, parent, tokens) for group in growing]
+        growing = [group for group, each in enumerate(self._groups) if each.is_self_attention]
+        found = [self._index.lookup_partial(group, parent_hash, tokens) for group in growing]
         num_tokens = min(n for _, n in found)
         return (np.array([page for page, _ in found], np.int32), num_tokens) if num_tokens else (nothing, 0)
 
@@ -129,5 +129,5 @@ class ReuseSearch:
     def _find(self, group: int, page: int) -> int:
         found = self._found[group]
         if page not in found:
-            found[page] = self._index.find(group, self._prompt.page(page, self._page_size))
+            found[page] = self._index.lookup(group, self._prompt.full_page(page, self._page_size))
         return found[page]
