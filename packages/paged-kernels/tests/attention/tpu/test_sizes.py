@@ -124,7 +124,7 @@ def test_in_decode_a_block_has_subblocks_of_several_sequences(pages_per_seq, kv_
 def test_heads_are_split_into_operands_of_at_least_256_rows_if_they_can(kv_heads, q_per_kv, q_rows, expected):
     config = dataclasses.replace(preferred(kv_heads, q_per_kv, 128, 16, "bfloat16", False), q_rows=q_rows)
     assert (config.splits, config.parts) == (expected, kv_heads * expected)
-    assert config.splits * config.part == q_per_kv
+    assert config.splits * config.part_heads == q_per_kv
 
 
 def test_what_features_need_is_counted():

@@ -16,7 +16,7 @@ def empty_state():
 
 def attend(state, q, k, v, mask, logits):
     x = jnp.where(mask, logits(softmax.score(q, k)), softmax.MASKED)
-    return softmax.absorb(state, x, v)
+    return softmax.add_keys(state, x, v)
 
 
 def data(seed=0):

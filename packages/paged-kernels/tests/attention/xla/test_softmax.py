@@ -17,9 +17,9 @@ def data(keys=12, head_dim=8):
 @pytest.mark.parametrize("cuts", [[12], [6, 6], [1, 11], [5, 4, 3]])
 def test_blocks_in_any_cut_give_the_softmax(cuts):
     s, v = data()
-    state = SoftmaxState.before_keys(NO_SINKS, 8)
+    state = SoftmaxState.initial(NO_SINKS, 8)
     for start, stop in zip(np.cumsum([0, *cuts[:-1]]), np.cumsum(cuts), strict=True):
-        state = state.see(jnp.float32(s[..., start:stop]), jnp.float32(v[:, start:stop]))
+        state = state.add_keys(jnp.float32(s[..., start:stop]), jnp.float32(v[:, start:stop]))
     out, lse = state.finish()
     weights = np.exp(s) / np.exp(s).sum(-1, keepdims=True)
     np.testing.assert_allclose(out, weights @ v, rtol=1e-5, atol=1e-6)
@@ -29,21 +29,26 @@ def test_blocks_in_any_cut_give_the_softmax(cuts):
 def test_hidden_blocks_change_nothing():
     s, v = data()
     hidden = jnp.full(s.shape, -jnp.inf)
-    seen = SoftmaxState.before_keys(NO_SINKS, 8).see(jnp.float32(s), jnp.float32(v))
-    around = SoftmaxState.before_keys(NO_SINKS, 8).see(hidden, v).see(jnp.float32(s), jnp.float32(v)).see(hidden, v)
+    seen = SoftmaxState.initial(NO_SINKS, 8).add_keys(jnp.float32(s), jnp.float32(v))
+    around = (
+        SoftmaxState.initial(NO_SINKS, 8)
+        .add_keys(hidden, v)
+        .add_keys(jnp.float32(s), jnp.float32(v))
+        .add_keys(hidden, v)
+    )
     for a, b in zip(seen.finish(), around.finish(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_no_key_gives_zeros_and_minus_infinity():
-    out, lse = SoftmaxState.before_keys(NO_SINKS, 8).see(jnp.full((2, 3, 4), -jnp.inf), jnp.ones((2, 4, 8))).finish()
+    out, lse = SoftmaxState.initial(NO_SINKS, 8).add_keys(jnp.full((2, 3, 4), -jnp.inf), jnp.ones((2, 4, 8))).finish()
     assert (np.asarray(out) == 0).all()
     assert np.isneginf(lse).all()
 
 
 def test_large_logits_do_not_overflow():
     s = jnp.array([[[1e4, 1e4 - 1.0]]])
-    out, lse = SoftmaxState.before_keys(jnp.full((1, 1), -jnp.inf), 1).see(s, jnp.array([[[1.0], [2.0]]])).finish()
+    out, lse = SoftmaxState.initial(jnp.full((1, 1), -jnp.inf), 1).add_keys(s, jnp.array([[[1.0], [2.0]]])).finish()
     np.testing.assert_allclose(out[0, 0, 0], 1 + 1 / (1 + np.e), rtol=1e-3)
     np.testing.assert_allclose(lse, 1e4 + np.log(1 + np.exp(-1)), rtol=1e-6)
 

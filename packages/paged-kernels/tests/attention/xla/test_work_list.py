@@ -8,13 +8,13 @@ from paged_kernels import AttentionSpec, RaggedBatch
 from paged_kernels._src.attention.xla.work_list import make_work_list
 
 
-def tiles_of(kv_lens, q_lens, *, q_rows=4, page_size=4, lone_rows=False, num_seqs=None, **spec):
+def tiles_of(kv_lens, q_lens, *, q_rows=4, page_size=4, single_rows=False, num_seqs=None, **spec):
     pages = [[1] * -(-n // page_size) for n in kv_lens]
     batch = RaggedBatch.from_lists(pages, kv_lens, q_lens)
     if num_seqs is not None:
         batch = RaggedBatch(**{**vars(batch), "num_seqs": jnp.int32(num_seqs)})
     tiles, count = make_work_list(
-        batch, AttentionSpec(**spec), tokens=sum(q_lens), page_size=page_size, q_rows=q_rows, lone_rows=lone_rows
+        batch, AttentionSpec(**spec), tokens=sum(q_lens), page_size=page_size, q_rows=q_rows, single_rows=single_rows
     )
     return {name: np.asarray(field)[: int(count)].tolist() for name, field in vars(tiles).items()}, tiles, int(count)
 
@@ -31,8 +31,8 @@ def test_tiles_cut_each_sequence_on_its_own():
     }
 
 
-def test_lone_rows_are_listed_apart():
-    fields, _, _ = tiles_of([10, 6, 20, 3], [10, 1, 5, 1], q_rows=1, lone_rows=True)
+def test_single_rows_are_listed_apart():
+    fields, _, _ = tiles_of([10, 6, 20, 3], [10, 1, 5, 1], q_rows=1, single_rows=True)
     assert (fields["seq"], fields["first_row"], fields["kv_end"]) == ([1, 3], [10, 16], [6, 3])
 
 
@@ -46,7 +46,7 @@ def test_gaps_empty_sequences_and_slots_not_in_use_have_no_tiles():
     [(1, 4), (3, 4), (4, 3), (7, 3), (8, 2), (18, 0), (100, 0)],  # the row is at 18, in slot 2 of page 4
 )
 def test_pages_before_the_window_are_not_listed(window, first_page):
-    fields, _, _ = tiles_of([19], [1], q_rows=1, lone_rows=True, sliding_window=window)
+    fields, _, _ = tiles_of([19], [1], q_rows=1, single_rows=True, sliding_window=window)
     assert (fields["first_page"], fields["kv_end"]) == ([first_page], [19])
 
 
@@ -57,7 +57,7 @@ def test_without_causality_all_keys_are_listed():
 
 @pytest.mark.parametrize("kv_pages", [1, 2, 3, 8])
 def test_blocks_are_in_proportion_to_the_keys(kv_pages):
-    _, tiles, count = tiles_of([40, 3, 17, 21], [1, 1, 1, 1], q_rows=1, lone_rows=True)
+    _, tiles, count = tiles_of([40, 3, 17, 21], [1, 1, 1, 1], q_rows=1, single_rows=True)
     blocks = np.asarray(tiles.num_blocks(4, kv_pages))[:count]
     assert blocks.tolist() == [-(-pages // kv_pages) for pages in (10, 1, 5, 6)]
 
@@ -68,8 +68,8 @@ def test_causal_tiles_walk_half_of_the_square():
 
 
 def test_a_window_costs_what_it_spans():
-    _, short, _ = tiles_of([100], [1], q_rows=1, lone_rows=True, sliding_window=8)
-    _, long, _ = tiles_of([10000], [1], q_rows=1, lone_rows=True, sliding_window=8)
+    _, short, _ = tiles_of([100], [1], q_rows=1, single_rows=True, sliding_window=8)
+    _, long, _ = tiles_of([10000], [1], q_rows=1, single_rows=True, sliding_window=8)
     assert short.num_blocks(4, 1)[0] == long.num_blocks(4, 1)[0] == 2
 
 
@@ -80,5 +80,5 @@ def test_lengths_beyond_the_table_stop_at_its_end():
         cu_q_lens=jnp.array([0, 1], jnp.int32),
         num_seqs=jnp.int32(1),
     )
-    tiles, _ = make_work_list(batch, AttentionSpec(), tokens=1, page_size=4, q_rows=1, lone_rows=True)
+    tiles, _ = make_work_list(batch, AttentionSpec(), tokens=1, page_size=4, q_rows=1, single_rows=True)
     assert tiles.kv_end.tolist() == [8]

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from page_write_data import SEQS, TOKENS, WRITES, make_batch, noise_pages, ragged_writes
 
 from paged_kernels._src.page_write.slots import row_slots
-from paged_kernels._src.page_write.tpu.runs import max_runs, plan_runs
+from paged_kernels._src.page_write.tpu.runs import list_runs, max_runs
 
-plan = jax.jit(plan_runs, static_argnames=("span", "size"))
+plan = jax.jit(list_runs, static_argnames=("span", "size"))
 
 
 def runs_of(page_ids, slots, span, size):

@@ -63,25 +63,25 @@ class Config:
         return cdiv(self.tokens, self.q_rows)
 
     @property
-    def operand_rows(self) -> int:
+    def operand_tokens(self) -> int:
         """Rows of q whose query heads are one left operand: a block's, but in decode each row meets keys of its own."""
         return 1 if self.decode else self.q_rows
 
     @property
     def operands(self) -> int:
         """Left operands of a KV head in a block of rows."""
-        return self.q_rows // self.operand_rows
+        return self.q_rows // self.operand_tokens
 
     @property
     def splits(self) -> int:
         """Equal parts of a KV head's query heads, each a left operand of its own."""
-        rows, (least, most) = self.q_per_kv * self.operand_rows, PART_ROWS
+        rows, (least, most) = self.q_per_kv * self.operand_tokens, PART_ROWS
         part_rows = min(max(least, self.kv_heads * rows // PARTS_AT_ONCE), most)
         divisors = (n for n in range(1, self.q_per_kv) if self.q_per_kv % n == 0)
         return next((n for n in divisors if rows <= n * part_rows), self.q_per_kv)
 
     @property
-    def part(self) -> int:
+    def part_heads(self) -> int:
         """Query heads of a part."""
         return self.q_per_kv // self.splits
 
@@ -91,9 +91,9 @@ class Config:
         return self.kv_heads * self.splits
 
     @property
-    def rows(self) -> int:
+    def part_rows(self) -> int:
         """Rows of the left operand for one part: its query heads times its rows of q, in whole registers."""
-        return round_up(self.part * self.operand_rows, SUBLANES)
+        return round_up(self.part_heads * self.operand_tokens, SUBLANES)
 
     @property
     def block_tokens(self) -> int:
@@ -131,9 +131,9 @@ class Config:
         return self.q_dtype if self.layout.is_quantised else jnp.promote_types(self.q_dtype, self.layout.dtype)
 
     @property
-    def part_rows(self) -> int:
+    def head_rows(self) -> int:
         """Rows of what each query head of a part brings, in whole registers."""
-        return round_up(self.part, SUBLANES)
+        return round_up(self.part_heads, SUBLANES)
 
     @property
     def tree_lanes(self) -> int:
@@ -149,10 +149,10 @@ class Config:
     @property
     def lse_rows(self) -> int:
         """Rows of all parts and operands in one block, in whole registers' widths."""
-        return round_up(self.operands * self.parts * self.rows, LANES)
+        return round_up(self.operands * self.parts * self.part_rows, LANES)
 
     @property
-    def ids(self) -> int:
+    def ids_per_copy(self) -> int:
         """Page ids in a copy of the table for any block (in decode, any sub-block), in whole registers' widths."""
         pages = self.subblock_pages if self.decode else self.kv_pages
         # They start at multiples of `pages`, unless a window makes them start at any page.

@@ -66,13 +66,13 @@ class PageBuffers:
             kv_arrived=pltpu.SemaphoreType.DMA((c.buffers, subblocks)),
             scales=pltpu.VMEM((c.buffers, *c.scales_shape), jnp.float32) if quantised else None,
             scales_arrived=pltpu.SemaphoreType.DMA((c.buffers, subblocks)) if quantised else None,
-            ids=pltpu.SMEM(((IDS_AHEAD + 1) * subblocks * c.ids,), jnp.int32),
+            ids=pltpu.SMEM(((IDS_AHEAD + 1) * subblocks * c.ids_per_copy,), jnp.int32),
             ids_arrived=pltpu.SemaphoreType.DMA((IDS_AHEAD + 1,)),
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Places:
+class Destination:
     """Where the copies of some pages go, and the semaphores that count them."""
 
     kv: Memory  # [kv_heads, pages, page_size, storage_lanes]
@@ -90,26 +90,26 @@ class PageCopies:
     scales: Memory  # HBM [pages, kv_heads, 1, scale_lanes], or None
     buffers: PageBuffers
 
-    def places(self, buffer, first, count: int, subblock=0) -> "Places":
-        """Some places of a buffer from its place `first` on; known together, they share the sums of their addresses.
+    def destination(self, buffer, first, count: int, subblock=0) -> "Destination":
+        """Some target of a buffer from its place `first` on; known together, they share the sums of their addresses.
 
         `subblock` is that whose semaphore counts what arrives there.
         """
         b, arrived = self.buffers, (buffer, subblock)
         kv = b.kv.at[buffer, :, pl.ds(first, count)]
         if self.scales is None:
-            return Places(kv=kv, kv_arrived=b.kv_arrived.at[arrived])
+            return Destination(kv=kv, kv_arrived=b.kv_arrived.at[arrived])
         scales = b.scales.at[buffer, pl.ds(first, count)]
-        return Places(
+        return Destination(
             kv=kv, kv_arrived=b.kv_arrived.at[arrived], scales=scales, scales_arrived=b.scales_arrived.at[arrived]
         )
 
-    def start(self, page_id, places: "Places", i: int, exists: jax.Array | bool = True) -> None:
-        """Start the copy of a page to one of some places; one of nothing, if there is no such page."""
+    def start(self, page_id, target: "Destination", i: int, exists: jax.Array | bool = True) -> None:
+        """Start the copy of a page to one of some target; one of nothing, if there is no such page."""
         heads = pl.ds(0, self.config.kv_heads if exists is True else jnp.where(exists, self.config.kv_heads, 0))
-        copies = [(self.data.at[page_id, heads], places.kv.at[heads, i], places.kv_arrived)]
-        if places.scales is not None:
-            copies.append((self.scales.at[page_id, heads, 0], places.scales.at[i, heads], places.scales_arrived))
+        copies = [(self.data.at[page_id, heads], target.kv.at[heads, i], target.kv_arrived)]
+        if target.scales is not None:
+            copies.append((self.scales.at[page_id, heads, 0], target.scales.at[i, heads], target.scales_arrived))
         for source, place, arrived in copies:
             pltpu.make_async_copy(source, place, arrived).start()
 
@@ -222,13 +222,15 @@ class PageStream:
     def _ids_copy(self, at: Cursor):
         buffer = at.block % (IDS_AHEAD + 1)
         first = pl.multiple_of(at.page // LANES * LANES, LANES)
-        source = self.page_table.at[self.tiles.seq[at.tile], 0, pl.ds(first, self.config.ids)]
-        target = self.buffers.ids.at[pl.ds(pl.multiple_of(buffer * self.config.ids, LANES), self.config.ids)]
+        source = self.page_table.at[self.tiles.seq[at.tile], 0, pl.ds(first, self.config.ids_per_copy)]
+        target = self.buffers.ids.at[
+            pl.ds(pl.multiple_of(buffer * self.config.ids_per_copy, LANES), self.config.ids_per_copy)
+        ]
         return pltpu.make_async_copy(source, target, self.buffers.ids_arrived.at[buffer])
 
     def _start_page(self, at: Cursor, i) -> None:
-        page_id = self.buffers.ids[at.block % (IDS_AHEAD + 1) * self.config.ids + at.page % LANES + i]
-        self.copies.start(page_id, self.copies.places(self.buffer(at), i, 1), 0)
+        page_id = self.buffers.ids[at.block % (IDS_AHEAD + 1) * self.config.ids_per_copy + at.page % LANES + i]
+        self.copies.start(page_id, self.copies.destination(self.buffer(at), i, 1), 0)
 
 
 @jax.tree_util.register_dataclass
@@ -240,7 +242,7 @@ class RowBuffers:
     """
 
     q: Memory  # [2 * operands, parts, rows, q_lanes]
-    tree: Memory  # [2 * operands, operand_rows, tree_lanes], or None
+    tree: Memory  # [2 * operands, operand_tokens, tree_lanes], or None
     out: Memory  # [2 * operands, parts, rows, out_lanes]
     lse: Memory  # [2, lse_rows / 128, 128], or None
     arrived: Memory  # semaphores [2, 2], of q and tree
@@ -250,10 +252,10 @@ class RowBuffers:
     def shapes(cls, c: Config) -> "RowBuffers":
         """What to allocate."""
         operands = 2 * c.operands + c.decode
-        rows = (operands, c.parts, c.rows)
+        rows = (operands, c.parts, c.part_rows)
         return cls(
             q=pltpu.VMEM((*rows, c.q_lanes), c.compute_dtype),
-            tree=pltpu.VMEM((operands, c.operand_rows, c.tree_lanes), jnp.int32) if c.tree_words else None,
+            tree=pltpu.VMEM((operands, c.operand_tokens, c.tree_lanes), jnp.int32) if c.tree_words else None,
             out=pltpu.VMEM((*rows, c.out_lanes), c.q_dtype),
             lse=pltpu.VMEM((2, c.lse_rows // LANES, LANES), jnp.float32) if c.has_lse else None,
             arrived=pltpu.SemaphoreType.DMA((2, 2)),
@@ -267,7 +269,7 @@ class RowStream:
 
     config: Config
     q: Memory  # HBM [q_blocks * operands, parts, rows, q_lanes]
-    tree: Memory  # HBM [q_blocks * operands, operand_rows, tree_lanes], or None
+    tree: Memory  # HBM [q_blocks * operands, operand_tokens, tree_lanes], or None
     out: Memory  # HBM [q_blocks * operands, parts, rows, out_lanes]
     lse: Memory  # HBM [q_blocks, lse_rows / 128, 128], or None
     buffers: RowBuffers

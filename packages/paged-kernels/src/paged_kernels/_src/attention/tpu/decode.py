@@ -46,9 +46,9 @@ def decode_kernel(  # noqa: PLR0917 -- pallas_call passes references by position
     attention = TileAttention(config=config, tiles=tiles, inputs=inputs, scratch=scratch)
     decode = DecodeAttention(config=config, tiles=tiles, scratch=scratch, attention=attention, stream=stream)
 
-    def attend_block(block, planned: Cursor, row_buffer) -> Cursor:
+    def attend_block(block, next_block: Cursor, row_buffer) -> Cursor:
         ahead = block + config.buffers - 1
-        planned = stream.plan(planned)
+        next_block = stream.assign(next_block)
         stream.wait_ids(ahead)
         steady = decode.is_one_tile(block) & stream.is_whole(ahead)
 
@@ -65,12 +65,12 @@ def decode_kernel(  # noqa: PLR0917 -- pallas_call passes references by position
             decode.clear_unseen(block)
             decode.attend_subblocks(block, row_buffer, ahead)
 
-        return planned
+        return next_block
 
-    def attend_rows(row_block, buffer, planned: Cursor) -> Cursor:
+    def attend_rows(row_block, buffer, next_block: Cursor) -> Cursor:
         attention.clear_output(buffer)
         first, end = block_starts[row_block], block_starts[row_block + 1]
-        return jax.lax.fori_loop(first, end, lambda block, p: attend_block(block, p, buffer), planned)
+        return jax.lax.fori_loop(first, end, lambda block, p: attend_block(block, p, buffer), next_block)
 
     attention.for_row_blocks(rows, attend_rows, stream.begin)
     stream.end(block_starts[config.q_blocks])
@@ -113,11 +113,11 @@ class DecodeAttention:
         first = self.stream.subblock(block, 0)
         keys = self.attention.whole_keys(self._cursor(block, first), self.stream.buffer(block))
 
-        def absorb(_, head, x):
-            self.attention.store(head, self.attention.absorb(self.attention.load(head), head, x, keys))
+        def add_keys(_, head, x):
+            self.attention.store(head, self.attention.add_keys(self.attention.load(head), head, x, keys))
 
         start = functools.partial(self.stream.start_subblock, ahead, whole=True)
-        self._attend([keys], [self._operand(first, row_buffer)], absorb, start)
+        self._attend([keys], [self._operand(first, row_buffer)], add_keys, start)
 
     def attend_subblocks(self, block, row_buffer, ahead) -> None:
         """Take the sub-blocks of a block, each masked, into the states of their tiles, and put those into the output.
@@ -129,14 +129,14 @@ class DecodeAttention:
         subblocks = [self.stream.subblock(block, i) for i in range(c.subblocks)]
         keys = [self._keys(i, subblock, block, row_buffer) for i, subblock in enumerate(subblocks)]
 
-        def absorb(i, head, x):
-            self._absorb(head, x, subblocks[i], keys[i], row_buffer)
+        def add_keys(i, head, x):
+            self._add_keys(head, x, subblocks[i], keys[i], row_buffer)
 
         operands = [self._operand(subblock, row_buffer) for subblock in subblocks]
-        self._attend(keys, operands, absorb, functools.partial(self.stream.start_subblock, ahead))
+        self._attend(keys, operands, add_keys, functools.partial(self.stream.start_subblock, ahead))
 
-    def _attend(self, keys: list[Keys], operands: list, absorb: Callable, start_subblock: Callable) -> None:
-        """Run `absorb(i, head, logits)` for all keys and heads, and beside them `start_subblock(i)` for all sub-blocks.
+    def _attend(self, keys: list[Keys], operands: list, add_keys: Callable, start_subblock: Callable) -> None:
+        """Run `add_keys(i, head, logits)` for all keys and heads, and beside them `start_subblock(i)` for all sub-blocks.
 
         The compiler moves no load of keys over the start of a copy. So the copies are started a few at a time, each
         time after the products of the next head, where they fill the latencies of this head's softmax.
@@ -157,20 +157,20 @@ class DecodeAttention:
             for n, after in enumerate(work[1:]):
                 x_after = score(*after)
                 start_share(n)
-                absorb(*work[n], x)
+                add_keys(*work[n], x)
                 x = x_after
-            absorb(*work[-1], x)
+            add_keys(*work[-1], x)
             start_share(len(work) - 1)
 
         self.attention.for_parts(attend_heads)
 
-    def _absorb(self, head, x, subblock: SubBlock, keys: Keys, row_buffer) -> None:
+    def _add_keys(self, head, x, subblock: SubBlock, keys: Keys, row_buffer) -> None:
         """Take a head's logits and values into its state: a new one, if the sub-block is its tile's first."""
         begins = subblock.page == self.tiles.first_page[subblock.tile]
         state = jax.tree.map(
             lambda new, old: jnp.where(begins, new, old), self.attention.initial(head), self.attention.load(head)
         )
-        state = self.attention.absorb(state, head, x, keys)
+        state = self.attention.add_keys(state, head, x, keys)
         self.attention.store(head, state)
         self._finish(head, state, subblock, row_buffer)
 
@@ -184,7 +184,7 @@ class DecodeAttention:
         if not c.has_lse:
             return
         place = jnp.where(subblock.count > 0, self.tiles.row_lo[subblock.tile], c.operands) * c.kv_heads + head
-        lse = s.lse.at[pl.ds(pl.multiple_of(place * c.rows, c.rows), c.rows)]
+        lse = s.lse.at[pl.ds(pl.multiple_of(place * c.part_rows, c.part_rows), c.part_rows)]
         lse[...] = jnp.where(seen, softmax.log_sum_exp(state), -jnp.inf)
 
     def _keys(self, i: int, subblock: SubBlock, block, row_buffer) -> Keys:
@@ -203,14 +203,14 @@ class DecodeAttention:
     def _clean_pages(self, subblock: SubBlock):
         """How many pages of a sub-block, from its first, are seen whole."""
         c = self.config
-        first, end = self.attention.seen(subblock.tile)
+        first, end = self.attention.keys_of_tile(subblock.tile)
         pages = jnp.minimum(subblock.count, end // c.page_size - subblock.page)
         pages = jnp.where(first > subblock.page * c.page_size, 0, pages)
         return jnp.where(subblock.count > 0, pages, c.subblock_pages)  # an empty sub-block needs no clearing
 
     def _clear_subblock(self, block, i: int, subblock: SubBlock, clean) -> None:
         c = self.config
-        first, end = self.attention.seen(subblock.tile)
+        first, end = self.attention.keys_of_tile(subblock.tile)
         pages = self.scratch.pages.kv.at[self.stream.buffer(block)]
 
         def clear(page, _):

@@ -30,22 +30,22 @@ def enlarge_pages(pages: KVPages, batch: RaggedBatch) -> tuple[KVPages, RaggedBa
     """The same keys in pages that the kernel's copies can have, and the batch that finds them there.
 
     Where the page size is not such, every page of the page table is copied: right, but slow, and with memory for as
-    many tokens as the table has places.
+    many tokens as the table has target.
     """
     count = native_page_size(pages) // pages.page_size
     if count == 1:
         return pages, batch
-    groups = cdiv(batch.pages_per_seq, count)
-    page_table = jnp.pad(batch.page_table, ((0, 0), (0, groups * count - batch.pages_per_seq)))
+    large_per_seq = cdiv(batch.pages_per_seq, count)
+    page_table = jnp.pad(batch.page_table, ((0, 0), (0, large_per_seq * count - batch.pages_per_seq)))
     ids = page_table.reshape(-1, count)
-    rows, scales = pages.take(ids)
-    grouped = KVPages.from_entries(_join(rows), None if scales is None else _join(scales), pages.layout)
-    page_table = jnp.arange(len(ids), dtype=jnp.int32).reshape(-1, groups)
-    return grouped, dataclasses.replace(batch, page_table=page_table)
+    entries, scales = pages.take(ids)
+    large_pages = KVPages.from_entries(_join(entries), None if scales is None else _join(scales), pages.layout)
+    page_table = jnp.arange(len(ids), dtype=jnp.int32).reshape(-1, large_per_seq)
+    return large_pages, dataclasses.replace(batch, page_table=page_table)
 
 
 def _join(
     pages: Shaped[Array, "groups count kv_heads page_size width"],
 ) -> Shaped[Array, "groups kv_heads group_size width"]:
-    groups, count, heads, size, width = pages.shape
-    return jnp.swapaxes(pages, 1, 2).reshape(groups, heads, count * size, width)
+    large_per_seq, count, heads, size, width = pages.shape
+    return jnp.swapaxes(pages, 1, 2).reshape(large_per_seq, heads, count * size, width)

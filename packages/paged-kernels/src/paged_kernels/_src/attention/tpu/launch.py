@@ -113,7 +113,7 @@ def _call_kernel(inputs: KernelInputs, batch: RaggedBatch, config: Config, *, ch
         in_specs=(*jax.tree.map(lambda _: pl.BlockSpec(memory_space=pltpu.SMEM), work), inputs.specs()),
         out_specs=(pl.BlockSpec(memory_space=pl.ANY), pl.BlockSpec(memory_space=pl.ANY) if c.has_lse else None),
         out_shape=(
-            jax.ShapeDtypeStruct((c.q_blocks * c.operands, c.parts, c.rows, c.out_lanes), c.q_dtype),
+            jax.ShapeDtypeStruct((c.q_blocks * c.operands, c.parts, c.part_rows, c.out_lanes), c.q_dtype),
             jax.ShapeDtypeStruct((c.q_blocks, c.lse_rows // LANES, LANES), jnp.float32) if c.has_lse else None,
         ),
         scratch_shapes=(Scratch.shapes(c),),  # pyright: ignore[reportArgumentType] -- any pytree will do

@@ -26,9 +26,9 @@ class KernelInputs:
     q: Memory  # HBM [operands, parts, rows, q_lanes]
     data: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
     scales: Memory  # HBM [pages, kv_heads, 1, scale_lanes], or None
-    tree: Memory  # HBM [operands, operand_rows, tree_lanes], or None
-    sinks: Memory  # VMEM [parts, part_rows, 128], to base 2, or None
-    slopes: Memory  # VMEM [parts, part_rows, 128], to base 2, or None
+    tree: Memory  # HBM [operands, operand_tokens, tree_lanes], or None
+    sinks: Memory  # VMEM [parts, head_rows, 128], to base 2, or None
+    slopes: Memory  # VMEM [parts, head_rows, 128], to base 2, or None
 
     @classmethod
     def arranged(
@@ -75,10 +75,10 @@ class Scratch:
         return cls(
             pages=PageBuffers.shapes(c),
             rows=RowBuffers.shapes(c),
-            m=pltpu.VMEM((c.parts, c.rows, LANES), jnp.float32),
-            l=pltpu.VMEM((c.parts, c.rows, LANES), jnp.float32),
-            acc=pltpu.VMEM((c.parts, c.rows, c.out_lanes), jnp.float32),
-            lse=pltpu.VMEM((c.lse_rows + c.decode * c.parts * c.rows, LANES), jnp.float32) if c.has_lse else None,
+            m=pltpu.VMEM((c.parts, c.part_rows, LANES), jnp.float32),
+            l=pltpu.VMEM((c.parts, c.part_rows, LANES), jnp.float32),
+            acc=pltpu.VMEM((c.parts, c.part_rows, c.out_lanes), jnp.float32),
+            lse=pltpu.VMEM((c.lse_rows + c.decode * c.parts * c.part_rows, LANES), jnp.float32) if c.has_lse else None,
             scales=pltpu.VMEM(scales, jnp.float32) if c.layout.is_quantised else None,
             notes=notes_shape(c) if c.decode else None,
         )

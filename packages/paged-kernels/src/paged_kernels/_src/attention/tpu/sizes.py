@@ -99,7 +99,7 @@ def shrink_to_fit(c: Config, chip: Chip) -> Config:
 def vmem_bytes(c: Config) -> int:
     """VMEM that the kernel needs, bytes: its buffers, and the values in flight in one step."""
     logits = 6 + c.has_alibi
-    in_flight = logits * c.rows * round_up(c.block_tokens, LANES) * 4 + 2 * c.block_tokens * c.layout.lanes * 4
+    in_flight = logits * c.part_rows * round_up(c.block_tokens, LANES) * 4 + 2 * c.block_tokens * c.layout.lanes * 4
     return _kv_bytes(c) + _row_bytes(c) + in_flight
 
 
@@ -115,17 +115,17 @@ def _row_bytes(c: Config) -> int:
     operands = 2 * c.operands + c.decode
     copies = operands * (c.q_lanes * c.compute_dtype.itemsize + c.out_lanes * c.q_dtype.itemsize)
     state = (c.out_lanes + 2 * LANES) * 4
-    tree = operands * round_up(c.operand_rows, SUBLANES) * c.tree_lanes * 4
-    heads = (c.has_sinks + c.has_alibi) * c.parts * c.part_rows * LANES * 4
-    lse = (c.lse_rows * (LANES + 2) + c.decode * c.parts * c.rows * LANES) * 4
-    return c.parts * c.rows * (copies + state) + lse + tree + heads
+    tree = operands * round_up(c.operand_tokens, SUBLANES) * c.tree_lanes * 4
+    heads = (c.has_sinks + c.has_alibi) * c.parts * c.head_rows * LANES * 4
+    lse = (c.lse_rows * (LANES + 2) + c.decode * c.parts * c.part_rows * LANES) * 4
+    return c.parts * c.part_rows * (copies + state) + lse + tree + heads
 
 
 def smem_bytes(c: Config, tiles: int) -> int:
     """Scalar memory that the kernel needs, bytes: the tiles and the page ids on their way."""
     blocks = (1 + c.decode) * round_up(c.q_blocks + 1, LANES)
     subblocks = c.subblocks if c.decode else 1
-    return 4 * (9 * round_up(tiles, LANES) + blocks + 3 * subblocks * c.ids + 32 * subblocks)
+    return 4 * (9 * round_up(tiles, LANES) + blocks + 3 * subblocks * c.ids_per_copy + 32 * subblocks)
 
 
 def check_fits(c: Config, chip: Chip, tiles: int) -> None:

@@ -54,7 +54,7 @@ def score(q: Float[Array, "rows k_lanes"], k: Float[Array, "keys k_lanes"]) -> F
     return jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), _precision(q), jnp.float32)
 
 
-def absorb(
+def add_keys(
     state: State,
     x: Float[Array, "rows keys"],
     v: Float[Array, "keys lanes"],

@@ -60,9 +60,9 @@ class SubBlockStream:
         """Start the first `buffers - 1` blocks; the cursor of the first that is not planned."""
         at = Cursor(block=jnp.int32(0), tile=jnp.int32(0), page=self.tiles.first_page[0])
         for _ in range(IDS_AHEAD):
-            at = self.plan(at)
+            at = self.assign(at)
         for block in range(self.config.buffers - 1):
-            at = self.plan(at)
+            at = self.assign(at)
             self.wait_ids(block)
             self.start(block)
         return at
@@ -72,7 +72,7 @@ class SubBlockStream:
         for i in range(IDS_AHEAD):
             self.wait_ids(blocks + self.config.buffers - 1 + i)
 
-    def plan(self, at: Cursor) -> Cursor:
+    def assign(self, at: Cursor) -> Cursor:
         """Note the sub-blocks of the block at the cursor and ask for their page ids; the cursor of the next block.
 
         A block has sub-blocks of one block of rows only.
@@ -121,9 +121,9 @@ class SubBlockStream:
         """
         c, subblock = self.config, self.subblock(block, i)
         ids = self._first_id(block, i) + subblock.page % LANES
-        places = self.copies.places(self.buffer(block), i * c.subblock_pages, c.subblock_pages, subblock=i)
+        target = self.copies.destination(self.buffer(block), i * c.subblock_pages, c.subblock_pages, subblock=i)
         for page in range(c.subblock_pages):
-            self.copies.start(self.buffers.ids[ids + page], places, page, whole or page < subblock.count)
+            self.copies.start(self.buffers.ids[ids + page], target, page, whole or page < subblock.count)
 
     def wait(self, block) -> None:
         """Wait until a block is in its buffer."""
@@ -141,12 +141,12 @@ class SubBlockStream:
 
     def _ids_copy(self, block, i, subblock: SubBlock):
         first = pl.multiple_of(subblock.page // LANES * LANES, LANES)
-        source = self.page_table.at[self.tiles.seq[subblock.tile], 0, pl.ds(first, self.config.ids)]
-        target = self.buffers.ids.at[pl.ds(pl.multiple_of(self._first_id(block, i), LANES), self.config.ids)]
+        source = self.page_table.at[self.tiles.seq[subblock.tile], 0, pl.ds(first, self.config.ids_per_copy)]
+        target = self.buffers.ids.at[pl.ds(pl.multiple_of(self._first_id(block, i), LANES), self.config.ids_per_copy)]
         return pltpu.make_async_copy(source, target, self.buffers.ids_arrived.at[block % (IDS_AHEAD + 1)])
 
     def _first_id(self, block, i):
-        return (block % (IDS_AHEAD + 1) * self.config.subblocks + i) * self.config.ids
+        return (block % (IDS_AHEAD + 1) * self.config.subblocks + i) * self.config.ids_per_copy
 
     def _note(self, block, i, subblock: SubBlock) -> None:
         first = self._first_note(block) + 1 + 3 * i

@@ -35,7 +35,7 @@ class Keys:
     """Positions between row and key, where there are ALiBi slopes."""
     mask: Bool[Array, "rows keys"] | None = None
     """Which keys each row sees, unless it sees all."""
-    real: Bool[Array, "keys out_lanes"] | None = None
+    in_range: Bool[Array, "keys out_lanes"] | None = None
     """Which keys hold what some row may see; the others may be anything, and their values are not to be used."""
 
 
@@ -74,7 +74,7 @@ class TileAttention:
     def initial(self, part) -> softmax.State:
         """The state of a part before any key: a sink counts as a key that has been seen, with no value."""
         c = self.config
-        column, acc = jnp.zeros((c.rows, LANES), jnp.float32), jnp.zeros((c.rows, c.out_lanes), jnp.float32)
+        column, acc = jnp.zeros((c.part_rows, LANES), jnp.float32), jnp.zeros((c.part_rows, c.out_lanes), jnp.float32)
         if not c.has_sinks:
             return softmax.State(column + softmax.MASKED, column, acc)
         return softmax.State(self._by_row(self.inputs.sinks[part]), column + 1 / LANES, acc)  # l is 1 in all
@@ -117,9 +117,9 @@ class TileAttention:
         c, s, size = self.config, self.scratch, self.config.subblock_tokens
         position, kv_len = self._first_position(tile), self.tiles.kv_len[tile]
         start, first_key = pl.multiple_of(subblock * size, size), first_page * c.page_size
-        p = first_key + jax.lax.broadcasted_iota(jnp.int32, (c.rows, size), 1)
+        p = first_key + jax.lax.broadcasted_iota(jnp.int32, (c.part_rows, size), 1)
         tree = self._in_tree(tile, first_key, p, q_buffer) if c.tree_words else None
-        first, end = self.seen(tile)
+        first, end = self.keys_of_tile(tile)
         scales = None
         if c.layout.is_quantised:
             scales = s.scales.at[:, :, pl.ds(start, size)]
@@ -130,7 +130,7 @@ class TileAttention:
             scales=scales,
             distance=self._distance(tile, first_key, size),
             mask=visible(c.spec, position + self._token_row(size), p, kv_len, tree),
-            real=None if c.clears_unseen else (at_rows >= first) & (at_rows < end),
+            in_range=None if c.clears_unseen else (at_rows >= first) & (at_rows < end),
         )
 
     def fills_block(self, tile) -> jax.Array:
@@ -185,9 +185,9 @@ class TileAttention:
             x = self.score(parts[0], q_buffer, keys)
             for part, after in itertools.pairwise(parts):
                 x_after = self.score(after, q_buffer, keys)  # its products hide the latencies of this part's softmax
-                self.store(part, self.absorb(self.load(part), part, x, keys))
+                self.store(part, self.add_keys(self.load(part), part, x, keys))
                 x = x_after
-            self.store(parts[-1], self.absorb(self.load(parts[-1]), parts[-1], x, keys))
+            self.store(parts[-1], self.add_keys(self.load(parts[-1]), parts[-1], x, keys))
 
         self.for_parts(attend_parts)
 
@@ -202,13 +202,13 @@ class TileAttention:
             x -= self._by_row(self.inputs.slopes[part])[:, :1] * keys.distance
         return x if keys.mask is None else jnp.where(keys.mask, x, softmax.MASKED)
 
-    def absorb(self, state: softmax.State, part, x: Float[Array, "rows keys"], keys: Keys) -> softmax.State:
+    def add_keys(self, state: softmax.State, part, x: Float[Array, "rows keys"], keys: Keys) -> softmax.State:
         """The state after a part's logits and values."""
         c, head = self.config, part // self.config.splits
         v = load_lanes(keys.kv.at[head], c.layout.v_lanes, c)
-        v = v if keys.real is None else jnp.where(keys.real, v, jnp.zeros_like(v))
+        v = v if keys.in_range is None else jnp.where(keys.in_range, v, jnp.zeros_like(v))
         scales = None if keys.scales is None else keys.scales[c.layout.scales_per_entry - 1, pl.ds(head, 1)]
-        return softmax.absorb(state, x, v, scales)
+        return softmax.add_keys(state, x, v, scales)
 
     def spread_scales(self, kv_buffer) -> None:
         """Put the scales of a block, if it has any, where the keys of a head find theirs in a row."""
@@ -226,7 +226,7 @@ class TileAttention:
     def for_parts(self, body) -> None:
         """Run `body` on lists of parts, several at once, to hide one's latencies behind another's."""
         c, parts = self.config, self.config.parts
-        one_by_one = c.compute_dtype == jnp.float32 and c.rows >= FEW_ROWS
+        one_by_one = c.compute_dtype == jnp.float32 and c.part_rows >= FEW_ROWS
         at_once = 1 if one_by_one else min(parts, PARTS_AT_ONCE)
         looped = parts // at_once * at_once if parts >= 2 * at_once else 0  # a single group needs no loop
         if looped:
@@ -244,7 +244,7 @@ class TileAttention:
         s = self.scratch
         s.m[part], s.l[part], s.acc[part] = state
 
-    def seen(self, tile):
+    def keys_of_tile(self, tile):
         """The positions of the keys that some row of the tile may see, as (first, one past the last)."""
         c = self.config
         return key_range(c.spec, *self._positions(tile), self.tiles.kv_len[tile], tree=c.tree_words > 0)
@@ -264,7 +264,7 @@ class TileAttention:
         c = self.config
         if not c.has_alibi:
             return None
-        p = first_key + jax.lax.broadcasted_iota(jnp.int32, (c.rows, keys), 1)
+        p = first_key + jax.lax.broadcasted_iota(jnp.int32, (c.part_rows, keys), 1)
         return jnp.abs(self._first_position(tile) + self._token_row(keys) - p).astype(jnp.float32)
 
     def _in_tree(self, tile, first_key, p: Int32[Array, "rows keys"], q_buffer) -> Bool[Array, "rows keys"]:
@@ -282,24 +282,26 @@ class TileAttention:
     def _by_token(self, x: Int32[Array, "q_rows lanes"]) -> Int32[Array, "rows lanes"]:
         """What each row of the block brings, for the rows of the operand."""
         c = self.config
-        if c.operand_rows == 1:
-            return jnp.broadcast_to(x, (c.rows, x.shape[1]))
-        return jnp.broadcast_to(x[None], (c.part, *x.shape)).reshape(c.rows, -1)
+        if c.operand_tokens == 1:
+            return jnp.broadcast_to(x, (c.part_rows, x.shape[1]))
+        return jnp.broadcast_to(x[None], (c.part_heads, *x.shape)).reshape(c.part_rows, -1)
 
-    def _by_row(self, x: Float[Array, "part_rows lanes"]) -> Float[Array, "rows lanes"]:
+    def _by_row(self, x: Float[Array, "head_rows lanes"]) -> Float[Array, "rows lanes"]:
         """What each query head of a part brings, for the rows of the operand."""
         c = self.config
-        if c.operand_rows == 1:
+        if c.operand_tokens == 1:
             return x
-        return jnp.broadcast_to(x[: c.part, None], (c.part, c.operand_rows, x.shape[1])).reshape(c.rows, -1)
+        return jnp.broadcast_to(x[: c.part_heads, None], (c.part_heads, c.operand_tokens, x.shape[1])).reshape(
+            c.part_rows, -1
+        )
 
     def _lse_rows(self, part):
-        return pl.ds(pl.multiple_of(part * self.config.rows, SUBLANES), self.config.rows)
+        return pl.ds(pl.multiple_of(part * self.config.part_rows, SUBLANES), self.config.part_rows)
 
     def _token_row(self, columns: int) -> Int32[Array, "rows columns"]:
         """The row of the block that each row of the operand stands for."""
         c = self.config
-        if c.operand_rows == 1:
-            return jnp.zeros((c.rows, columns), jnp.int32)
-        token_row = jax.lax.broadcasted_iota(jnp.int32, (c.part, c.operand_rows, columns), 1)
-        return token_row.reshape(c.rows, columns)
+        if c.operand_tokens == 1:
+            return jnp.zeros((c.part_rows, columns), jnp.int32)
+        token_row = jax.lax.broadcasted_iota(jnp.int32, (c.part_heads, c.operand_tokens, columns), 1)
+        return token_row.reshape(c.part_rows, columns)

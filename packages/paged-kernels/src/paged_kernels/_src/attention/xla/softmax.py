@@ -23,12 +23,14 @@ class SoftmaxState:
     """The weighted sum of the values."""
 
     @classmethod
-    def before_keys(cls, sinks: Float[Array, "kv_heads rows"], v_head_dim: int) -> "SoftmaxState":
+    def initial(cls, sinks: Float[Array, "kv_heads rows"], v_head_dim: int) -> "SoftmaxState":
         """The state before any key: a sink is a logit without a value, and -inf is no sink."""
         total = jnp.where(jnp.isneginf(sinks), 0.0, 1.0)
         return cls(top=sinks, total=total, values=jnp.zeros((*sinks.shape, v_head_dim), jnp.float32))
 
-    def see(self, s: Float[Array, "kv_heads rows keys"], v: Float[Array, "kv_heads keys v_head_dim"]) -> "SoftmaxState":
+    def add_keys(
+        self, s: Float[Array, "kv_heads rows keys"], v: Float[Array, "kv_heads keys v_head_dim"]
+    ) -> "SoftmaxState":
         """The state after these keys too; a logit of -inf hides its key, whose value must be finite all the same."""
         top = jnp.maximum(self.top, s.max(axis=-1))
         shift = jnp.where(jnp.isneginf(top), 0, top)  # -inf - -inf would be NaN

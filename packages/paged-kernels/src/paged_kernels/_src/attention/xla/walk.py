@@ -54,9 +54,11 @@ def paged_attention_xla(
         jnp.zeros((*q.shape[:2], pages.v_head_dim), q.dtype),
         jnp.full(q.shape[:2], -jnp.inf, jnp.float32),
     )
-    for lone_rows in (True,) if batch.max_q_len == 1 else (True, False):
-        walk = Walk(q, pages, batch, spec, head_params, q_rows=1 if lone_rows else most_rows, kv_pages=blocks.kv_pages)
-        results = walk.fill(results, tokens, lone_rows=lone_rows)
+    for single_rows in (True,) if batch.max_q_len == 1 else (True, False):
+        walk = Walk(
+            q, pages, batch, spec, head_params, q_rows=1 if single_rows else most_rows, kv_pages=blocks.kv_pages
+        )
+        results = walk.fill(results, tokens, single_rows=single_rows)
     out, lse = results
     return out[:tokens], lse[:tokens]
 
@@ -93,7 +95,7 @@ class Walk:
         """Query heads a KV head."""
         return self.q.shape[1] // self.pages.num_kv_heads
 
-    def fill(self, results, tokens: int, *, lone_rows: bool):
+    def fill(self, results, tokens: int, *, single_rows: bool):
         """`results`, the padded output and log-sum-exp, with the rows of all tiles put in."""
         tiles, count = make_work_list(
             self.batch,
@@ -101,7 +103,7 @@ class Walk:
             tokens=tokens,
             page_size=self.pages.page_size,
             q_rows=self.q_rows,
-            lone_rows=lone_rows,
+            single_rows=single_rows,
         )
 
         def fill_tile(index, results):
@@ -116,7 +118,7 @@ class Walk:
         q = self.take_rows(tile)
         t = tile.position + jnp.arange(self.q_rows, dtype=jnp.int32)[:, None]
 
-        def see_block(block, state):
+        def attend_block(block, state):
             first_page = tile.first_page + block * self.kv_pages
             p = first_page * page_size + jnp.arange(self.kv_pages * page_size, dtype=jnp.int32)
             sees = self.is_token(t) & visible(self.spec, t, p, tile.kv_end, self.in_tree(tile, p))  # [rows, keys]
@@ -124,11 +126,11 @@ class Walk:
             s = logits(q, k, self.spec.soft_cap) + self.bias(t, p)
             s = jnp.where(jnp.repeat(sees, self.q_per_kv, axis=0), s, -jnp.inf)
             # A slot that nobody may read can hold NaN, which a weight of zero does not silence.
-            return state.see(s, jnp.where(sees.any(axis=0)[:, None], v, 0))
+            return state.add_keys(s, jnp.where(sees.any(axis=0)[:, None], v, 0))
 
-        start = SoftmaxState.before_keys(self.sinks(t), self.pages.v_head_dim)
+        start = SoftmaxState.initial(self.sinks(t), self.pages.v_head_dim)
         blocks = tile.num_blocks(page_size, self.kv_pages)
-        return jax.lax.fori_loop(0, blocks, see_block, start).finish()
+        return jax.lax.fori_loop(0, blocks, attend_block, start).finish()
 
     def fetch(
         self, tile: WorkList, first_page: Int32[Array, ""]

@@ -47,7 +47,7 @@ class WorkList:
 
 
 def make_work_list(
-    batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, page_size: int, q_rows: int, lone_rows: bool
+    batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, page_size: int, q_rows: int, single_rows: bool
 ) -> tuple[WorkList, Int32[Array, ""]]:
     """The tiles of at most `q_rows` rows, and how many there are; entries past that number mean nothing.
 
@@ -57,14 +57,14 @@ def make_work_list(
         tokens: rows of q.
         page_size: tokens a page holds.
         q_rows: rows of a full tile.
-        lone_rows: list the sequences that have a single row; otherwise list the others.
+        single_rows: list the sequences that have a single row; otherwise list the others.
     """
     q_lens = batch.cu_q_lens[1:] - batch.cu_q_lens[:-1]
     slots = jnp.arange(batch.max_seqs, dtype=jnp.int32)
-    listed = (slots < batch.num_seqs) & (batch.kv_lens > 0) & ((q_lens == 1) == lone_rows)
+    listed = (slots < batch.num_seqs) & (batch.kv_lens > 0) & ((q_lens == 1) == single_rows)
     ends = jnp.cumsum(jnp.where(listed, -(-q_lens // q_rows), 0), dtype=jnp.int32)
 
-    most = min(tokens, batch.max_seqs if lone_rows else tokens // q_rows + batch.max_seqs)
+    most = min(tokens, batch.max_seqs if single_rows else tokens // q_rows + batch.max_seqs)
     tile = jnp.arange(most, dtype=jnp.int32)
     seq = jnp.searchsorted(ends, tile, side="right", method="compare_all").astype(jnp.int32)
     seq = jnp.minimum(seq, batch.max_seqs - 1)

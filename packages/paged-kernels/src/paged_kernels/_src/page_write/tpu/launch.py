@@ -16,7 +16,7 @@ from paged_kernels._src.kv_pages import KVPages
 from paged_kernels._src.page_write.slots import row_slots
 from paged_kernels._src.page_write.tpu.copies import Buffers
 from paged_kernels._src.page_write.tpu.kernel import write_runs_kernel
-from paged_kernels._src.page_write.tpu.runs import Runs, max_runs, plan_runs
+from paged_kernels._src.page_write.tpu.runs import Runs, list_runs, max_runs
 from paged_kernels._src.tpu.interpreter import Interpret
 from paged_kernels._src.tpu.registers import (
     KERNEL_DTYPES,
@@ -117,7 +117,7 @@ def write_kv_tpu(
     new = _new_by_head(*pages.layout.pack(k, v), sizes)
     with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
         page_ids, slots = row_slots(pages, batch, tokens)
-        runs = plan_runs(page_ids, slots, span=sizes.span, size=max_runs(tokens, batch.max_seqs, sizes.span))
+        runs = list_runs(page_ids, slots, span=sizes.span, size=max_runs(tokens, batch.max_seqs, sizes.span))
         data, *scales = _call_kernel(runs, new, pages, sizes, interpret)
         return dataclasses.replace(pages, data=data, scales=scales[0] if scales else None)
 

@@ -33,7 +33,7 @@ def max_runs(tokens: int, seqs: int, span: int) -> int:
     return min(tokens, tokens // span + 2 * seqs)
 
 
-def plan_runs(page_ids: Int32[Array, " tokens"], slots: Int32[Array, " tokens"], *, span: int, size: int) -> Runs:
+def list_runs(page_ids: Int32[Array, " tokens"], slots: Int32[Array, " tokens"], *, span: int, size: int) -> Runs:
     """The runs of rows whose places are these (`row_slots`); page 0 means that a row goes nowhere.
 
     Args:
