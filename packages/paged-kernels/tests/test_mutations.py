@@ -91,13 +91,13 @@ ARITHMETIC = {
     ),
     "parts_weigh_alike": Mutant(merge.merge_attention_states, "jnp.exp(lses -", "jnp.exp(0 * lses -", MERGE),
     "xla_values_keep_the_old_maximum": Mutant(
-        xla_softmax.SoftmaxState.see, "decay[..., None] * self.values", "self.values", XLA_SOFTMAX
+        xla_softmax.SoftmaxState.add_keys, "decay[..., None] * self.values", "self.values", XLA_SOFTMAX
     ),
     "xla_total_keeps_the_old_maximum": Mutant(
-        xla_softmax.SoftmaxState.see, "decay * self.total", "self.total", XLA_SOFTMAX
+        xla_softmax.SoftmaxState.add_keys, "decay * self.total", "self.total", XLA_SOFTMAX
     ),
     "xla_sink_without_weight": Mutant(
-        xla_softmax.SoftmaxState.before_keys,
+        xla_softmax.SoftmaxState.initial,
         "0.0, 1.0",
         "0.0, 0.0",
         "attention/xla/test_walk.py::test_block_sizes_do_not_matter[1x1]",
@@ -108,10 +108,10 @@ ARITHMETIC = {
         "s",
         "attention/xla/test_softmax.py::test_logits_are_capped",
     ),
-    "tpu_maximum_not_carried": Mutant(tpu_softmax.absorb, "return State(m,", "return State(state.m,", TPU_SOFTMAX),
-    "tpu_total_not_rescaled": Mutant(tpu_softmax.absorb, "state.l * shrink", "state.l", TPU_SOFTMAX),
+    "tpu_maximum_not_carried": Mutant(tpu_softmax.add_keys, "return State(m,", "return State(state.m,", TPU_SOFTMAX),
+    "tpu_total_not_rescaled": Mutant(tpu_softmax.add_keys, "state.l * shrink", "state.l", TPU_SOFTMAX),
     "tpu_values_not_rescaled": Mutant(
-        tpu_softmax.absorb, "state.acc * _widen(shrink, v.shape[1])", "state.acc", TPU_SOFTMAX
+        tpu_softmax.add_keys, "state.acc * _widen(shrink, v.shape[1])", "state.acc", TPU_SOFTMAX
     ),
     "tpu_log_sum_exp_to_base_two": Mutant(tpu_softmax.log_sum_exp, "(1 / LOG2_E)", "1.0", TPU_SOFTMAX),
     "tpu_cap_before_the_scale": Mutant(
@@ -157,7 +157,7 @@ INTEGERS = {
         runs._run_starts, "page_ids > 0", "page_ids >= 0", "page_write/tpu/test_runs.py::test_no_rows_make_no_runs"
     ),
     "rows_past_the_table_written": Mutant(
-        slots.row_slots, "(entry < batch.pages_per_seq) & ", "", "page_write/test_slots.py"
+        slots.row_slots, "(index < batch.pages_per_seq) & ", "", "page_write/test_slots.py"
     ),
     "slot_one_off": Mutant(
         slots.row_slots,
@@ -166,7 +166,7 @@ INTEGERS = {
         "page_write/test_slots.py",
     ),
     "run_one_short": Mutant(
-        runs.plan_runs, "next_stop.astype(jnp.int32) - row", "next_stop.astype(jnp.int32) - row - 1", RUNS
+        runs.list_runs, "next_stop.astype(jnp.int32) - row", "next_stop.astype(jnp.int32) - row - 1", RUNS
     ),
     "run_across_pages": Mutant(runs._run_starts, "(before == page_ids) & ", "", RUNS),
 }

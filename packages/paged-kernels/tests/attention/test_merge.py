@@ -49,5 +49,7 @@ def test_keeps_the_type_of_the_outputs():
 
 
 def test_shapes_that_do_not_belong_together():
-    with pytest.raises(ValueError, match=r"outputs \(2, 1, 1, 3\) and lses \(2, 1\) must be \[parts, tokens, q_heads"):
+    with pytest.raises(
+        ValueError, match=r"outputs \(2, 1, 1, 3\) must be \[parts, tokens, q_heads, dim\], and lses \(2, 1\) the same"
+    ):
         merge_attention_states(jnp.ones((2, 1, 1, 3)), jnp.ones((2, 1)))

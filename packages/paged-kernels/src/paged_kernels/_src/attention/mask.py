@@ -1,7 +1,7 @@
-"""Which keys a query sees, for every kernel; the reference has a mask of its own, to differ from.
+"""Which keys a query sees, for every kernel.
 
-A tree mask takes the place of causality: with one, all rows of a sequence see the keys before its first row, and of
-the later ones, its new tokens, each row sees those whose bits are set.
+The reference has its own mask, so that tests can compare the two. A tree mask replaces causality. With a tree mask, all
+rows of a sequence see the keys before its first row. Of the new tokens, each row sees those whose bits are set.
 """
 
 import jax.numpy as jnp
@@ -10,7 +10,10 @@ from paged_kernels._src.spec import AttentionSpec
 
 
 def visible(spec: AttentionSpec, t, p, kv_len, in_tree=None):
-    """Whether a query at position `t` sees the key at position `p`, elementwise; `in_tree` as `in_tree` says."""
+    """True where a query at position `t` sees the key at position `p`.
+
+    With a tree mask, `in_tree` is the result of `in_tree()`; otherwise None.
+    """
     sees = p < kv_len
     if in_tree is not None:
         sees &= in_tree
@@ -22,10 +25,10 @@ def visible(spec: AttentionSpec, t, p, kv_len, in_tree=None):
 
 
 def in_tree(words: list, first_new, p):
-    """Whether a row sees the key at position `p` as its tree mask has it: old, or a new token whose bit is set.
+    """True where the tree mask shows a row the key at position `p`: an old key, or a new token whose bit is set.
 
     Args:
-        words: the row's mask, int32, an array for each 32 new tokens.
+        words: the row's mask, int32: one array for each 32 new tokens.
         first_new: the position of its sequence's first new token.
         p: the key's position.
     """
@@ -37,16 +40,20 @@ def in_tree(words: list, first_new, p):
 
 
 def key_range(spec: AttentionSpec, t_lo, t_hi, kv_len, *, tree: bool = False):
-    """The range of positions that hold every key visible to queries at positions `t_lo` up to `t_hi` (exclusive)."""
+    """Returns a range of positions (first, one past the last).
+
+    It holds every key that queries at positions `t_lo` up to `t_hi` (exclusive) see.
+    """
     first = jnp.zeros_like(t_lo) if spec.sliding_window is None else jnp.maximum(t_lo - spec.sliding_window + 1, 0)
     end = jnp.minimum(kv_len, t_hi) if spec.causal and not tree else kv_len
     return first, end
 
 
 def fully_visible(spec: AttentionSpec, queries: tuple, keys: tuple, kv_len, first_new=None):
-    """Whether all queries of a range of positions see all keys of another; both as (first, one past the last).
+    """True if all queries in one range of positions see all keys in another.
 
-    With a tree mask, `first_new` is the position of the sequence's first new token.
+    Both ranges are (first, one past the last). With a tree mask, `first_new` is the position of the sequence's first
+    new token.
     """
     (t_lo, t_hi), (p_lo, p_hi) = queries, keys
     sees = p_hi <= kv_len

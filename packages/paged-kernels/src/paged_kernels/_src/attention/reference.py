@@ -1,6 +1,7 @@
-"""The definition of correct: attention over pages, one query row at a time, as the equation reads.
+"""The reference: attention over pages, one query row at a time, written like the equation.
 
-Computes in float64 where jax has it enabled (`jax.enable_x64`), else in float32. Slow, and meant to be.
+It defines what is correct. It computes in float64 if that is enabled in jax (`jax.enable_x64`), else in float32. It is
+slow.
 """
 
 import jax
@@ -20,7 +21,7 @@ def paged_attention_reference(
     spec: AttentionSpec,
     head_params: HeadParams,
 ) -> tuple[Float[Array, "tokens q_heads v_head_dim"], Float[Array, "tokens q_heads"]]:
-    """The output in `q.dtype`, and the log of each row's softmax denominator (-inf for a row that is no token)."""
+    """Returns the output in `q.dtype`, and the log of each row's softmax denominator; 0 and -inf for non-tokens."""
     exact = jax.dtypes.canonicalize_dtype(jnp.float64)  # float32 where float64 is not enabled
     tokens, q_heads, head_dim = q.shape
     kv_heads = pages.num_kv_heads
@@ -44,18 +45,18 @@ def paged_attention_reference(
         if spec.sliding_window is not None:
             visible &= t - p < spec.sliding_window
 
-        def keys_of(paged):  # [kv_heads, keys, dim]; what is not visible may be NaN
+        def keys_of(paged):  # [kv_heads, keys, dim]; keys that are not visible may be NaN
             flat = paged[:, batch.page_table[seq]].reshape(kv_heads, p.size, -1).astype(exact)
             return jnp.where(visible[:, None], flat, 0)
 
-        q_groups = q_row.reshape(kv_heads, -1, head_dim).astype(exact)
-        s = spec.resolved_scale(head_dim) * jnp.einsum("hgd,hpd->hgp", q_groups, keys_of(k_pages))
+        q_by_head = q_row.reshape(kv_heads, -1, head_dim).astype(exact)
+        s = spec.resolved_scale(head_dim) * jnp.einsum("hgd,hpd->hgp", q_by_head, keys_of(k_pages))
         if spec.soft_cap is not None:
             s = spec.soft_cap * jnp.tanh(s / spec.soft_cap)
         if slopes is not None:
             s -= slopes[..., None] * jnp.abs(t - p)
         s = jnp.where(visible, s, -jnp.inf)
-        lse = jax.nn.logsumexp(s, axis=-1)  # [kv_heads, group]
+        lse = jax.nn.logsumexp(s, axis=-1)  # [kv_heads, q_per_kv]
         if sinks is not None:
             lse = jnp.where(is_token, jnp.logaddexp(lse, sinks), lse)
         weights = jnp.where(visible, jnp.exp(s - jnp.where(jnp.isneginf(lse), 0, lse)[..., None]), 0)

@@ -1,15 +1,15 @@
-"""The kernel's copies between HBM and the core: pages, page ids, query rows, output rows.
+"""The kernel's copies between HBM and the core: pages, page ids, query rows and output rows.
 
-Blocks of pages stream through `buffers` buffers of VMEM in the order in which they are attended, whatever tile they
-belong to, so the next sequence's pages are on their way while this one's are attended:
+Blocks of pages pass through `buffers` buffers in VMEM, in the order in which they are used. The order does not depend
+on tiles: the pages of the next sequence are copied while those of this one are used.
 
     step          0        1        2        3            with 4 buffers
-    page ids  |5 . . . |6 . . . |7 . . . |8 . . .         IDS_AHEAD steps ahead of the pages
-    pages     |3 . . . |4 . . . |5 . . . |6 . . .         buffers - 1 steps ahead of use
+    page ids  |5 . . . |6 . . . |7 . . . |8 . . .         IDS_AHEAD steps before the pages
+    pages     |3 . . . |4 . . . |5 . . . |6 . . .         buffers - 1 steps before use
     attend    |   0    |   1    |   2    |   3
 
-Every buffer has semaphores of its own, in decode one for each sub-block: a wait for one block cannot be satisfied by
-another's copies.
+Each buffer has its own semaphores (in decode, one for each sub-block). So no wait can be satisfied by the copies of
+another block.
 """
 
 import dataclasses
@@ -24,40 +24,40 @@ from paged_kernels._src.attention.tpu.schedule import Tiles
 from paged_kernels._src.tpu.registers import LANES
 
 PAGES_AT_ONCE = 128
-"""Copies of a whole block that are started side by side, to overlap their address sums."""
+"""The most page copies of a whole block in one unrolled loop. Their address computations then overlap."""
 
 IDS_AHEAD = 2
-"""Blocks whose page ids are on their way when a block's copies are started. They queue behind the copies of pages."""
+"""How many blocks ahead page ids are requested. Their copies wait behind the copies of pages."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """One block of pages in the order of attending."""
+    """One block of pages, in the order of use."""
 
     block: jax.Array
-    """How many blocks come before it."""
+    """The number of blocks before this one."""
     tile: jax.Array
-    """Its tile; the number of tiles when there is no such block."""
+    """The block's tile. Equals the number of tiles if there is no such block."""
     page: jax.Array
-    """Index in the sequence's page list of its first page."""
+    """The block's first page, as an index in the sequence's page table."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PageBuffers:
-    """Memory of the page copies."""
+    """The memory of the page copies."""
 
     kv: Memory  # [buffers, kv_heads, kv_pages, page_size, storage_lanes]
-    kv_arrived: Memory  # semaphores [buffers, sub-blocks in decode, else 1]
-    scales: Memory  # [buffers, pages_held, kv_heads, scale_lanes], or None
-    scales_arrived: Memory  # semaphores [as many], or None
-    ids: Memory  # SMEM [(IDS_AHEAD + 1) * sub-blocks * ids]
+    kv_arrived: Memory  # semaphores [buffers, subblocks in decode, else 1]
+    scales: Memory  # [buffers, *Config.scales_shape], or None
+    scales_arrived: Memory  # semaphores, as kv_arrived; or None
+    ids: Memory  # SMEM [(IDS_AHEAD + 1) * subblocks * ids_per_copy]
     ids_arrived: Memory  # semaphores [IDS_AHEAD + 1]
 
     @classmethod
     def shapes(cls, c: Config) -> "PageBuffers":
-        """What to allocate."""
+        """Returns what to allocate."""
         quantised, subblocks = c.layout.is_quantised, c.subblocks if c.decode else 1
         return cls(
             kv=pltpu.VMEM(
@@ -83,17 +83,18 @@ class Destination:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PageCopies:
-    """The copies of single pages, and of their scales if they have any, into the buffers of `PageBuffers`."""
+    """Copies of single pages, and of their scales if they have any, into `PageBuffers`."""
 
     config: Config
     data: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
     scales: Memory  # HBM [pages, kv_heads, 1, scale_lanes], or None
     buffers: PageBuffers
 
-    def destination(self, buffer, first, count: int, subblock=0) -> "Destination":
-        """Some target of a buffer from its place `first` on; known together, they share the sums of their addresses.
+    def destination(self, buffer, first, count: int, subblock=0) -> Destination:
+        """Returns `count` places of a buffer, from place `first` on.
 
-        `subblock` is that whose semaphore counts what arrives there.
+        Copies to the same `Destination` share their address computations. `subblock` selects the semaphore that counts
+        them.
         """
         b, arrived = self.buffers, (buffer, subblock)
         kv = b.kv.at[buffer, :, pl.ds(first, count)]
@@ -104,8 +105,8 @@ class PageCopies:
             kv=kv, kv_arrived=b.kv_arrived.at[arrived], scales=scales, scales_arrived=b.scales_arrived.at[arrived]
         )
 
-    def start(self, page_id, target: "Destination", i: int, exists: jax.Array | bool = True) -> None:
-        """Start the copy of a page to one of some target; one of nothing, if there is no such page."""
+    def start(self, page_id, target: Destination, i: int, exists: jax.Array | bool = True) -> None:
+        """Start the copy of a page to place `i` of the target. If the page does not exist, the copy has zero bytes."""
         heads = pl.ds(0, self.config.kv_heads if exists is True else jnp.where(exists, self.config.kv_heads, 0))
         copies = [(self.data.at[page_id, heads], target.kv.at[heads, i], target.kv_arrived)]
         if target.scales is not None:
@@ -114,7 +115,10 @@ class PageCopies:
             pltpu.make_async_copy(source, place, arrived).start()
 
     def wait(self, buffer, count, subblock=0) -> None:
-        """Wait for `count` pages that a semaphore counts: it counts bytes, so one wait serves them."""
+        """Wait for `count` pages of one semaphore.
+
+        A semaphore counts bytes, so one wait serves all of them.
+        """
         b, arrived = self.buffers, (buffer, subblock)
         waits = [(b.kv.at[buffer, :, pl.ds(0, count)], b.kv_arrived.at[arrived])]
         if self.scales is not None:
@@ -125,19 +129,22 @@ class PageCopies:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PageStream:
-    """Blocks of pages on their way from HBM into VMEM.
+    """Blocks of pages in flight from HBM to VMEM.
 
-    Of a block, only the pages that its tile sees are copied; what the buffer holds in the place of others is anything.
+    Only pages that the block's tile sees are copied. The other places of the buffer hold arbitrary data.
     """
 
     config: Config
     tiles: Tiles
-    page_table: Memory  # HBM [seqs, 1, table_ids]
+    page_table: Memory  # HBM [seqs, 1, ids_per_seq]
     copies: PageCopies
     buffers: PageBuffers
 
     def begin(self) -> tuple[Cursor, Cursor]:
-        """Start the first `buffers - 1` blocks. The first block's cursor, and that of the first not yet started."""
+        """Start the first `buffers - 1` blocks.
+
+        Returns the cursor of the first block, and of the first block that is not started.
+        """
         zero = jnp.int32(0)
         first = Cursor(block=zero, tile=zero, page=self.tiles.first_page[0])
         at = first
@@ -151,7 +158,7 @@ class PageStream:
         return first, at
 
     def start(self, at: Cursor) -> None:
-        """Start the copies of block `at`, and of a later block's page ids, where there are such."""
+        """Start the copies of block `at`, and of the page ids of a later block. Does nothing past the last block."""
 
         @pl.when(self.count(at) > 0)
         def _():
@@ -166,14 +173,14 @@ class PageStream:
                 jax.lax.fori_loop(0, self.count(at), lambda i, _: self._start_page(at, i), None)
 
     def prepare(self, at: Cursor) -> None:
-        """Wait for the page ids of block `at`, and start the copy of a later block's."""
+        """Wait for the page ids of block `at`, and request those of a later block."""
         self._ids_copy(at).wait()
         for _ in range(IDS_AHEAD):
             at = self.advance(at)
         self._start_ids(at)
 
     def start_whole(self, at: Cursor) -> None:
-        """Start the copies of a whole block, its ids being there."""
+        """Start the copies of a whole block, whose page ids have arrived."""
         pages = self.config.kv_pages
         jax.lax.fori_loop(0, pages, lambda i, _: self._start_page(at, i), None, unroll=min(pages, PAGES_AT_ONCE))
 
@@ -189,26 +196,26 @@ class PageStream:
             jax.lax.fori_loop(0, self.count(at), lambda i, _: self.copies.wait(self.buffer(at), 1), None)
 
     def wait_whole(self, at: Cursor) -> None:
-        """Wait for a whole block: a semaphore counts bytes, so one wait serves all copies."""
+        """Wait for a whole block."""
         self.copies.wait(self.buffer(at), self.config.kv_pages)
 
     def buffer(self, at: Cursor) -> jax.Array:
-        """The buffer that block `at` is in."""
+        """The buffer of block `at`."""
         return at.block % self.config.buffers
 
     def advance(self, at: Cursor) -> Cursor:
-        """The block after `at`."""
+        """Returns the cursor of the block after `at`."""
         page = at.page + self.config.kv_pages
         done = page >= self.tiles.end_page[at.tile]
         tile = jnp.minimum(at.tile + done.astype(jnp.int32), self._num_tiles())
         return Cursor(block=at.block + 1, tile=tile, page=jnp.where(done, self.tiles.first_page[tile], page))
 
     def count(self, at: Cursor) -> jax.Array:
-        """Pages of the block; 0 where there is no such block."""
+        """The number of pages in block `at`; 0 past the last block."""
         return jnp.minimum(self.tiles.end_page[at.tile] - at.page, self.config.kv_pages)
 
     def is_whole(self, at: Cursor) -> jax.Array:
-        """Whether the block has as many pages as a block can have."""
+        """True if the block has `kv_pages` pages."""
         return self.count(at) == self.config.kv_pages
 
     def _num_tiles(self) -> jax.Array:
@@ -220,13 +227,12 @@ class PageStream:
             self._ids_copy(at).start()
 
     def _ids_copy(self, at: Cursor):
-        buffer = at.block % (IDS_AHEAD + 1)
+        place = at.block % (IDS_AHEAD + 1)
         first = pl.multiple_of(at.page // LANES * LANES, LANES)
         source = self.page_table.at[self.tiles.seq[at.tile], 0, pl.ds(first, self.config.ids_per_copy)]
-        target = self.buffers.ids.at[
-            pl.ds(pl.multiple_of(buffer * self.config.ids_per_copy, LANES), self.config.ids_per_copy)
-        ]
-        return pltpu.make_async_copy(source, target, self.buffers.ids_arrived.at[buffer])
+        start = pl.multiple_of(place * self.config.ids_per_copy, LANES)
+        target = self.buffers.ids.at[pl.ds(start, self.config.ids_per_copy)]
+        return pltpu.make_async_copy(source, target, self.buffers.ids_arrived.at[place])
 
     def _start_page(self, at: Cursor, i) -> None:
         page_id = self.buffers.ids[at.block % (IDS_AHEAD + 1) * self.config.ids_per_copy + at.page % LANES + i]
@@ -236,21 +242,21 @@ class PageStream:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowBuffers:
-    """Memory of the copies of query, output and log-sum-exp rows; two buffers each.
+    """The memory of the copies of query, output and log-sum-exp rows: two buffers each.
 
-    In decode `q`, `tree` and `out` have one operand more than is copied, for sub-blocks of no sequence.
+    In decode `q`, `tree` and `out` have one operand more, for sub-blocks without a sequence. It is never copied.
     """
 
-    q: Memory  # [2 * operands, parts, rows, q_lanes]
+    q: Memory  # [2 * operands, parts, part_rows, q_lanes]
     tree: Memory  # [2 * operands, operand_tokens, tree_lanes], or None
-    out: Memory  # [2 * operands, parts, rows, out_lanes]
+    out: Memory  # [2 * operands, parts, part_rows, out_lanes]
     lse: Memory  # [2, lse_rows / 128, 128], or None
-    arrived: Memory  # semaphores [2, 2], of q and tree
-    left: Memory  # semaphores [2, 2], of out and lse
+    arrived: Memory  # semaphores [2, 2]: for q and tree
+    left: Memory  # semaphores [2, 2]: for out and lse
 
     @classmethod
     def shapes(cls, c: Config) -> "RowBuffers":
-        """What to allocate."""
+        """Returns what to allocate."""
         operands = 2 * c.operands + c.decode
         rows = (operands, c.parts, c.part_rows)
         return cls(
@@ -265,17 +271,17 @@ class RowBuffers:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowStream:
-    """Blocks of query rows on their way in, of output rows on their way out; block `b` uses buffer `b % 2`."""
+    """Blocks of query rows in flight to VMEM, and of output rows to HBM. Block `b` uses buffer `b % 2`."""
 
     config: Config
-    q: Memory  # HBM [q_blocks * operands, parts, rows, q_lanes]
+    q: Memory  # HBM [q_blocks * operands, parts, part_rows, q_lanes]
     tree: Memory  # HBM [q_blocks * operands, operand_tokens, tree_lanes], or None
-    out: Memory  # HBM [q_blocks * operands, parts, rows, out_lanes]
+    out: Memory  # HBM [q_blocks * operands, parts, part_rows, out_lanes]
     lse: Memory  # HBM [q_blocks, lse_rows / 128, 128], or None
     buffers: RowBuffers
 
     def start_q(self, block) -> None:
-        """Start the copy of a block of query rows, if there is one."""
+        """Start the copy of a block of query rows. Does nothing past the last block."""
 
         @pl.when(block < self.config.q_blocks)
         def _():
@@ -288,12 +294,12 @@ class RowStream:
             copy.wait()
 
     def start_out(self, block) -> None:
-        """Start the copy of a finished block."""
+        """Start the copy of a finished block to HBM."""
         for copy in self._out_copies(block):
             copy.start()
 
     def wait_out(self, block) -> None:
-        """Wait until a block has left its buffer, if there is one."""
+        """Wait until a block has left its buffer. Does nothing before the first block."""
 
         @pl.when(block >= 0)
         def _():

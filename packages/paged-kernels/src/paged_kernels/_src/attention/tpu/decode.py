@@ -1,4 +1,4 @@
-"""The kernel's body for decode: two loops, over blocks of query rows, and over blocks of sub-blocks of pages."""
+"""The kernel body for decode: two loops, over blocks of query rows, and over blocks of sub-blocks."""
 
 import dataclasses
 import functools
@@ -22,14 +22,14 @@ from paged_kernels._src.tpu.registers import LANES, cdiv
 def decode_kernel(  # noqa: PLR0917 -- pallas_call passes references by position
     tiles: Tiles, block_starts, inputs: KernelInputs, out, lse, scratch: Scratch, *, config: Config
 ) -> None:
-    """Attend every block of query rows, as `attention_kernel` does, where each sequence has one row.
+    """Compute every block of query rows, like `attention_kernel`, where each sequence has one row.
 
     Args:
-        tiles: the work (SMEM), each tile a row.
-        block_starts: how many blocks of sub-blocks come before each block of rows, and their number (SMEM).
-        inputs: what is attended, and over what.
-        out: the output, in HBM in the order of the queries.
-        lse: the log-sum-exp, in HBM, a packed row set a block, or None.
+        tiles: the work, in SMEM; each tile is one row.
+        block_starts: the number of blocks of pages before each block of rows, then their total, in SMEM.
+        inputs: queries, pages and parameters.
+        out: the output in HBM, in the order of the queries.
+        lse: the packed log-sum-exp in HBM, one array per block of rows; or None.
         scratch: VMEM, SMEM and semaphores.
         config: the static facts.
     """
@@ -78,7 +78,7 @@ def decode_kernel(  # noqa: PLR0917 -- pallas_call passes references by position
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeAttention:
-    """What happens to a block of sub-blocks: one tile's, or several tiles', of which each sub-block may be the last."""
+    """What happens to a block of sub-blocks, which belong to one tile or to several."""
 
     config: Config
     tiles: Tiles
@@ -87,18 +87,18 @@ class DecodeAttention:
     stream: SubBlockStream
 
     def is_one_tile(self, block) -> jax.Array:
-        """Whether the block is whole, of one tile, and its row sees every key."""
+        """True if the block is whole, all of it belongs to one tile, and that tile's row sees every key."""
         first, last = self.stream.subblock(block, 0), self.stream.subblock(block, self.config.subblocks - 1)
         one = (first.tile == last.tile) & self.stream.is_whole(block)
         return one & self.attention.sees_all(self._cursor(block, first))
 
     def begin_tile(self, block) -> None:
-        """Reset the state, if a tile begins with the block."""
+        """Reset the state if a tile begins with this block."""
         first = self.stream.subblock(block, 0)
         pl.when(first.page == self.tiles.first_page[first.tile])(self.attention.reset)
 
     def end_tile(self, block, row_buffer) -> None:
-        """Put the row into the output, if its tile ends with the block."""
+        """Write the row to the output if its tile ends with this block."""
         c, last = self.config, self.stream.subblock(block, self.config.subblocks - 1)
 
         @pl.when(last.page + last.count == self.tiles.end_page[last.tile])
@@ -109,7 +109,7 @@ class DecodeAttention:
             jax.lax.fori_loop(0, c.kv_heads, finish, None)
 
     def attend_whole(self, block, row_buffer, ahead) -> None:
-        """Take a block of one tile, of which its row sees every key, and start the copies of a whole block ahead."""
+        """Attend a block of one tile whose row sees every key, and start the copies of the whole block `ahead`."""
         first = self.stream.subblock(block, 0)
         keys = self.attention.whole_keys(self._cursor(block, first), self.stream.buffer(block))
 
@@ -120,9 +120,9 @@ class DecodeAttention:
         self._attend([keys], [self._operand(first, row_buffer)], add_keys, start)
 
     def attend_subblocks(self, block, row_buffer, ahead) -> None:
-        """Take the sub-blocks of a block, each masked, into the states of their tiles, and put those into the output.
+        """Attend the sub-blocks of a block, each masked and with the state of its own tile.
 
-        Start the copies of a block ahead.
+        After each sub-block the row is written to the output. Also start the copies of the block `ahead`.
         """
         c = self.config
         self.attention.spread_scales(self.stream.buffer(block))
@@ -136,10 +136,10 @@ class DecodeAttention:
         self._attend(keys, operands, add_keys, functools.partial(self.stream.start_subblock, ahead))
 
     def _attend(self, keys: list[Keys], operands: list, add_keys: Callable, start_subblock: Callable) -> None:
-        """Run `add_keys(i, head, logits)` for all keys and heads, and beside them `start_subblock(i)` for all sub-blocks.
+        """Run `add_keys(i, head, logits)` for all keys and heads, and `start_subblock(i)` for all sub-blocks.
 
-        The compiler moves no load of keys over the start of a copy. So the copies are started a few at a time, each
-        time after the products of the next head, where they fill the latencies of this head's softmax.
+        The compiler does not move a load of keys across the start of a copy. So a few copies are started at a time,
+        after the products of the next head. There they fill the waits of this head's softmax.
         """
         subblocks, last_head = self.config.subblocks, self.config.kv_heads - 1
 
@@ -165,7 +165,7 @@ class DecodeAttention:
         self.attention.for_parts(attend_heads)
 
     def _add_keys(self, head, x, subblock: SubBlock, keys: Keys, row_buffer) -> None:
-        """Take a head's logits and values into its state: a new one, if the sub-block is its tile's first."""
+        """Add a head's logits and values to its state. The first sub-block of a tile starts a new state."""
         begins = subblock.page == self.tiles.first_page[subblock.tile]
         state = jax.tree.map(
             lambda new, old: jnp.where(begins, new, old), self.attention.initial(head), self.attention.load(head)
@@ -175,7 +175,7 @@ class DecodeAttention:
         self._finish(head, state, subblock, row_buffer)
 
     def _finish(self, head, state: softmax.State, subblock: SubBlock, row_buffer) -> None:
-        """Put the row into the output as it is after a sub-block; the tile's later sub-blocks do so again."""
+        """Write the row as it is after this sub-block. Later sub-blocks of the tile write it again."""
         c, s = self.config, self.scratch
         out = s.rows.out.at[self._operand(subblock, row_buffer), head]
         seen = state.m > softmax.MASKED
@@ -192,7 +192,7 @@ class DecodeAttention:
         return self.attention.masked_keys(subblock.tile, subblock.page, i, operand, buffer)
 
     def clear_unseen(self, block) -> None:
-        """Zero the values in the sub-blocks of a block that no row sees: they may be anything."""
+        """Set values that no row sees to zero, because they may be infinite or NaN."""
         c = self.config
         if not c.clears_unseen:
             return
@@ -201,7 +201,7 @@ class DecodeAttention:
             self._clear_subblock(block, i, subblock, clean)
 
     def _clean_pages(self, subblock: SubBlock):
-        """How many pages of a sub-block, from its first, are seen whole."""
+        """The number of pages, from the sub-block's first, of which every key is seen."""
         c = self.config
         first, end = self.attention.keys_of_tile(subblock.tile)
         pages = jnp.minimum(subblock.count, end // c.page_size - subblock.page)
@@ -221,7 +221,7 @@ class DecodeAttention:
         jax.lax.fori_loop(clean, c.subblock_pages, clear, None)
 
     def _operand(self, subblock: SubBlock, row_buffer):
-        """The place of the sub-block's row in the buffers; one past the last for a sub-block of no sequence."""
+        """The sub-block's row in the buffers. An empty sub-block has the place after the last."""
         c = self.config
         return jnp.where(subblock.count > 0, row_buffer * c.operands + self.tiles.row_lo[subblock.tile], 2 * c.operands)
 

@@ -1,4 +1,4 @@
-"""Page sizes whose rows fill no whole words or tiles of a TPU's memory: gathered to larger pages before the kernel."""
+"""Joins pages into larger ones where the TPU kernel cannot copy pages of this size."""
 
 import dataclasses
 import math
@@ -12,10 +12,11 @@ from paged_kernels._src.tpu.registers import LANES, cdiv, fills_words, register_
 
 
 def native_page_size(pages: KVPages) -> int:
-    """The least multiple of the page size that the kernel's copies can have: the page size itself, where it is one.
+    """The smallest multiple of the page size that the kernel can copy; the page size itself if possible.
 
-    A page's rows must fill words of 32 bits, and be a divisor or a multiple of a register's rows: other shapes XLA
-    keeps in another order, and would copy the whole of them for a kernel. Scales must fill registers in the same way.
+    The entries of a page must fill whole 32-bit words. Their number must divide, or be a multiple of, the rows of a
+    register. XLA stores other shapes in another order, and would copy all of them before each kernel call. Scales must
+    fill registers in the same way.
     """
     size = pages.page_size
     tile = register_rows(pages.data.dtype)
@@ -27,10 +28,10 @@ def native_page_size(pages: KVPages) -> int:
 
 
 def enlarge_pages(pages: KVPages, batch: RaggedBatch) -> tuple[KVPages, RaggedBatch]:
-    """The same keys in pages that the kernel's copies can have, and the batch that finds them there.
+    """Returns pages that the kernel can copy, and a batch whose page table points into them.
 
-    Where the page size is not such, every page of the page table is copied: right, but slow, and with memory for as
-    many tokens as the table has target.
+    If the page size is already native, both are returned as they are. Otherwise every page in the page table is copied.
+    This is correct but slow, and needs memory for as many tokens as the page table can hold.
     """
     count = native_page_size(pages) // pages.page_size
     if count == 1:

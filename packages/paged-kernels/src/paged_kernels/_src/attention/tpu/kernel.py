@@ -1,4 +1,4 @@
-"""The kernel's body: three loops, over blocks of query rows, their tiles, and each tile's blocks of pages."""
+"""The kernel body for any batch: three loops, over blocks of query rows, tiles, and blocks of pages."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,15 @@ from paged_kernels._src.attention.tpu.tile_attention import TileAttention
 
 
 def attention_kernel(tiles: Tiles, inputs: KernelInputs, out, lse, scratch: Scratch, *, config: Config) -> None:
-    """Attend every block of query rows and write its output and log-sum-exp; rows of no tile get 0 and -inf.
+    """Compute every block of query rows, and write its output and log-sum-exp.
+
+    Rows that belong to no tile get 0 and -inf.
 
     Args:
-        tiles: the work (SMEM).
-        inputs: what is attended, and over what.
-        out: the output, in HBM in the order of the queries.
-        lse: the log-sum-exp, in HBM, a packed row set a block, or None.
+        tiles: the work, in SMEM.
+        inputs: queries, pages and parameters.
+        out: the output in HBM, in the order of the queries.
+        lse: the packed log-sum-exp in HBM, one array per block of rows; or None.
         scratch: VMEM, SMEM and semaphores.
         config: the static facts.
     """
@@ -29,11 +31,11 @@ def attention_kernel(tiles: Tiles, inputs: KernelInputs, out, lse, scratch: Scra
 
     def attend_block(_, cursors: tuple[Cursor, Cursor], buffer):
         at, ahead = cursors
-        seen = attention.sees_all(at)
-        steady = seen & stream.is_whole(ahead)
+        all_visible = attention.sees_all(at)
+        steady = all_visible & stream.is_whole(ahead)
 
         @pl.when(steady)
-        def _():  # the copies are started beside the arithmetic, for there is no branch between
+        def _():  # without a branch, the compiler starts the copies beside the arithmetic
             stream.prepare(ahead)
             stream.wait_whole(at)
             attention.attend_whole(at, buffer, stream.buffer(at))
@@ -43,8 +45,8 @@ def attention_kernel(tiles: Tiles, inputs: KernelInputs, out, lse, scratch: Scra
         def _():
             stream.start(ahead)
             stream.wait(at)
-            pl.when(seen)(lambda: attention.attend_whole(at, buffer, stream.buffer(at)))
-            pl.when(jnp.logical_not(seen))(
+            pl.when(all_visible)(lambda: attention.attend_whole(at, buffer, stream.buffer(at)))
+            pl.when(jnp.logical_not(all_visible))(
                 lambda: attention.attend_subblocks(at, stream.count(at), buffer, stream.buffer(at))
             )
 

@@ -1,4 +1,4 @@
-"""What the kernel is given and what it allocates."""
+"""The kernel's inputs and its scratch memory."""
 
 import dataclasses
 
@@ -20,10 +20,10 @@ from paged_kernels._src.tpu.registers import LANES
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KernelInputs:
-    """The kernel's arrays besides its tiles; `None` for what is not asked."""
+    """The kernel's arrays besides its tiles; `None` for what the call does not use."""
 
-    page_table: Memory  # HBM [seqs, 1, table_ids]
-    q: Memory  # HBM [operands, parts, rows, q_lanes]
+    page_table: Memory  # HBM [seqs, 1, ids_per_seq]
+    q: Memory  # HBM [operands, parts, part_rows, q_lanes]
     data: Memory  # HBM [pages, kv_heads, page_size, storage_lanes]
     scales: Memory  # HBM [pages, kv_heads, 1, scale_lanes], or None
     tree: Memory  # HBM [operands, operand_tokens, tree_lanes], or None
@@ -34,7 +34,7 @@ class KernelInputs:
     def arranged(
         cls, q: jax.Array, pages: KVPages, batch: RaggedBatch, head_params: HeadParams, c: Config
     ) -> "KernelInputs":
-        """The contract's arguments as the kernel wants them."""
+        """Returns the arguments of the call, in the order and types that the kernel reads."""
         return cls(
             page_table=arrange.arrange_page_table(batch.page_table, pages.num_pages, c),
             q=arrange.arrange_q(q, c),
@@ -46,7 +46,7 @@ class KernelInputs:
         )
 
     def specs(self) -> "KernelInputs":
-        """Where each of them is to be."""
+        """Returns the memory space of each array."""
         hbm = jax.tree.map(lambda _: pl.BlockSpec(memory_space=pl.ANY), self)
         vmem = pl.BlockSpec(memory_space=pltpu.VMEM)
         return dataclasses.replace(
@@ -57,20 +57,20 @@ class KernelInputs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scratch:
-    """The kernel's memory. `m`, `l` and `acc` make a `softmax.State`; `lse` is repeated along lanes."""
+    """The kernel's scratch memory. `m`, `l` and `acc` hold a `softmax.State`. `lse` is repeated along lanes."""
 
     pages: PageBuffers
     rows: RowBuffers
-    m: Memory  # [parts, rows, 128]
-    l: Memory  # [parts, rows, 128]  # noqa: E741
-    acc: Memory  # [parts, rows, out_lanes]
-    lse: Memory  # [lse_rows, 128], in decode with an operand more for sub-blocks of no sequence; or None
-    scales: Memory  # [kinds, kv_heads, block_tokens, and more to whole registers], or None
-    notes: Memory  # SMEM, of decode's sub-blocks, or None
+    m: Memory  # [parts, part_rows, 128]
+    l: Memory  # [parts, part_rows, 128]  # noqa: E741
+    acc: Memory  # [parts, part_rows, out_lanes]
+    lse: Memory  # [lse_rows, 128], in decode one operand more for empty sub-blocks; or None
+    scales: Memory  # [kinds, kv_heads, keys of Config.scales_shape], or None
+    notes: Memory  # SMEM, `notes_shape`, in decode; or None
 
     @classmethod
     def shapes(cls, c: Config) -> "Scratch":
-        """What to allocate."""
+        """Returns what to allocate."""
         scales = (c.layout.scales_per_entry, c.kv_heads, c.scales_shape[0] * c.page_size)
         return cls(
             pages=PageBuffers.shapes(c),

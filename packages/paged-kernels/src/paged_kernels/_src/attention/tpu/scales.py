@@ -1,12 +1,12 @@
-"""The scales of a block's keys, from a row a page to a row a head.
+"""Rearranges the scales of a block's keys: from one row per page to one row per head.
 
-A page brings its scales as one row of lanes, K's of each slot and then V's. Logits and weights have their keys along
-lanes, so a block's scales are wanted side by side:
+The scales of a page are one row of lanes: K's for each slot, then V's. Logits and weights have their keys along lanes,
+so the scales of a block must lie side by side:
 
     page 0  | k0 k1 v0 v1 . . . . |            K  | k0 k1 k2 k3 ...
     page 1  | k2 k3 v2 v3 . . . . |            V  | v0 v1 v2 v3 ...
 
-All heads at once: they lie along the sublanes.
+All heads move together: they lie along the sublanes.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Store = Callable[[int, jax.Array | int, Float[Array, "kv_heads lanes"]], None]
 
 
 def pages_per_register(page_size: int) -> int:
-    """Pages whose keys fill a register; pages of scales are held in multiples of it."""
+    """The number of pages whose keys fill a register. The buffers hold scales for a multiple of it."""
     return max(1, LANES // page_size)
 
 
@@ -32,11 +32,11 @@ def spread_scales(load: Load, store: Store, *, pages: int, page_size: int, kinds
     """Put the scales of a block's pages side by side.
 
     Args:
-        load: the scales of page `i`; called for pages up to the next multiple of `pages_per_register`.
+        load: returns the scales of page `i`. Called for pages up to the next multiple of `pages_per_register`.
         store: takes a kind (0 for K, 1 for V), the first key of some whole registers, and their scales.
-        pages: pages in the block.
+        pages: the number of pages in the block.
         page_size: a divisor or a multiple of 128.
-        kinds: 2, or 1 where K and V have the same scale.
+        kinds: 2, or 1 if K and V share a scale.
     """
     at_once = pages_per_register(page_size)
 
@@ -49,7 +49,7 @@ def spread_scales(load: Load, store: Store, *, pages: int, page_size: int, kinds
 
 
 def _side_by_side(rows: list[Array], kind: int, page_size: int) -> Float[Array, "kv_heads lanes"]:
-    """The scales of one kind of a group of pages."""
+    """Returns the scales of one kind, of pages that together fill whole registers."""
     if len(rows) == 1:
         return rows[0][:, kind * page_size : (kind + 1) * page_size]
     lane = jax.lax.broadcasted_iota(jnp.int32, rows[0].shape, 1)

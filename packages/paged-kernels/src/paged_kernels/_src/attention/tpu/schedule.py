@@ -1,14 +1,14 @@
-"""Which query rows meet which pages, as integers: the work of a batch, cut in tiles.
+"""Which query rows attend to which pages, as integers: the work of a batch, split into tiles.
 
-Query rows are cut in blocks of `q_rows`, on a fixed grid from row 0. A *tile* is the part of one block that belongs
-to one sequence:
+Query rows are split into blocks of `q_rows`, counted from row 0. A *tile* is the part of one block that belongs to one
+sequence:
 
     rows    | seq 0   | seq 1                           | seq 2 |
     blocks  |         0         |         1         |         2         |
     tiles   | tile 0  | tile 1  |      tile 2       | 3   | tile 4 |
 
-A tile knows the pages that any of its rows can see; only those are fetched. Everything here is plain XLA on small
-arrays, so the kernel's loops have nothing to decide.
+A tile knows the pages that its rows can see. Only those are copied. All of this is plain XLA on small arrays, so the
+kernel's loops take no decisions.
 """
 
 import dataclasses
@@ -25,47 +25,48 @@ from paged_kernels._src.spec import AttentionSpec
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tiles:
-    """The tiles of a batch in row order, one more entry than there can be tiles; entries not in use are zero.
+    """The tiles of a batch, in row order.
 
-    In the kernel these are references to scalar memory.
+    There is one entry more than there can be tiles. Unused entries are zero. Inside the kernel, the fields are
+    references to scalar memory.
     """
 
     block_starts: Int32[Array, " q_blocks_plus_1"]
-    """The first tile of each block of rows, and after the last block the number of tiles."""
+    """The first tile of each block of rows; the last entry is the number of tiles."""
     seq: Int32[Array, " tiles"]
     """The tile's sequence."""
     kv_len: Int32[Array, " tiles"]
-    """Tokens of that sequence."""
+    """The number of tokens of that sequence."""
     row_lo: Int32[Array, " tiles"]
-    """First row of the tile, counted from its block's first row."""
+    """The tile's first row, counted from the first row of its block."""
     row_hi: Int32[Array, " tiles"]
-    """One past its last row."""
+    """One past the tile's last row."""
     position: Int32[Array, " tiles"]
-    """Position in the sequence of the *block's* first row, so that row `r` stands at `position + r`."""
+    """The position of the *block's* first row in the sequence: row `r` has position `position + r`."""
     first_page: Int32[Array, " tiles"]
-    """Index in the sequence's page list of the first page that a row of the tile sees."""
+    """The first page that a row of the tile sees, as an index in the sequence's page table."""
     end_page: Int32[Array, " tiles"]
-    """One past the last such page; greater than `first_page`, so that rows that see no key have a page too."""
+    """One past the last such page. Always greater than `first_page`: rows that see no key have one page too."""
     block_end: Int32[Array, " tiles"]
     """One past the last tile of the tile's block."""
     first_new: Int32[Array, " tiles"]
-    """Position of the sequence's first row: of its first new token, where there is a tree mask."""
+    """The position of the sequence's first row, which is its first new token. Used with a tree mask."""
 
 
 def max_tiles(tokens: int, seqs: int, q_rows: int) -> int:
-    """The most tiles that a batch can have: each starts a block or a sequence, and has a row."""
+    """The most tiles that a batch can have: each has a row, and starts a block or a sequence."""
     return min(tokens, -(-tokens // q_rows) + seqs)
 
 
 def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: int, page_size: int) -> Tiles:
-    """The tiles of a batch; gaps, padding and rows before position 0 have none."""
+    """Returns the tiles of a batch. Gaps, padding and rows before position 0 have none."""
     end = jnp.minimum(batch.cu_q_lens[1:], tokens)
     kv_lens = jnp.minimum(batch.kv_lens, batch.pages_per_seq * page_size)
     in_use = (jnp.arange(batch.max_seqs) < batch.num_seqs) & (kv_lens > 0)
     start, first_position = batch.cu_q_lens[:-1], batch.q_starts
     if first_position is None:
         first_position = kv_lens - (end - start)
-        start = jnp.maximum(start, end - kv_lens)  # rows before position 0 are no tokens
+        start = jnp.maximum(start, end - kv_lens)  # rows before position 0 are not tokens
     has_rows = in_use & (start < end)
     first_block = start // q_rows
     tiles_of_seq = jnp.where(has_rows, (end - 1) // q_rows + 1 - first_block, 0)
@@ -106,10 +107,10 @@ def make_tiles(batch: RaggedBatch, spec: AttentionSpec, *, tokens: int, q_rows: 
 
 
 def page_block_starts(tiles: Tiles, *, subblock_pages: int, subblocks: int) -> Int32[Array, " q_blocks_plus_1"]:
-    """How many blocks of pages come before each block of rows, and after the last their number.
+    """Returns the number of blocks of pages before each block of rows, then their total.
 
-    A block of pages has `subblocks` sub-blocks of up to `subblock_pages` pages.
-    Each sub-block is of one tile. All sub-blocks of a block of pages belong to one block of rows.
+    A block of pages has `subblocks` sub-blocks of up to `subblock_pages` pages. Each sub-block belongs to one tile, and
+    all sub-blocks of a block of pages belong to one block of rows.
     """
     subblocks_of_tile = -(-(tiles.end_page - tiles.first_page) // subblock_pages)
     before_tile = jnp.append(0, jnp.cumsum(subblocks_of_tile))

@@ -1,7 +1,8 @@
-"""Sequences of one row in a mixed batch: taken out, for the kernel for decode.
+"""Splits the single-row sequences from a mixed batch, for the decode kernel.
 
-In a large block of query rows, each tile costs as much as a tile that fills the block. A sequence that decodes is a
-tile of one row, so a batch that has some beside a prefill is two calls, each of which skips the other's sequences.
+In a large block of query rows, a tile of one row costs as much as a tile that fills the block. A decoding sequence is
+such a tile. So a batch with decoding sequences beside a prefill becomes two calls, and each skips the other's
+sequences.
 """
 
 import dataclasses
@@ -13,7 +14,10 @@ from paged_kernels._src.batch import RaggedBatch
 
 
 def take_singles(batch: RaggedBatch, tokens: int) -> tuple[Int32[Array, " seqs"], RaggedBatch, RaggedBatch]:
-    """The rows of the sequences of one row (`tokens` for any other), those as a batch for decode, and the others."""
+    """Returns the rows of the single-row sequences, those sequences as a decode batch, and the other sequences.
+
+    The row of any other sequence is `tokens`, which is out of bounds.
+    """
     starts = batch.cu_q_lens[:-1]
     is_single = batch.cu_q_lens[1:] - starts == 1
     rows = jnp.where(is_single, starts, tokens)

@@ -1,4 +1,4 @@
-"""Block sizes: how much is attended at once, from the memory of the chip, and a check that it fits."""
+"""Block sizes: how much one step computes, limited by the chip's memory."""
 
 import dataclasses
 
@@ -8,37 +8,41 @@ from paged_kernels._src.tpu.chip import Chip
 from paged_kernels._src.tpu.registers import LANES, SUBLANES, cdiv, register_rows, round_up
 
 DECODE_KEYS = {2: 2048, 4: 512}
-"""Keys in a block for decode, by bytes an element: large, so that the latency of a block's copies is a small part of
-their time. Products in float32 take six passes, which the compiler lays out one by one: more would only be code."""
+"""Keys in a block for decode, by bytes per element. Large blocks hide the latency of their copies. A product in float32
+takes six passes, which the compiler unrolls, so there a larger block only adds code."""
 ONE_HEAD_DECODE_KEYS = {2: 4096, 4: 512}
-"""The same for one KV head of at most `ONE_HEAD_MOST_Q_PER_KV` query heads: more of its sub-blocks stand beside each
-other, as no other heads' do."""
+"""The same for one KV head with at most `ONE_HEAD_MOST_Q_PER_KV` query heads. With no other heads to compute beside,
+more sub-blocks are computed side by side."""
 ONE_HEAD_MOST_Q_PER_KV = 16
 DECODE_ROWS = 16
-"""Rows in a block of queries for decode: one copy brings them all."""
+"""Rows in a block of queries for decode. One copy brings all of them."""
 DECODE_SUBBLOCKS = (1, 2, 4, 8)
-"""How many sub-blocks a block has for decode: a divisor of `DECODE_ROWS`, to leave no place empty."""
+"""The possible numbers of sub-blocks per block for decode. They divide `DECODE_ROWS`, so that no place stays empty."""
 PREFILL_KEYS = (512, 1024)
-"""Least and most keys in a block for prefill."""
+"""The least and the most keys in a block for prefill."""
 PREFILL_SUBBLOCK_KEYS = 256
-"""Most keys in a sub-block of a block for prefill, unless a page has more: what is attended in vain on the diagonal."""
+"""The most keys in a sub-block for prefill; a larger page makes a larger sub-block. A sub-block on the causal diagonal
+computes logits that are then masked, so it must not be large."""
 PREFILL_LOGITS = {2: 2**21, 4: 2**20}
-"""Rows of all heads times keys in a block for prefill, by bytes an element: enough that the matrix unit seldom waits
-for the first product and the last, and not so much that the code is long."""
+"""Rows of all heads times keys, in a block for prefill, by bytes per element. With fewer, the matrix unit waits too
+often for the first and last product. With more, the code is too long."""
 PREFILL_ROWS = 2048
 """Rows of all heads in a block for prefill."""
 PREFILL_HEAD_ROWS = 512
-"""Least rows of a KV head in a block for prefill, for which its keys are fetched once."""
+"""The least rows of one KV head in a block for prefill. Its keys are copied once for all of them."""
 PREFILL_Q_ROWS = 256
-"""Most rows of q in a block for prefill: the keys on the diagonal are attended by all of them."""
+"""The most rows of q in a block for prefill. All of them compute the keys on the causal diagonal."""
 BUFFERS = 4
-"""Blocks of keys in VMEM: one in use, one whose copies are being started, two on their way."""
+"""Blocks of keys in VMEM: one in use, one whose copies are being started, two in flight."""
 MIN_Q_ROWS = 16
-"""Fewest rows in a block of queries, but for decode: those of a register of bfloat16."""
+"""The fewest rows in a block of queries, except for decode: the rows of a register of bfloat16."""
 
 
 def q_rows_for(tokens: int, max_q_len: int | None, q_rows: int) -> int:
-    """`q_rows` as the kernel can have it: a multiple of 16, no more than the batch can fill; its own for decode."""
+    """Returns `q_rows` as the kernel can use it: a multiple of 16, and no more than the batch can fill.
+
+    Decode has its own number.
+    """
     if max_q_len == 1:
         return max(1, min(DECODE_ROWS, tokens))
     most = tokens if max_q_len is None else min(tokens, max_q_len)
@@ -46,9 +50,9 @@ def q_rows_for(tokens: int, max_q_len: int | None, q_rows: int) -> int:
 
 
 def with_kv_pages(c: Config, kv_pages: int) -> Config:
-    """`c` with about so many pages in a block, as the kernel can have them: whole sub-blocks, which fill registers.
+    """Returns `c` with about `kv_pages` pages in a block: whole sub-blocks, which fill registers.
 
-    A sub-block holds pages of one sequence. So does a block, but in decode, where it may hold those of several.
+    A sub-block holds pages of one sequence. So does a block, except in decode.
     """
     kv_pages = max(1, min(kv_pages, c.pages_per_seq * (c.tokens if c.decode else 1)))
     subblock_keys = SUBBLOCK_KEYS if c.decode else PREFILL_SUBBLOCK_KEYS
@@ -66,12 +70,12 @@ def with_kv_pages(c: Config, kv_pages: int) -> Config:
 
 
 def _filling(keys: int, pages: int, page_size: int) -> int:
-    """The least number of pages, of at least `pages`, whose keys are a multiple of `keys`."""
+    """The smallest number of pages, at least `pages`, whose keys are a multiple of `keys`."""
     return round_up(pages, 1 if keys % page_size else keys // page_size)
 
 
 def preferred_block_sizes(*, kv_heads: int, q_per_kv: int, page_size: int, itemsize: int, decode: bool) -> BlockSizes:
-    """Block sizes for speed, were there memory enough."""
+    """Returns the fastest block sizes, without regard to memory."""
     if decode:
         alone = kv_heads == 1 and q_per_kv <= ONE_HEAD_MOST_Q_PER_KV
         keys = (ONE_HEAD_DECODE_KEYS if alone else DECODE_KEYS)[itemsize]
@@ -84,12 +88,12 @@ def preferred_block_sizes(*, kv_heads: int, q_per_kv: int, page_size: int, items
 
 
 def shrink_to_fit(c: Config, chip: Chip) -> Config:
-    """`c` with blocks halved, the larger first, until it needs at most three quarters of the chip's VMEM."""
+    """Returns `c` with its blocks halved, the larger one first, until it needs at most 3/4 of the chip's VMEM."""
     while vmem_bytes(c) > chip.vmem_bytes * 3 // 4:
         smaller = with_kv_pages(c, c.kv_pages // 2)
         if smaller.kv_pages < c.kv_pages and (_kv_bytes(c) >= _row_bytes(c) or c.q_rows <= MIN_Q_ROWS):
             c = smaller
-        elif c.q_rows > 1:  # a block of one row is always possible, and slow for prefill: each row fetches its keys
+        elif c.q_rows > 1:  # one row always fits, but is slow: each row copies its own keys
             c = dataclasses.replace(c, q_rows=round_up(c.q_rows // 2, MIN_Q_ROWS) if c.q_rows > MIN_Q_ROWS else 1)
         else:
             break
@@ -97,7 +101,7 @@ def shrink_to_fit(c: Config, chip: Chip) -> Config:
 
 
 def vmem_bytes(c: Config) -> int:
-    """VMEM that the kernel needs, bytes: its buffers, and the values in flight in one step."""
+    """VMEM that the kernel needs, in bytes: its buffers, and the values in use during one step."""
     logits = 6 + c.has_alibi
     in_flight = logits * c.part_rows * round_up(c.block_tokens, LANES) * 4 + 2 * c.block_tokens * c.layout.lanes * 4
     return _kv_bytes(c) + _row_bytes(c) + in_flight
@@ -122,17 +126,17 @@ def _row_bytes(c: Config) -> int:
 
 
 def smem_bytes(c: Config, tiles: int) -> int:
-    """Scalar memory that the kernel needs, bytes: the tiles and the page ids on their way."""
+    """Scalar memory that the kernel needs, in bytes: the tiles, and the page ids in flight."""
     blocks = (1 + c.decode) * round_up(c.q_blocks + 1, LANES)
     subblocks = c.subblocks if c.decode else 1
     return 4 * (9 * round_up(tiles, LANES) + blocks + 3 * subblocks * c.ids_per_copy + 32 * subblocks)
 
 
 def check_fits(c: Config, chip: Chip, tiles: int) -> None:
-    """Refuse what the chip's memories cannot hold.
+    """Raise an error if the kernel does not fit the chip's memories.
 
     Raises:
-        NotImplementedError: names the memory, what it has, what is needed, and what to lower.
+        NotImplementedError: it does not fit. The message names the memory, its size, the need, and what to lower.
     """
     need, have = vmem_bytes(c), chip.vmem_bytes
     if need > have:

@@ -1,11 +1,11 @@
-"""One step of the online softmax, on arrays: the arithmetic of the kernel, with no memory and no loops.
+"""One step of the online softmax, on arrays: the kernel's arithmetic, without memory or loops.
 
-With logits `s = cap(scale q . k)` taken to base 2, `x = s log2(e)`, a row keeps over the keys seen so far
+The logits `s = cap(scale q . k)` are taken to base 2, `x = s log2(e)`. Over the keys so far, a row keeps
 
     m = max x        l = sum 2^(x - m)        acc = sum 2^(x - m) v
 
-so that the output is `acc / l` and the log-sum-exp `(m + log2 l) ln 2`. Base 2 is what the hardware raises, and the
-factor `log2(e)` joins the scale.
+Then the output is `acc / l` and the log-sum-exp is `(m + log2 l) ln 2`. The hardware computes powers of 2, and the
+factor `log2(e)` becomes part of the scale.
 """
 
 import dataclasses
@@ -21,36 +21,36 @@ from paged_kernels._src.tpu.registers import LANES
 
 LOG2_E = math.log2(math.e)
 MASKED = -1e30
-"""The logit of a key that is not visible. Finite, so that a row with no visible key so far stays finite: what it has
-gathered is forgotten (times `2^(MASKED - m) = 0`) when its first visible key comes."""
+"""The logit of a key that is not visible. It is finite, so a row without a visible key stays finite. The first visible
+key then removes what such a row has summed: it is multiplied by `2^(MASKED - m) = 0`."""
 
 
 class State(NamedTuple):
-    """What a row keeps between blocks of keys. Nothing moves between lanes but to find a block's maximum."""
+    """What a row keeps between blocks of keys. Values cross lanes only to find the maximum of a block."""
 
     m: Float[Array, "rows 128"]
-    """Repeated along lanes."""
+    """The largest logit so far, repeated along lanes."""
     l: Float[Array, "rows 128"]  # noqa: E741 -- the papers' name
-    """What each lane has gathered: their sum is `l`."""
+    """One partial sum per lane; `l` is their total."""
     acc: Float[Array, "rows lanes"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logits:
-    """How a product `q . k` becomes a logit to base 2."""
+    """Turns a product `q . k` into a logit to base 2."""
 
     scale: float
     soft_cap: float | None
 
     def __call__(self, qk: Float[Array, "rows keys"]) -> Float[Array, "rows keys"]:
-        """The logits to base 2."""
+        """Returns the logits to base 2."""
         if self.soft_cap is None:
             return qk * (self.scale * LOG2_E)
         return jnp.tanh(qk * (self.scale / self.soft_cap)) * (self.soft_cap * LOG2_E)
 
 
 def score(q: Float[Array, "rows k_lanes"], k: Float[Array, "keys k_lanes"]) -> Float[Array, "rows keys"]:
-    """The products `q . k`, in float32. Float32 operands are multiplied in full precision."""
+    """Returns the products `q . k` in float32. Float32 operands are multiplied in full precision."""
     return jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), _precision(q), jnp.float32)
 
 
@@ -60,7 +60,14 @@ def add_keys(
     v: Float[Array, "keys lanes"],
     v_scales: Float[Array, "1 keys"] | None = None,
 ) -> State:
-    """The state after keys with these logits to base 2 (`MASKED` where not visible) and values (finite everywhere)."""
+    """Returns the state after some more keys.
+
+    Args:
+        state: the state before them.
+        x: their logits to base 2, `MASKED` where a key is not visible.
+        v: their values, all finite.
+        v_scales: the scales of quantised values.
+    """
     m = jnp.maximum(state.m, jnp.max(x, axis=1, keepdims=True))
     p = jnp.exp2(x - _widen(m, x.shape[1]))
     shrink = jnp.exp2(state.m - m)
@@ -70,14 +77,14 @@ def add_keys(
 
 
 def _widen(x: Float[Array, "rows 128"], columns: int) -> Float[Array, "rows columns"]:
-    """What is repeated along lanes, along more of them or fewer."""
+    """Repeats a value along `columns` lanes instead of 128."""
     if columns % LANES:
         return jnp.broadcast_to(x[:, :1], (x.shape[0], columns))
     return jnp.concatenate([x] * (columns // LANES), axis=1)
 
 
 def _sum_by_lane(p: Float[Array, "rows keys"]) -> Float[Array, "rows 128"]:
-    """Sums of the keys that share a lane; their sum is that of all keys."""
+    """Sums over the keys that share a lane. The total over lanes is the sum over all keys."""
     rows, keys = p.shape
     if keys % LANES:
         return jnp.broadcast_to(jnp.sum(p, axis=1, keepdims=True) * (1 / LANES), (rows, LANES))
@@ -89,19 +96,19 @@ def _precision(operand: Array) -> jax.lax.Precision | None:
 
 
 def output(state: State) -> Float[Array, "rows lanes"]:
-    """The attention output of each row."""
+    """Returns the attention output of each row."""
     return state.acc / jnp.sum(state.l, axis=1, keepdims=True)
 
 
 def log_sum_exp(state: State) -> Float[Array, "rows 128"]:
-    """The natural log of the sum of the exponentials of each row's logits, repeated along lanes."""
+    """Returns the natural log of the sum of each row's exponentiated logits, repeated along lanes."""
     return (state.m + jnp.log2(jnp.sum(state.l, axis=1, keepdims=True))) * (1 / LOG2_E)
 
 
 def pack_lanes(column: Float[Array, "rows 128"]) -> Float[Array, "rows_over_128 128"]:
-    """One value a row, repeated along lanes, as a dense array: row `r` goes to `[r // 128, r % 128]`.
+    """Returns a dense array from one value per row, repeated along lanes: row `r` goes to `[r // 128, r % 128]`.
 
-    (A transpose by selection: each value keeps the one lane that is its place, and rows are then added up.)
+    Each row keeps only the lane where its value belongs. Summing 128 such rows then gives one dense row.
     """
     stacked = column.reshape(-1, 128, 128)
     row, lane = (jax.lax.broadcasted_iota(jnp.int32, stacked.shape, axis) for axis in (1, 2))

@@ -1,4 +1,4 @@
-"""Decode's blocks of pages: each a few sub-blocks, which may belong to as many sequences.
+"""Blocks of pages in decode: each has a few sub-blocks, which may belong to different sequences.
 
 A sub-block is a run of at most `subblock_pages` pages of one sequence. The sub-blocks of a block are computed side by
 side, so short sequences hide each other's latency. A long sequence has whole blocks to itself:
@@ -8,8 +8,8 @@ side, so short sequences hide each other's latency. A long sequence has whole bl
     sub-block    0   1   2   3   4   5   6   7   8   9   10
     block      |       0       |       1       |       2       |
 
-What each sub-block of a block holds is written down when its page ids are asked for, and read when its pages are, and
-again when they are attended.
+What each sub-block holds is noted in SMEM when its page ids are requested. The notes are read when the pages are
+requested, and again when they are used.
 """
 
 import dataclasses
@@ -31,13 +31,16 @@ class SubBlock:
 
     tile: jax.Array
     page: jax.Array
-    """Index in the sequence's page list of its first page."""
+    """Its first page, as an index in the sequence's page table."""
     count: jax.Array
-    """Its pages; 0 where there is no such sub-block."""
+    """The number of its pages; 0 for an empty sub-block."""
 
 
 def notes_shape(c: Config):
-    """SMEM for the notes of all blocks in flight: the block's pages, then each sub-block's `tile`, `page`, `count`."""
+    """Returns the SMEM to allocate for the notes of all blocks in flight.
+
+    A block's notes are the number of its pages, then `tile`, `page` and `count` of each sub-block.
+    """
     return pltpu.SMEM((_blocks_noted(c) * (1 + 3 * c.subblocks),), jnp.int32)
 
 
@@ -47,17 +50,17 @@ def _blocks_noted(c: Config) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubBlockStream:
-    """Blocks of sub-blocks on their way from HBM into VMEM, each known by its number."""
+    """Blocks of sub-blocks in flight from HBM to VMEM. Blocks are numbered from 0."""
 
     config: Config
     tiles: Tiles
-    page_table: Memory  # HBM [seqs, 1, table_ids]
+    page_table: Memory  # HBM [seqs, 1, ids_per_seq]
     copies: PageCopies
     buffers: PageBuffers
     notes: Memory  # SMEM, `notes_shape`
 
     def begin(self) -> Cursor:
-        """Start the first `buffers - 1` blocks; the cursor of the first that is not planned."""
+        """Start the first `buffers - 1` blocks. Returns the cursor of the first block that has no sub-blocks yet."""
         at = Cursor(block=jnp.int32(0), tile=jnp.int32(0), page=self.tiles.first_page[0])
         for _ in range(IDS_AHEAD):
             at = self.assign(at)
@@ -68,14 +71,14 @@ class SubBlockStream:
         return at
 
     def end(self, blocks) -> None:
-        """Wait for the page ids of blocks that do not exist, `blocks` being the number of those that do."""
+        """Wait for page ids requested past the last block. `blocks` is the number of blocks."""
         for i in range(IDS_AHEAD):
             self.wait_ids(blocks + self.config.buffers - 1 + i)
 
     def assign(self, at: Cursor) -> Cursor:
-        """Note the sub-blocks of the block at the cursor and ask for their page ids; the cursor of the next block.
+        """Note the sub-blocks of the block at the cursor, and request their page ids.
 
-        A block has sub-blocks of one block of rows only.
+        Returns the cursor of the next block. All sub-blocks of a block belong to one block of rows.
         """
         c, tiles, tile, page = self.config, self.tiles, at.tile, at.page
         end_tile, count = tiles.block_end[tile], 0
@@ -92,32 +95,33 @@ class SubBlockStream:
         return Cursor(block=at.block + 1, tile=tile, page=page)
 
     def subblock(self, block, i) -> SubBlock:
-        """What was noted of sub-block `i` of a block."""
+        """Returns what is noted of sub-block `i` of a block."""
         first = self._first_note(block) + 1 + 3 * i
         tile, page, count = (self.notes[first + field] for field in range(3))
         return SubBlock(tile=tile, page=page, count=count)
 
     def count(self, block) -> jax.Array:
-        """Pages of a block."""
+        """The number of pages in a block."""
         return self.notes[self._first_note(block)]
 
     def is_whole(self, block) -> jax.Array:
-        """Whether the block has as many pages as a block can have."""
+        """True if the block has `kv_pages` pages."""
         return self.count(block) == self.config.kv_pages
 
     def wait_ids(self, block) -> None:
-        """Wait until the page ids of a block are there."""
+        """Wait until the page ids of a block have arrived."""
         for i in range(self.config.subblocks):
             self._ids_copy(block, i, self.subblock(block, i)).wait()
 
     def start(self, block) -> None:
-        """Start the copies of a block, its ids being there."""
+        """Start the copies of a block, whose page ids have arrived."""
         jax.lax.fori_loop(0, self.config.subblocks, lambda i, _: self.start_subblock(block, i), None)
 
     def start_subblock(self, block, i, *, whole: bool = False) -> None:
-        """Start the copies of sub-block `i` of a block, each of a page or of nothing; of pages all, where it is whole.
+        """Start `subblock_pages` copies for sub-block `i` of a block.
 
-        They are started side by side, without a branch, and share the sums of their addresses.
+        Copies past its last page have zero bytes; `whole` says that there are none. Without a branch, the copies start
+        side by side and share their address computations.
         """
         c, subblock = self.config, self.subblock(block, i)
         ids = self._first_id(block, i) + subblock.page % LANES
@@ -136,7 +140,7 @@ class SubBlockStream:
             self.copies.wait(self.buffer(block), self.config.subblock_pages, i)
 
     def buffer(self, block) -> jax.Array:
-        """The buffer that a block is in."""
+        """The buffer of a block."""
         return block % self.config.buffers
 
     def _ids_copy(self, block, i, subblock: SubBlock):

@@ -1,4 +1,4 @@
-"""What happens to one tile: its softmax state from the first block of keys to the rows of the output."""
+"""What happens to one tile: from the first block of keys to its rows of the output."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ from paged_kernels._src.attention.tpu.unpack import load_lanes, unit
 from paged_kernels._src.tpu.registers import LANES, SUBLANES, cdiv
 
 FEW_ROWS = 64
-"""Parts with more rows go one by one in float32, whose products are six times the code."""
+"""In float32, parts with at least this many rows are computed one by one: each product is six times the code."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,16 +32,16 @@ class Keys:
     kv: Memory  # [kv_heads, pages, page_size, storage_lanes]
     scales: Memory  # [kinds, kv_heads, keys], or None
     distance: Float[Array, "rows keys"] | None
-    """Positions between row and key, where there are ALiBi slopes."""
+    """The distance in positions between row and key; `None` without ALiBi."""
     mask: Bool[Array, "rows keys"] | None = None
-    """Which keys each row sees, unless it sees all."""
+    """True where a row sees a key; `None` if every row sees every key."""
     in_range: Bool[Array, "keys out_lanes"] | None = None
-    """Which keys hold what some row may see; the others may be anything, and their values are not to be used."""
+    """True for keys that some row may see. Other places hold arbitrary data, and their values must not be used."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TileAttention:
-    """What happens to a tile's softmax state and to its rows of the output."""
+    """What happens to the softmax state of a tile, and to its rows of the output."""
 
     config: Config
     tiles: Tiles
@@ -49,7 +49,10 @@ class TileAttention:
     scratch: Scratch
 
     def for_row_blocks(self, rows: RowStream, attend: Callable[..., Any], begin: Callable[[], Any]) -> None:
-        """Run `carry = attend(block, buffer, carry)`, at first `begin()`, for each block of rows, copied in and out."""
+        """Run `carry = attend(block, buffer, carry)` for each block of rows, with its copies in and out.
+
+        `begin()` returns the first carry.
+        """
 
         def attend_rows(block, carry):
             buffer = block % 2
@@ -68,19 +71,21 @@ class TileAttention:
         rows.wait_out(blocks - 1)
 
     def reset(self) -> None:
-        """The state before any key, of all parts."""
+        """Set the state of all parts to the state before any key."""
         jax.lax.fori_loop(0, self.config.parts, lambda part, _: self.store(part, self.initial(part)), None)
 
     def initial(self, part) -> softmax.State:
-        """The state of a part before any key: a sink counts as a key that has been seen, with no value."""
+        """The state of a part before any key. A sink counts as a seen key without a value."""
         c = self.config
         column, acc = jnp.zeros((c.part_rows, LANES), jnp.float32), jnp.zeros((c.part_rows, c.out_lanes), jnp.float32)
         if not c.has_sinks:
             return softmax.State(column + softmax.MASKED, column, acc)
-        return softmax.State(self._by_row(self.inputs.sinks[part]), column + 1 / LANES, acc)  # l is 1 in all
+        return softmax.State(
+            self._expand_heads(self.inputs.sinks[part]), column + 1 / LANES, acc
+        )  # lanes of l sum to 1
 
     def sees_all(self, at: Cursor) -> jax.Array:
-        """Whether every row of the tile sees every key of block `at`."""
+        """True if every row of the tile sees every key of block `at`."""
         c, tiles = self.config, self.tiles
         first_key = at.page * c.page_size
         keys = (first_key, first_key + c.block_tokens)
@@ -88,11 +93,11 @@ class TileAttention:
         return fully_visible(c.spec, self._positions(at.tile), keys, tiles.kv_len[at.tile], first_new)
 
     def attend_whole(self, at: Cursor, q_buffer, kv_buffer) -> None:
-        """Take a block of which every row sees every key."""
+        """Attend a block in which every row sees every key."""
         self._attend_parts(q_buffer, self.whole_keys(at, kv_buffer))
 
     def whole_keys(self, at: Cursor, kv_buffer) -> Keys:
-        """A buffer, which holds a block of which every row sees every key."""
+        """The keys of a buffer that holds a block in which every row sees every key."""
         c, s = self.config, self.scratch
         self.spread_scales(kv_buffer)
         return Keys(
@@ -102,7 +107,7 @@ class TileAttention:
         )
 
     def attend_subblocks(self, at: Cursor, pages, q_buffer, kv_buffer) -> None:
-        """Take the first `pages` pages of block `at`, masked, in as few sub-blocks as hold them."""
+        """Attend the first `pages` pages of block `at`, masked, one sub-block at a time."""
         c = self.config
         self.spread_scales(kv_buffer)
 
@@ -113,7 +118,7 @@ class TileAttention:
         jax.lax.fori_loop(0, pl.cdiv(pages, c.subblock_pages), attend_subblock, None)
 
     def masked_keys(self, tile, first_page, subblock, q_buffer, kv_buffer) -> Keys:
-        """A sub-block of a buffer, which holds a tile's pages from `first_page` on."""
+        """The keys of one sub-block of a buffer, which begins with page `first_page` of the tile's sequence."""
         c, s, size = self.config, self.scratch, self.config.subblock_tokens
         position, kv_len = self._first_position(tile), self.tiles.kv_len[tile]
         start, first_key = pl.multiple_of(subblock * size, size), first_page * c.page_size
@@ -134,11 +139,11 @@ class TileAttention:
         )
 
     def fills_block(self, tile) -> jax.Array:
-        """Whether the tile has all rows of its block."""
+        """True if the tile has every row of its block."""
         return (self.tiles.row_lo[tile] == 0) & (self.tiles.row_hi[tile] == self.config.q_rows)
 
     def finish(self, tile, buffer) -> None:
-        """Put the tile's rows into the output of its block, and leave the state as it is before any key."""
+        """Write this tile's rows to the output, and reset the state. Rows with no visible key get 0 and -inf."""
         token_row = self._token_row(LANES)
         of_tile = (token_row >= self.tiles.row_lo[tile]) & (token_row < self.tiles.row_hi[tile])
         fills = self.fills_block(tile)
@@ -153,7 +158,7 @@ class TileAttention:
         self.for_parts(finish_parts)
 
     def _finish_part(self, part, buffer, of_tile: Bool[Array, "rows 128"] | None) -> None:
-        """Finish a part: all its rows, or those of the tile; of them, rows that saw no key are as those of no tile."""
+        """Write a part's rows: those of the tile, or all of them if `of_tile` is None."""
         c, s, state = self.config, self.scratch, self.load(part)
         self.store(part, self.initial(part))
         out, mine, kept = s.rows.out.at[buffer, part], state.m > softmax.MASKED, 0
@@ -166,7 +171,7 @@ class TileAttention:
             lse[...] = jnp.where(mine, softmax.log_sum_exp(state), -jnp.inf if of_tile is None else lse[...])
 
     def clear_output(self, buffer) -> None:
-        """Rows of no tile: zeros, and no log-sum-exp."""
+        """Fill the block's output with 0 and its log-sum-exp with -inf."""
         c, s = self.config, self.scratch
         out = s.rows.out.at[pl.ds(buffer * c.operands, c.operands)]
         out[...] = jnp.zeros_like(out)
@@ -174,17 +179,17 @@ class TileAttention:
             s.lse[...] = jnp.full_like(s.lse, -jnp.inf)
 
     def pack_lse(self, buffer) -> None:
-        """The block's log-sum-exp as a dense array, ready to leave."""
+        """Pack the block's log-sum-exp into a dense array, ready to copy out."""
         if self.config.has_lse:
             self.scratch.rows.lse[buffer] = softmax.pack_lanes(self.scratch.lse[: self.config.lse_rows])
 
     def _attend_parts(self, q_buffer, keys: Keys) -> None:
-        """Take the keys into the state of all parts."""
+        """Add the keys to the state of all parts."""
 
         def attend_parts(parts):
             x = self.score(parts[0], q_buffer, keys)
             for part, after in itertools.pairwise(parts):
-                x_after = self.score(after, q_buffer, keys)  # its products hide the latencies of this part's softmax
+                x_after = self.score(after, q_buffer, keys)  # its products hide the latency of this part's softmax
                 self.store(part, self.add_keys(self.load(part), part, x, keys))
                 x = x_after
             self.store(parts[-1], self.add_keys(self.load(parts[-1]), parts[-1], x, keys))
@@ -192,18 +197,18 @@ class TileAttention:
         self.for_parts(attend_parts)
 
     def score(self, part, q_buffer, keys: Keys) -> Float[Array, "rows keys"]:
-        """The logits of a part, to base 2."""
+        """Returns the logits of a part, to base 2."""
         c, head = self.config, part // self.config.splits
         x = softmax.score(self.scratch.rows.q[q_buffer, part], load_lanes(keys.kv.at[head], c.layout.k_lanes, c))
         if keys.scales is not None:
             x *= keys.scales[0, pl.ds(head, 1)]
         x = softmax.Logits(scale=c.spec.resolved_scale(c.layout.k_dim), soft_cap=c.spec.soft_cap)(x)
         if keys.distance is not None:
-            x -= self._by_row(self.inputs.slopes[part])[:, :1] * keys.distance
+            x -= self._expand_heads(self.inputs.slopes[part])[:, :1] * keys.distance
         return x if keys.mask is None else jnp.where(keys.mask, x, softmax.MASKED)
 
     def add_keys(self, state: softmax.State, part, x: Float[Array, "rows keys"], keys: Keys) -> softmax.State:
-        """The state after a part's logits and values."""
+        """Returns the state after a part's logits and values."""
         c, head = self.config, part // self.config.splits
         v = load_lanes(keys.kv.at[head], c.layout.v_lanes, c)
         v = v if keys.in_range is None else jnp.where(keys.in_range, v, jnp.zeros_like(v))
@@ -211,7 +216,7 @@ class TileAttention:
         return softmax.add_keys(state, x, v, scales)
 
     def spread_scales(self, kv_buffer) -> None:
-        """Put the scales of a block, if it has any, where the keys of a head find theirs in a row."""
+        """Put the scales of a block side by side in the order of its keys. Does nothing without scales."""
         c, s = self.config, self.scratch
         if not c.layout.is_quantised:
             return
@@ -224,23 +229,23 @@ class TileAttention:
         spread_scales(lambda i: pages[i], store, pages=c.kv_pages, page_size=c.page_size, kinds=kinds)
 
     def for_parts(self, body) -> None:
-        """Run `body` on lists of parts, several at once, to hide one's latencies behind another's."""
+        """Run `body` on lists of parts. The parts of a list hide each other's latency."""
         c, parts = self.config, self.config.parts
         one_by_one = c.compute_dtype == jnp.float32 and c.part_rows >= FEW_ROWS
         at_once = 1 if one_by_one else min(parts, PARTS_AT_ONCE)
-        looped = parts // at_once * at_once if parts >= 2 * at_once else 0  # a single group needs no loop
+        looped = parts // at_once * at_once if parts >= 2 * at_once else 0  # one list needs no loop
         if looped:
             jax.lax.fori_loop(0, looped // at_once, lambda i, _: body([i * at_once + j for j in range(at_once)]), None)
         for first in range(looped, parts, at_once):
             body(list(range(first, min(first + at_once, parts))))
 
     def load(self, part) -> softmax.State:
-        """The state of a part."""
+        """Returns the state of a part."""
         s = self.scratch
         return softmax.State(s.m[part], s.l[part], s.acc[part])
 
     def store(self, part, state: softmax.State) -> None:
-        """Keep the state of a part."""
+        """Store the state of a part."""
         s = self.scratch
         s.m[part], s.l[part], s.acc[part] = state
 
@@ -255,12 +260,12 @@ class TileAttention:
         return tiles.position[tile] + tiles.row_lo[tile] if self.config.decode else tiles.position[tile]
 
     def _positions(self, tile):
-        """The tile's positions, as (first, one past the last)."""
+        """The positions of the tile's rows, as (first, one past the last)."""
         position = self.tiles.position[tile]
         return position + self.tiles.row_lo[tile], position + self.tiles.row_hi[tile]
 
     def _distance(self, tile, first_key, keys: int) -> Float[Array, "rows keys"] | None:
-        """Positions between each row and each of some keys."""
+        """Returns the distance in positions between each row and each of `keys` keys."""
         c = self.config
         if not c.has_alibi:
             return None
@@ -268,26 +273,26 @@ class TileAttention:
         return jnp.abs(self._first_position(tile) + self._token_row(keys) - p).astype(jnp.float32)
 
     def _in_tree(self, tile, first_key, p: Int32[Array, "rows keys"], q_buffer) -> Bool[Array, "rows keys"]:
-        """Whether the rows' tree masks show them the keys of a sub-block, which fall into a few words."""
+        """True where the tree mask shows a row a key of a sub-block. Such keys lie in a few words."""
         c, first_new = self.config, self.tiles.first_new[tile]
         words, count = self.scratch.rows.tree[q_buffer], cdiv(c.subblock_tokens, 32) + 1
         skip, in_words = 0, p - first_new < 32 * c.tree_words
         if c.tree_words > count:
             skip = jnp.clip((first_key - first_new) // 32, 0, c.tree_words)
             words = pltpu.roll(words, words.shape[1] - skip, axis=1)
-        words = self._by_token(words)
+        words = self._expand_tokens(words)
         columns = [words[:, i : i + 1] for i in range(min(count, c.tree_words))]
         return in_words & in_tree(columns, first_new + 32 * skip, p)
 
-    def _by_token(self, x: Int32[Array, "q_rows lanes"]) -> Int32[Array, "rows lanes"]:
-        """What each row of the block brings, for the rows of the operand."""
+    def _expand_tokens(self, x: Int32[Array, "q_rows lanes"]) -> Int32[Array, "rows lanes"]:
+        """Expands one row per token to the rows of the operand."""
         c = self.config
         if c.operand_tokens == 1:
             return jnp.broadcast_to(x, (c.part_rows, x.shape[1]))
         return jnp.broadcast_to(x[None], (c.part_heads, *x.shape)).reshape(c.part_rows, -1)
 
-    def _by_row(self, x: Float[Array, "head_rows lanes"]) -> Float[Array, "rows lanes"]:
-        """What each query head of a part brings, for the rows of the operand."""
+    def _expand_heads(self, x: Float[Array, "head_rows lanes"]) -> Float[Array, "rows lanes"]:
+        """Expands one row per query head of the part to the rows of the operand."""
         c = self.config
         if c.operand_tokens == 1:
             return x
@@ -299,7 +304,7 @@ class TileAttention:
         return pl.ds(pl.multiple_of(part * self.config.part_rows, SUBLANES), self.config.part_rows)
 
     def _token_row(self, columns: int) -> Int32[Array, "rows columns"]:
-        """The row of the block that each row of the operand stands for."""
+        """The row of the block for each row of the operand."""
         c = self.config
         if c.operand_tokens == 1:
             return jnp.zeros((c.part_rows, columns), jnp.int32)

@@ -1,4 +1,4 @@
-"""Softmax over keys that arrive in blocks."""
+"""The online softmax: keys arrive in blocks."""
 
 import dataclasses
 
@@ -10,28 +10,28 @@ from jaxtyping import Array, Float
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SoftmaxState:
-    """What is known of each row after some of its keys (Milakov and Gimelshein, arXiv 1805.02867). All float32.
+    """The softmax of each row over its keys so far, all float32 (Milakov and Gimelshein, arXiv 1805.02867).
 
     With `s` the logits so far: `top = max s`, `total = sum exp(s - top)`, `values = sum exp(s - top) v`.
     """
 
     top: Float[Array, "kv_heads rows"]
-    """The largest logit; -inf before any key is seen."""
+    """The largest logit; -inf before the first key."""
     total: Float[Array, "kv_heads rows"]
-    """The weights' sum."""
+    """The sum of the weights."""
     values: Float[Array, "kv_heads rows v_head_dim"]
     """The weighted sum of the values."""
 
     @classmethod
     def initial(cls, sinks: Float[Array, "kv_heads rows"], v_head_dim: int) -> "SoftmaxState":
-        """The state before any key: a sink is a logit without a value, and -inf is no sink."""
+        """The state before any key. A sink is a logit without a value; -inf means no sink."""
         total = jnp.where(jnp.isneginf(sinks), 0.0, 1.0)
         return cls(top=sinks, total=total, values=jnp.zeros((*sinks.shape, v_head_dim), jnp.float32))
 
     def add_keys(
         self, s: Float[Array, "kv_heads rows keys"], v: Float[Array, "kv_heads keys v_head_dim"]
     ) -> "SoftmaxState":
-        """The state after these keys too; a logit of -inf hides its key, whose value must be finite all the same."""
+        """Returns the state after some more keys. A logit of -inf hides its key, whose value must still be finite."""
         top = jnp.maximum(self.top, s.max(axis=-1))
         shift = jnp.where(jnp.isneginf(top), 0, top)  # -inf - -inf would be NaN
         weights = jnp.exp(s - shift[..., None])
@@ -43,7 +43,7 @@ class SoftmaxState:
         )
 
     def finish(self) -> tuple[Float[Array, "kv_heads rows v_head_dim"], Float[Array, "kv_heads rows"]]:
-        """Each row's output and log-sum-exp; zeros and -inf where no key was seen."""
+        """Returns each row's output and log-sum-exp; 0 and -inf for a row that saw no key."""
         total = jnp.where(self.total > 0, self.total, 1)
         return self.values / total[..., None], self.top + jnp.log(total)
 
@@ -51,6 +51,6 @@ class SoftmaxState:
 def logits(
     q: Float[Array, "kv_heads rows head_dim"], k: Float[Array, "kv_heads keys head_dim"], soft_cap: float | None
 ) -> Float[Array, "kv_heads rows keys"]:
-    """`cap(q . k)` of each row and key; `q` carries the scale."""
+    """Returns `cap(q . k)` for each row and key. The softmax scale is already part of `q`."""
     s = jnp.einsum("hrd,hpd->hrp", q, k, precision="highest")
     return s if soft_cap is None else soft_cap * jnp.tanh(s / soft_cap)

@@ -1,4 +1,4 @@
-"""The walk: each tile of rows passes over its own blocks of pages and no others (docs/kernels/xla.md)."""
+"""The walk: each tile of rows loops over its own blocks of pages (docs/kernels/xla.md)."""
 
 import dataclasses
 from typing import Literal
@@ -34,10 +34,11 @@ def paged_attention_xla(
     *,
     block_sizes: BlockSizes | None,
 ) -> tuple[Output, LogSumExp]:
-    """The output in `q.dtype`, and the log of each row's softmax denominator (-inf for a row that is no token).
+    """Returns the output in `q.dtype`, and the log of each row's softmax denominator in float32.
 
-    Sequences with a single row are walked in tiles of one row, the others in tiles of `block_sizes.q_rows`.
-    Trip counts are data: one compilation serves all lengths, and each call costs what its lengths cost.
+    Rows that are not tokens get 0 and -inf. Single-row sequences are walked in tiles of one row, the others in tiles of
+    `block_sizes.q_rows`. The number of iterations depends on the data: one compilation serves all lengths, and a call
+    costs what its own lengths cost.
 
     Raises:
         NotImplementedError: q or the pages are float64.
@@ -46,7 +47,7 @@ def paged_attention_xla(
     tokens = q.shape[0]
     blocks = block_sizes or default_block_sizes(pages)
     most_rows = max(1, min(blocks.q_rows, tokens, batch.max_q_len or tokens))
-    q, tree_mask = jax.tree.map(  # the last tile may run over the end
+    q, tree_mask = jax.tree.map(  # the last tile may extend past the end
         lambda rows: jnp.pad(rows, ((0, most_rows - 1), *[(0, 0)] * (rows.ndim - 1))), (q, batch.tree_mask)
     )
     batch = dataclasses.replace(batch, tree_mask=tree_mask)
@@ -64,7 +65,7 @@ def paged_attention_xla(
 
 
 def default_block_sizes(pages: KVPages) -> BlockSizes:
-    """64 rows, and pages for 256 keys or fewer: a block should lie in the cache, which 2 MiB in float32 do."""
+    """Returns 64 rows, and pages for at most 256 keys. A block of 2 MiB in float32 fits in the CPU's cache."""
     key_bytes = 4 * pages.num_kv_heads * (pages.head_dim + pages.v_head_dim)
     keys = min(DEFAULT_KEYS, MOST_BLOCK_BYTES // key_bytes)
     return BlockSizes(q_rows=DEFAULT_Q_ROWS, kv_pages=max(1, keys // pages.page_size))
@@ -80,7 +81,7 @@ def check_supported(q: Array, pages: KVPages) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """One pass over the tiles of `q_rows` rows, each in blocks of `kv_pages` pages."""
+    """One loop over all tiles of `q_rows` rows; each tile loops over blocks of `kv_pages` pages."""
 
     q: Float[Array, "padded_tokens q_heads head_dim"]
     pages: KVPages
@@ -92,12 +93,12 @@ class Walk:
 
     @property
     def q_per_kv(self) -> int:
-        """Query heads a KV head."""
+        """Query heads per KV head."""
         return self.q.shape[1] // self.pages.num_kv_heads
 
     def fill(self, results, tokens: int, *, single_rows: bool):
-        """`results`, the padded output and log-sum-exp, with the rows of all tiles put in."""
-        tiles, count = make_work_list(
+        """Returns `results`, the padded output and log-sum-exp, with the rows of all tiles filled in."""
+        work, count = make_work_list(
             self.batch,
             self.spec,
             tokens=tokens,
@@ -107,13 +108,13 @@ class Walk:
         )
 
         def fill_tile(index, results):
-            tile = tiles[index]
+            tile = work[index]
             return jax.tree.map(lambda whole, part: self.put_rows(whole, tile, part), results, self.attend(tile))
 
         return jax.lax.fori_loop(0, count, fill_tile, results)
 
     def attend(self, tile: WorkList) -> tuple[Float[Array, "kv_heads rows v_head_dim"], Float[Array, "kv_heads rows"]]:
-        """Output and log-sum-exp of the tile's rows, float32."""
+        """Returns the output and the log-sum-exp of the tile's rows, in float32."""
         page_size = self.pages.page_size
         q = self.take_rows(tile)
         t = tile.position + jnp.arange(self.q_rows, dtype=jnp.int32)[:, None]
@@ -125,7 +126,7 @@ class Walk:
             k, v = self.fetch(tile, first_page)
             s = logits(q, k, self.spec.soft_cap) + self.bias(t, p)
             s = jnp.where(jnp.repeat(sees, self.q_per_kv, axis=0), s, -jnp.inf)
-            # A slot that nobody may read can hold NaN, which a weight of zero does not silence.
+            # A slot that no row may read can hold NaN, and 0 * NaN is NaN.
             return state.add_keys(s, jnp.where(sees.any(axis=0)[:, None], v, 0))
 
         start = SoftmaxState.initial(self.sinks(t), self.pages.v_head_dim)
@@ -135,18 +136,18 @@ class Walk:
     def fetch(
         self, tile: WorkList, first_page: Int32[Array, ""]
     ) -> tuple[Float[Array, "kv_heads keys head_dim"], Float[Array, "kv_heads keys v_head_dim"]]:
-        """K and V of a block of pages, float32. Past the tile's last page that page is repeated."""
+        """Returns K and V of a block of pages, in float32. Past the tile's last page, that page is repeated."""
         index = first_page + jnp.arange(self.kv_pages, dtype=jnp.int32)
         index = jnp.minimum(index, tile.end_page(self.pages.page_size) - 1)
         k, v = take_float32(self.pages, self.batch.page_table[tile.seq, index])
         return _by_head(k), _by_head(v)
 
     def is_token(self, t: Int32[Array, "q_rows 1"]) -> Bool[Array, "q_rows 1"]:
-        """Whether rows at these positions are not before their sequence's beginning."""
+        """False for rows before position 0 of their sequence."""
         return jnp.ones_like(t, bool) if self.batch.q_starts is not None else t >= 0
 
     def in_tree(self, tile: WorkList, p: Int32[Array, " keys"]) -> Bool[Array, "q_rows keys"] | None:
-        """What the tree mask says of the tile's rows and these keys, if there is one."""
+        """True where the tree mask shows a row a key; None without a tree mask."""
         if self.batch.tree_mask is None:
             return None
         rows = jax.lax.dynamic_slice_in_dim(self.batch.tree_mask, tile.first_row, self.q_rows)
@@ -174,11 +175,14 @@ class Walk:
         return sinks.reshape(kv_heads, -1)
 
     def of_kv_heads(self, per_q_head: Float[Array, " q_heads"]) -> Float[Array, "kv_heads q_per_kv"]:
-        """A parameter of the query heads, float32, by KV head."""
+        """Reshapes one value per query head to `[kv_heads, q_per_kv]`, in float32."""
         return per_q_head.astype(jnp.float32).reshape(self.pages.num_kv_heads, self.q_per_kv)
 
     def take_rows(self, tile: WorkList) -> Float[Array, "kv_heads rows head_dim"]:
-        """The tile's rows of q with the scale, float32, the group's heads as rows: `row * q_per_kv + head`."""
+        """Returns the tile's rows of q times the softmax scale, in float32.
+
+        Each KV head has `q_rows * q_per_kv` rows, in the order `row * q_per_kv + head`.
+        """
         head_dim = self.q.shape[2]
         rows = jax.lax.dynamic_slice_in_dim(self.q, tile.first_row, self.q_rows).astype(jnp.float32)
         rows = (
@@ -189,7 +193,7 @@ class Walk:
         return rows * self.spec.resolved_scale(head_dim)
 
     def put_rows(self, whole: Array, tile: WorkList, part: Array) -> Array:
-        """`whole [padded_tokens, q_heads, ...]` with the tile's rows from `part [kv_heads, rows, ...]`."""
+        """Returns `whole [padded_tokens, q_heads, ...]` with the tile's rows from `part [kv_heads, rows, ...]`."""
         rest = part.shape[2:]
         part = part.reshape(-1, self.q_rows, self.q_per_kv, *rest).swapaxes(0, 1).reshape(self.q_rows, -1, *rest)
         before = jax.lax.dynamic_slice_in_dim(whole, tile.first_row, self.q_rows)
@@ -201,11 +205,10 @@ class Walk:
 def take_float32(
     pages: KVPages, page_ids: Int32[Array, " ids"]
 ) -> tuple[Float[Array, "ids kv_heads page_size head_dim"], Float[Array, "ids kv_heads page_size v_head_dim"]]:
-    """K and V of these pages in float32, in time and memory proportional to what is taken.
+    """Returns K and V of these pages in float32. Time and memory depend on `page_ids` alone.
 
-    XLA's CPU backend has no bfloat16 gather: it converts all pages to float32, and hoists that out of the loop. So
-    what is not float32 is gathered as its bits, and the barrier keeps the reinterpretation in the loop, where it
-    fuses with the gather.
+    XLA's CPU backend has no bfloat16 gather: it converts all pages to float32, outside of the loop. So types other than
+    float32 are gathered as bits. The barrier keeps the conversion inside the loop, where it fuses with the gather.
     """
     pages, page_ids = jax.lax.optimization_barrier((pages, page_ids))
     rows, scales = jax.tree.map(_as_bits, pages).take(page_ids)

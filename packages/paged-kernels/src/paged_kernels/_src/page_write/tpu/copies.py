@@ -1,4 +1,4 @@
-"""What the kernel does with one run, of the rows and of their scales: its copies, and the merge between them."""
+"""What the kernel does with one run: its copies, and the merge. There is one class for rows and one for scales."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -12,13 +12,13 @@ from paged_kernels._src.page_write.tpu.runs import Runs
 from paged_kernels._src.tpu.registers import LANES, register_rows
 
 UNROLLED_ROWS = 256
-"""New rows, of some KV heads, that are merged as one piece of straight code; those of one head alone would wait."""
+"""The most new rows that are merged in one unrolled piece of code. Several KV heads hide each other's latency."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Buffers:
-    """The kernel's VMEM and semaphores for one array; run `i` has buffer `i % depth` of each kind to itself."""
+    """The kernel's VMEM and semaphores for one array. Run `i` uses buffer `i % depth` of each kind."""
 
     spans: Any  # [depth, ...]
     strips: Any  # [depth, ...]
@@ -29,20 +29,20 @@ class Buffers:
 
 @dataclasses.dataclass(frozen=True)
 class RunCopies:
-    """The three copies of each run: its span of slots in, a strip of the new rows in, and the span out."""
+    """The three copies of each run: its span of slots in, a strip of new rows in, and the span out."""
 
     runs: Runs  # SMEM
-    new: Any  # HBM, what is new of every token, whole units, and at least one strip
+    new: Any  # HBM, new data of all tokens: a multiple of `unit`, and at least one strip
     pages: Any  # HBM
     buffers: Buffers
     _: dataclasses.KW_ONLY
     span: int
     page_size: int
     token_axis: ClassVar[int]
-    """The axis of `new` that tokens lie along."""
+    """The axis of `new` along which tokens lie."""
 
     def start_read(self, run):
-        """Fetches what is new, and the span unless all of it is new."""
+        """Start to copy the strip, and also the span unless all of it is new."""
         self._strip_read(run).start()
 
         @pl.when(self._keeps_some(run))
@@ -50,7 +50,7 @@ class RunCopies:
             self._span_read(run).start()
 
     def wait_read(self, run):
-        """Waits for what `start_read` fetches."""
+        """Wait for the copies that `start_read` started."""
         self._strip_read(run).wait()
 
         @pl.when(self._keeps_some(run))
@@ -58,19 +58,19 @@ class RunCopies:
             self._span_read(run).wait()
 
     def start_write(self, run):
-        """Sends the span back."""
+        """Start to copy the span back."""
         self._span_write(run).start()
 
     def wait_write(self, run):
-        """Waits until the span is back, and its buffer free."""
+        """Wait until the span is back. Its buffer is then free."""
         self._span_write(run).wait()
 
     def merge(self, run):
-        """Puts what is new among what the span holds."""
+        """Merge the new data into the span."""
         raise NotImplementedError
 
     def buffer(self, run):
-        """The buffer that is the run's, once run `run - depth` is written."""
+        """The run's buffer. It is free once run `run - depth` is written."""
         return run % self.buffers.spans.shape[0]
 
     @property
@@ -80,11 +80,11 @@ class RunCopies:
 
     @property
     def unit(self) -> int:
-        """Tokens that fill a register: strips start at a multiple of it."""
+        """Tokens that fill a register. Strips start at a multiple of it."""
         raise NotImplementedError
 
     def strip_start(self, run):
-        """The first token of the aligned strip that holds the run's; no strip goes past the end of `new`."""
+        """The first token of the aligned strip that holds the run. No strip reaches past the end of `new`."""
         aligned = self.runs.row[run] // self.unit * self.unit
         return pl.multiple_of(jax.numpy.minimum(aligned, self.new.shape[self.token_axis] - self.strip), self.unit)
 
@@ -111,7 +111,11 @@ class RunCopies:
 
 
 class RowCopies(RunCopies):
-    """The rows: `new` [kv_heads, rows, lanes], `pages` [pages, kv_heads, page_size, lanes], a span some of a page."""
+    """The copies of rows.
+
+    `new` is [kv_heads, rows, lanes], and `pages` is [pages, kv_heads, page_size, lanes]. A span is some slots of a
+    page.
+    """
 
     token_axis = 1
 
@@ -121,7 +125,7 @@ class RowCopies(RunCopies):
         return register_rows(self.new.dtype)
 
     def merge(self, run):
-        """Puts the run's rows among the slots of its span, some KV heads at once."""
+        """Merge the run's rows into the slots of its span, several KV heads at once."""
         kv_heads = self.new.shape[0]
         buffer = self.buffer(run)
         first = self.runs.slot[run] % self.span
@@ -147,9 +151,10 @@ class RowCopies(RunCopies):
 
 
 class ScaleCopies(RunCopies):
-    """The scales: `new` [kinds, kv_heads, tokens], `pages` [pages, kv_heads, 1, scale_lanes], a span all of a page's.
+    """The copies of scales.
 
-    No two runs may be of one page, since each brings back the scales of the whole page.
+    `new` is [kinds, kv_heads, tokens], and `pages` is [pages, kv_heads, 1, scale_lanes]. A span is all scales of a
+    page. So no two runs may have the same page.
     """
 
     token_axis = 2
@@ -160,7 +165,7 @@ class ScaleCopies(RunCopies):
         return LANES
 
     def merge(self, run):
-        """Puts the scales of the run's rows among those of its page, of all KV heads at once."""
+        """Merge the scales of the run's rows into those of its page, all KV heads at once."""
         buffer = self.buffer(run)
         scales = self.buffers.spans[buffer]
         for kind in range(self.new.shape[0]):
@@ -175,7 +180,7 @@ class ScaleCopies(RunCopies):
         self.buffers.spans[buffer] = scales
 
     def _keeps_some(self, run):
-        return self.runs.length[run] > 0  # each run: its page has other kinds, slots and lanes of padding
+        return self.runs.length[run] > 0  # every run: the page also has scales of other kinds and slots, and padding
 
     def _place(self, run):
         return self.pages.at[self.runs.page[run], :, 0]

@@ -1,10 +1,10 @@
-"""The kernel of the page write: for each run, a span of slots comes from HBM, takes its new rows, and goes back.
+"""The kernel of the page write. For each run, it reads a span of slots, merges the new rows, and writes the span back.
 
     step         0      1      2      3      4      5         with depth 4 and ahead 2
     run 0     read         merge, write      done             its buffer is free for run 4
     run 1            read         merge, write      done
 
-Spans are disjoint, so no run waits for another; up to `depth` of them are under way.
+Spans are disjoint, so no run waits for another. Up to `depth` runs are in progress.
 """
 
 import jax
@@ -17,9 +17,9 @@ from paged_kernels._src.page_write.tpu.runs import Runs
 def write_runs_kernel(
     runs: Runs, new: tuple, pages_in: tuple, pages: tuple, buffers: tuple[Buffers, ...], *, span: int, page_size: int
 ) -> None:
-    """Writes the rows of each run, and their scales, into its slots of `pages`, which is the memory of `pages_in`.
+    """Write the rows of each run, and their scales, to their slots in `pages`.
 
-    Each tuple has the rows, and then the scales if there are any.
+    `pages` is the memory of `pages_in`. Each tuple holds the rows, then the scales if there are any.
     """
     del pages_in
     parts = [
@@ -27,7 +27,7 @@ def write_runs_kernel(
         for kind, *refs in zip((RowCopies, ScaleCopies), new, pages, buffers, strict=False)
     ]
     depth = buffers[0].spans.shape[0]
-    ahead = depth // 2  # reads under way; the rest of the buffers are on their way back
+    ahead = depth // 2  # runs being read; the other buffers are being written back
     count = runs.count[0]
 
     def step(i, _):

@@ -1,4 +1,4 @@
-"""The page write on TPUs: its sizes, and the call of the kernel."""
+"""Chooses the sizes of the page write on TPU, and calls its kernel."""
 
 import dataclasses
 import functools
@@ -27,13 +27,13 @@ from paged_kernels._src.tpu.registers import (
 )
 
 DTYPES = (*KERNEL_DTYPES, *LARGEST)
-"""The types of pages that it takes."""
+"""The types of pages that the kernel writes."""
 SLOT_TILE = 8
-"""Rows of a tile in HBM, of any type (XLA's T(8,128)); part of a page starts and ends at a multiple of it."""
+"""Rows of a tile in HBM, for any type (XLA's T(8,128)). A copied part of a page starts and ends at a multiple of it."""
 MAX_DEPTH = 16
-"""Runs under way at once; a copy takes about a microsecond to arrive, however short it is."""
+"""The most runs in progress. Even a short copy takes about a microsecond to arrive."""
 BUFFER_BYTES = 4 * 2**20
-"""Most VMEM for all buffers together: a quarter of what v4, which has least, has."""
+"""The most VMEM for all buffers: a quarter of the VMEM of v4, the smallest."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,19 +43,19 @@ class WriteSizes:
     span: int
     """Slots that are read and written together: whole tiles, and a divisor of the page size."""
     strip: int
-    """New rows that are read for a run: whole row tiles, and no fewer than `span`."""
+    """New rows that are read for a run: whole registers, and at least `span`."""
     row_tile: int
-    """Rows that fill a register; strips start at a multiple of it, so that they are rolled register by register."""
+    """Rows that fill a register. Strips start at a multiple of it, so that they are rolled register by register."""
     scale_strip: int
-    """Tokens whose scales are read for a run: whole registers, and no fewer than a page's scales have lanes."""
+    """Tokens whose scales are read for a run: whole registers, and at least the lanes of a page's scales."""
     depth: int
-    """Buffers."""
+    """The number of buffers."""
 
     @classmethod
     def of_span(cls, span: int, longest: int, pages: KVPages) -> "WriteSizes":
-        """The sizes for spans of this many slots and runs of at most `longest` rows."""
+        """Returns the sizes for spans of `span` slots and runs of at most `longest` rows."""
         row_tile = register_rows(pages.data.dtype)
-        # The run may start at the last row of a tile.
+        # A run may start at the last row of a register.
         longest = min(longest, span)
         strip = max(span, round_up(row_tile - 1 + longest, row_tile))
         scale_strip = max(pages.layout.scale_lanes(pages.page_size), round_up(LANES - 1 + longest, LANES))
@@ -70,17 +70,21 @@ class WriteSizes:
 
     @classmethod
     def choose(cls, pages: KVPages, max_q_len: int | None) -> "WriteSizes":
-        """The sizes for these pages: spans just long enough for a sequence's rows, of a page at most, that fit well.
+        """Returns the sizes for these pages.
+
+        The span is the shortest that holds all new rows of a sequence in one page. It is shorter if the buffers would
+        not fit.
 
         Raises:
-            NotImplementedError: spans must be pages, because of their scales, and pages are too large for that.
+            NotImplementedError: the pages have scales, so a span must be a page, and pages are too large for the
+                buffers.
         """
         longest = min(max_q_len or pages.page_size, pages.page_size)
         tile = min(SLOT_TILE, pages.page_size)
         spans = [size for size in range(tile, pages.page_size + 1, tile) if pages.page_size % size == 0]
         if pages.scales is not None and longest > 1:
             _check_page_fits(pages)
-            spans = [pages.page_size]  # else two runs could be of one page, and both write all of its scales
+            spans = [pages.page_size]  # otherwise two runs of one page could both write all of its scales
         enough = min(size for size in spans if size >= longest)
         choices = [cls.of_span(size, longest, pages) for size in spans if size <= enough]
         return max((sizes for sizes in choices if sizes.depth >= 4), key=lambda sizes: sizes.span, default=choices[0])
@@ -94,20 +98,20 @@ def write_kv_tpu(
     *,
     interpret: Interpret,
 ) -> KVPages:
-    """Pages with each row in its slot, in place if `pages` is donated; rows that go nowhere are dropped.
+    """Returns pages with each row in its slot, in place if `pages` is donated. Rows without a slot are dropped.
 
-    Rows are packed first (`KVLayout.pack`); bits of slots that get no row do not change. Pages that no copy can move
-    as they lie are left to XLA's scatter.
+    Rows are packed first (`KVLayout.pack`). Slots that get no row keep their bits. Pages that cannot be copied as they
+    are stored are written by XLA's scatter.
 
     Args:
         pages: one layer's pages.
         k: the new keys.
         v: the new values; `None` for latent pages.
-        batch: where the rows go; `max_q_len` bounds how much of a page is read and written for a few rows.
+        batch: where the rows go. Its `max_q_len` bounds how much of a page is read and written for a few rows.
         interpret: the parameters of Pallas's TPU interpreter; `False` compiles.
 
     Raises:
-        NotImplementedError: the pages have a type that the hardware does not have, or scales and far too many slots.
+        NotImplementedError: the kernel does not have the type of the pages, or pages with scales are too large.
     """
     check_supported(pages, batch)
     if not copies_fit(pages):
@@ -138,9 +142,10 @@ def check_supported(pages: KVPages, batch: RaggedBatch) -> None:
 
 
 def copies_fit(pages: KVPages) -> bool:
-    """Whether copies can move these pages as they lie: whole words, and a divisor or a multiple of a tile.
+    """True if these pages can be copied as they are stored.
 
-    Other pages (one slot of bfloat16, 12 of anything) XLA keeps in another order.
+    Their rows fill whole words, and their number is a divisor of a register or a multiple of a tile. XLA stores other
+    pages (one slot of bfloat16, 12 of anything) in another order.
     """
     size, dtype = pages.page_size, pages.data.dtype
     register = register_rows(dtype)
@@ -165,7 +170,7 @@ def _call_kernel(
         out_specs=[(hbm,) * len(old)],
         scratch_shapes=[_buffers(pages, sizes)],
         input_output_aliases={first_old + i: i for i in range(len(old))},
-        # The plan holds no page but 1..num_pages-1, and no strip leaves the rows.
+        # All page ids are in 1..num_pages-1, and no strip reaches past the rows.
         compiler_params=pltpu.CompilerParams(disable_bounds_checks=True),
         interpret=interpret,
         name="write_kv",
@@ -173,7 +178,7 @@ def _call_kernel(
 
 
 def _buffers(pages: KVPages, sizes: WriteSizes) -> tuple[Any, ...]:
-    """The `Buffers` to allocate, for the rows and for the scales."""
+    """Returns the `Buffers` to allocate, for the rows and for the scales."""
     semaphores = pltpu.SemaphoreType.DMA((sizes.depth,))
 
     def buffers(span: tuple[int, ...], strip: tuple[int, ...], dtype: Any) -> Any:
@@ -192,7 +197,7 @@ def _new_by_head(
     scales: Float[Array, "tokens kv_heads kinds"] | None,
     sizes: WriteSizes,
 ) -> tuple[Array, ...]:
-    """The rows `[kv_heads, rows, lanes]` and scales `[kinds, kv_heads, rows]`, padded to registers and a strip."""
+    """Returns rows `[kv_heads, rows, lanes]` and scales `[kinds, kv_heads, rows]`, padded to registers and a strip."""
 
     def pad(array: Array, axis: int, unit: int, least: int) -> Array:
         tokens = array.shape[axis]
@@ -212,6 +217,6 @@ def _check_page_fits(pages: KVPages) -> None:
     page_bytes = pages.page_size * _row_bytes(pages)
     if page_bytes > BUFFER_BYTES // 2:
         raise NotImplementedError(
-            f"page_size={pages.page_size} makes pages of {page_bytes} bytes, of which the TPU kernel takes "
-            f"{BUFFER_BYTES // 2} where rows have scales; use smaller pages, or backend='xla'"
+            f"page_size={pages.page_size} makes pages of {page_bytes} bytes; the TPU kernel writes pages with scales "
+            f"of at most {BUFFER_BYTES // 2} bytes; use smaller pages, or backend='xla'"
         )

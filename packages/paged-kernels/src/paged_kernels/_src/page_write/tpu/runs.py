@@ -1,4 +1,4 @@
-"""The plan of a page write: runs of rows that go side by side into one span of slots, as integers."""
+"""The runs of a page write: consecutive rows that go to consecutive slots of one span. Only integers."""
 
 import dataclasses
 
@@ -10,17 +10,17 @@ from jaxtyping import Array, Bool, Int32
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """The pieces of a page write, each within one span of slots, which the kernel reads and writes as a whole.
+    """The runs of a page write. The kernel reads and writes the span of each run as a whole.
 
     Run `i` stores rows `row[i] : row[i] + length[i]` in slots `slot[i] : slot[i] + length[i]` of page `page[i]`:
 
         page 7, spans of 4 slots |. . . .|. a b c|d . . .|. . . .|    rows a-c are one run, row d the next
 
-    No two runs touch the same span, because no two sequences write the same page.
+    No two runs use the same span, because no two sequences write to the same page.
     """
 
     count: Int32[Array, " 1"]
-    """How many of the entries below are in use; those after mean nothing."""
+    """The number of runs. Entries past it are meaningless."""
     page: Int32[Array, " runs"]
     slot: Int32[Array, " runs"]
     row: Int32[Array, " runs"]
@@ -29,23 +29,23 @@ class Runs:
 
 
 def max_runs(tokens: int, seqs: int, span: int) -> int:
-    """The most runs that `tokens` rows of `seqs` sequences can make: each sequence adds two that are not full."""
+    """The most runs of `tokens` rows of `seqs` sequences. Each sequence adds at most two runs that are not full."""
     return min(tokens, tokens // span + 2 * seqs)
 
 
 def list_runs(page_ids: Int32[Array, " tokens"], slots: Int32[Array, " tokens"], *, span: int, size: int) -> Runs:
-    """The runs of rows whose places are these (`row_slots`); page 0 means that a row goes nowhere.
+    """Returns the runs of rows with these pages and slots, as `row_slots` gives them.
 
     Args:
-        page_ids: the page of each row.
+        page_ids: the page of each row; 0 for a row that is not stored.
         slots: the slot of each row in its page.
-        span: slots that a run may not cross a multiple of; divides the page size.
-        size: entries to make, at least as many as there are runs (`max_runs`).
+        span: the number of slots in a span, a divisor of the page size. No run crosses a multiple of it.
+        size: the number of entries to make, at least as many as there are runs (`max_runs`).
     """
     starts = _run_starts(page_ids, slots, span)
     tokens = page_ids.shape[0]
     row = jnp.nonzero(starts, size=size, fill_value=0)[0].astype(jnp.int32)
-    # A run ends before the next row that starts one or goes nowhere.
+    # A run ends before the next row that starts a run or is not stored.
     index = jnp.arange(tokens, dtype=jnp.int32)
     stops = jnp.where(starts | (page_ids == 0), index, tokens)
     next_stop = jnp.append(jax.lax.cummin(stops, reverse=True), tokens)[row + 1]
