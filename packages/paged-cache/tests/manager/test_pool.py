@@ -13,7 +13,7 @@ def kept(num_pages, *order):
     """A pool whose pages, all of them, are kept, and were released in this order."""
     pool = PagePool(num_pages)
     pool.allocate(num_pages - 1)
-    pool.release(pages(*order), keep=np.ones(num_pages, bool))
+    pool.release(pages(*order), is_indexed=np.ones(num_pages, bool))
     return pool
 
 
@@ -89,7 +89,7 @@ def test_fault_16_a_kept_page_is_free_until_it_is_handed_out_or_shared():
 def test_fault_16_empty_pages_go_out_before_kept_ones_and_those_least_recently_used_first():
     pool = kept(5, 4, 2, 1, 3)
     pool.share(pages(4))
-    pool.release(pages(4), keep=np.ones(5, bool))  # used again
+    pool.release(pages(4), is_indexed=np.ones(5, bool))  # used again
     pool.share(pages(1))
     pool.release(pages(1))  # holds nothing any more
     assert pool.allocate(4).tolist() == [1, 2, 3, 4]
@@ -120,10 +120,10 @@ def test_a_page_named_twice_needs_two_owners():
 
 def test_dropped_pages_are_empty():
     pool = kept(4, 1, 2, 3)
-    pool.drop(pages(2))
+    pool.drop_cached(pages(2))
     assert (pool.num_empty, pool.num_cached) == (1, 2)
-    with refused(pool, ValueError, "page 2 is not kept, so it cannot be dropped"):
-        pool.drop(pages(1, 2))
+    with refused(pool, ValueError, "page 2 is not cached, so it cannot be dropped"):
+        pool.drop_cached(pages(1, 2))
     assert pool.allocate(3).tolist() == [2, 1, 3]
 
 

@@ -1,4 +1,4 @@
-"""Whether there are pages for a prompt, beside those in which its start is found."""
+"""Decides if there are enough free pages to admit a prompt."""
 
 import numpy as np
 
@@ -9,10 +9,12 @@ from paged_cache._src.manager.prompt import Prompt
 
 
 def plan_admission(allocator: Allocator, prompt: Prompt, hit: CacheHit, *, chunk: int, cross_tokens: int) -> Admission:
-    """The prompt with slots for `chunk` tokens after the reused ones; without the tail if there is no page for it.
+    """Plan slots for the cache hit and for `chunk` more tokens of the prompt.
+
+    If the pages do not suffice, the plan drops the hit's tail, since copying the tail takes pages too.
 
     Raises:
-        OutOfPages: not enough pages are free.
+        OutOfPages: not enough pages are free, even without the tail.
     """
     needed, free = 0, 0
     for each in (hit, hit.without_tail(allocator.page_size)):
@@ -25,12 +27,13 @@ def plan_admission(allocator: Allocator, prompt: Prompt, hit: CacheHit, *, chunk
 
 
 def num_new_pages(allocator: Allocator, hit: CacheHit, length: int, cross_tokens: int) -> int:
-    """Pages for so many tokens of a prompt, beside those that are found."""
-    grown = allocator.num_pages(length) - hit.num_pages
-    return grown * len(allocator.self_attention) + allocator.num_pages(cross_tokens) * len(allocator.cross_attention)
+    """The number of pages to allocate for `length` tokens of a prompt, besides the pages of the cache hit."""
+    per_group = allocator.num_pages(length) - hit.num_pages
+    num_cross = allocator.num_pages(cross_tokens) * len(allocator.cross_attention)
+    return per_group * len(allocator.self_attention) + num_cross
 
 
 def num_cached_pages(allocator: Allocator, hit: CacheHit) -> int:
-    """Found pages that are free: a new sequence takes these too, so they cannot be evicted for its other pages."""
-    found = np.concatenate([*hit.pages, hit.tails])
-    return int((allocator.pages.pool.refcounts(found) == 0).sum())
+    """The number of the hit's pages that are free now. The new sequence needs them, so they cannot be evicted."""
+    pages = np.concatenate([*hit.pages, hit.tails])
+    return int((allocator.pages.pool.refcounts(pages) == 0).sum())

@@ -1,29 +1,29 @@
-"""What the bookkeeping asks of arrays of some hundred numbers, in calls of numpy that are few and cheap.
+"""Small numpy helpers that are fast for arrays of a few hundred numbers.
 
-For so few, `argmax` and `argmin` cost a third of `max`, `min` and `any`, which go through the machinery of ufuncs.
+At that size `argmax` and `argmin` take a third of the time of `max`, `min` and `any`, which are ufuncs.
 """
 
 import numpy as np
 
 
 def first_true(wrong: np.ndarray) -> int | None:
-    """Index of the first true entry, if there is one."""
+    """Index of the first true entry; `None` if there is none."""
     at = int(wrong.argmax()) if wrong.size else 0
     return at if wrong.size and wrong[at] else None
 
 
 def least(numbers: np.ndarray, if_none: int) -> int:
-    """The smallest of a list of numbers."""
+    """The smallest number; `if_none` for an empty array."""
     return int(numbers[numbers.argmin()]) if numbers.size else if_none
 
 
 def most(numbers: np.ndarray, if_none: int) -> int:
-    """The largest of a list of numbers."""
+    """The largest number; `if_none` for an empty array."""
     return int(numbers[numbers.argmax()]) if numbers.size else if_none
 
 
 def runs(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """`starts[i], starts[i] + 1, ...`, `counts[i]` of them, for each `i` of at least one, one after the other.
+    """The ranges `starts[i] .. starts[i] + counts[i] - 1` of all `i`, one after the other; at least one range.
 
     >>> runs(np.array([7, 0]), np.array([1, 3])).tolist()
     [7, 0, 1, 2]
@@ -33,7 +33,7 @@ def runs(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def ragged(indices: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each row as often as it counts, beside the numbers `start .. start + count - 1`.
+    """The pairs `(indices[i], starts[i] + j)` for all `j < counts[i]`, as two arrays: a numpy index of a 2-d array.
 
     >>> ragged(np.array([7, 9]), np.array([4, 0]), np.array([2, 3]))
     (array([7, 7, 9, 9, 9]), array([4, 5, 0, 1, 2]))

@@ -1,4 +1,4 @@
-"""What subscribers are told of pages whose content others can find."""
+"""Events: what subscribers are told about indexed and swapped pages."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,21 +11,23 @@ EventKind = Literal["stored", "removed", "evicted", "swapped_out", "swapped_in"]
 class PageEvent:
     """Something that happened to one page.
 
-    stored       | it can be found by its key
-    removed      | it cannot any more, because its owner writes it again, or all was to be forgotten
-    evicted      | it cannot any more, because it was handed out
-    swapped_out  | a sequence's content left it for the host
-    swapped_in   | a sequence's content came back into it
+    stored       | the page was added to the prefix index
+    removed      | it left the index: its sequence writes it again, or the prefix cache was reset
+    evicted      | it left the index: it was allocated anew
+    swapped_out  | its content was copied to the host
+    swapped_in   | it received content from the host
     """
 
     kind: EventKind
     page: int
     group: int
-    """Index of the group of layers that the page belongs to."""
+    """Index of the layer group that uses the page."""
     hash: bytes = b""
-    """The content's key; empty for a partial page and for swaps."""
+    """Hash of the page's content; empty for a partial page and for swaps."""
 
 
 Subscriber = Callable[[list[PageEvent]], None]
-"""Called once after each operation that has events, with all of them in order. The operation is complete by then: an
-error that a subscriber raises reaches the caller, and undoes nothing."""
+"""Called once after each operation that has events, with all of its events in order.
+
+The operation is complete by then. An error in a subscriber reaches the caller and undoes nothing.
+"""

@@ -1,4 +1,4 @@
-"""The pages of a device: who owns them, what they hold, and what is to be done to them."""
+"""The pages of one device: refcounts, the prefix index, and the moves that the device must make."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,30 @@ from paged_cache._src.manager.stats import Counts
 
 
 class Pages:
-    """A pool, an index of what its pages hold, and a log of moves, kept in step. Knows nothing of sequences.
+    """A page pool, a prefix index and a log of moves that always agree. Knows pages, but no sequences.
 
-    empty --allocate--> owned --release--> kept --share--> owned
-      ^                   |                  |
-      +------release------+      allocate: evicted, and owned by another
+    The life of a page:
+
+        empty --- allocate ------------------> in use
+        empty <-- release, if not indexed ---- in use --- release, if indexed --> cached
+                                               in use <-- share (cache hit) ----- cached
+                                               in use <-- allocate (eviction) --- cached
+        empty <--------------------------- clear_index -------------------------- cached
+
+    `release` changes the state only when the refcount reaches 0. A page in use may be indexed too: it is added to the
+    index as soon as it is full.
     """
 
     def __init__(self, num_pages: int, num_groups: int, *, scrub: bool) -> None:
-        """Empty pages; with `scrub`, pages are filled with zeros as soon as their content is lost.
+        """Create empty pages.
+
+        Args:
+            num_pages: number of pages, including the null page.
+            num_groups: number of layer groups; each has an index of its own.
+            scrub: True to fill a page with zeros as soon as its content is dropped.
 
         Raises:
-            ValueError: there is no page to hand out.
+            ValueError: `num_pages` is below 2.
         """
         if num_pages < 2:
             raise ValueError(f"num_pages={num_pages} must be at least 2: page 0 is the null page, never handed out")
@@ -36,10 +48,10 @@ class Pages:
         self._events: list[PageEvent] = []
 
     def allocate(self, n: int) -> np.ndarray:
-        """`n` pages of one owner; kept ones are evicted where empty ones do not suffice.
+        """Allocate `n` pages with refcount 1. Evicts cached pages if there are too few empty ones.
 
         Raises:
-            OutOfPages: fewer are free; nothing changes.
+            OutOfPages: fewer than `n` pages are free; nothing changes.
         """
         num_evicted = max(0, n - self.pool.num_empty)
         pages = self.pool.allocate(n)
@@ -51,49 +63,49 @@ class Pages:
         return pages
 
     def share(self, pages: np.ndarray, times: int = 1) -> None:
-        """`times` more owners for each page; those that were kept are free no longer."""
+        """Add `times` to the refcount of each page. Cached pages are in use again."""
         self.pool.share(pages, times)
 
     def release(self, pages: np.ndarray) -> None:
-        """One owner less for each page; what can be found is kept when its last owner has left."""
-        self._zero(self.pool.release(pages, keep=self.index.is_indexed))
+        """Subtract 1 from the refcount of each page. At 0, an indexed page becomes cached and another one empty."""
+        self._zero(self.pool.release(pages, self.index.is_indexed))
 
     def add_to_index(self, group: int, pages: np.ndarray, contents: Sequence[Content]) -> None:
-        """Let full pages be found by what they hold, those excepted for which another is found by the same."""
+        """Index full pages, skipping content that is already indexed."""
         self._add_events("stored", self.index.add(group, pages.tolist(), contents))
 
     def add_partial_to_index(self, group: int, page: int, content: Content) -> None:
-        """Let a page be found by what it begins with, unless another begins alike."""
+        """Index a partial page, unless its tokens are already indexed."""
         self._add_events("stored", self.index.add_partial(group, page, content))
 
     def remove_from_index(self, pages: np.ndarray) -> None:
-        """Owned pages that are written again can be found no longer."""
+        """Drop pages in use from the index, because they will be written again."""
         self._remove_from_index(pages, "removed")
 
     def clear_index(self) -> None:
-        """Nothing can be found any more."""
-        found = np.array([content.page for content in self.index.cached_pages()], np.int32)
-        self._remove_from_index(found, "removed")
-        free = found[self.pool.refcounts(found) == 0]
-        self.pool.drop(free)
+        """Drop all pages from the index. Cached pages become empty."""
+        indexed = np.array([cached.page for cached in self.index.cached_pages()], np.int32)
+        self._remove_from_index(indexed, "removed")
+        free = indexed[self.pool.refcounts(indexed) == 0]
+        self.pool.drop_cached(free)
         self._zero(free)
 
     def copy(self, sources: np.ndarray, targets: np.ndarray) -> None:
-        """The device is to copy pages."""
+        """Log copies of pages for the device."""
         self.log.add("copy", sources, targets)
         self.counts.copies += len(targets)
 
     def add_swap_events(self, kind: EventKind, pages: np.ndarray, group: int) -> None:
-        """Tell subscribers of pages that were swapped."""
+        """Add an event for each page that was swapped."""
         if self._subscribers:
             self._events += [PageEvent(kind, page, group, b"") for page in pages.tolist()]
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Tell `subscriber` of all that `publish` publishes."""
+        """Register a function that `publish` calls."""
         self._subscribers.append(subscriber)
 
     def publish(self) -> None:
-        """An operation is complete: note how many pages have owners, and tell subscribers what happened."""
+        """End an operation: update the peak of pages in use, and send the operation's events to subscribers."""
         num_used = self.pool.num_used
         self.counts.peak_used = max(self.counts.peak_used, num_used)
         if self._events:
@@ -102,20 +114,21 @@ class Pages:
                 subscriber(events)
 
     def take_moves(self) -> list[PageMoves]:
-        """The moves since the last call."""
+        """Return the moves since the last call, and clear the log."""
         return self.log.take()
 
     def _remove_from_index(self, pages: np.ndarray, kind: EventKind) -> None:
-        """Pages can be found no longer; those that could not are passed over."""
-        found = list(dict.fromkeys(pages[self.index.is_indexed[pages]].tolist()))
-        self._add_events(kind, found)
-        self.index.remove(found)
+        """Drop those of the pages that are indexed, with an event for each."""
+        indexed = list(dict.fromkeys(pages[self.index.is_indexed[pages]].tolist()))
+        self._add_events(kind, indexed)
+        self.index.remove(indexed)
 
-    def _add_events(self, kind: EventKind, found: list[int]) -> None:
-        """Something happened to pages that can be found, and is to be published."""
+    def _add_events(self, kind: EventKind, pages: list[int]) -> None:
+        """Add an event for each of these indexed pages."""
         if self._subscribers:
-            self._events += [PageEvent(kind, page, *self.index.group_and_hash(page)) for page in found]
+            self._events += [PageEvent(kind, page, *self.index.group_and_hash(page)) for page in pages]
 
     def _zero(self, pages: np.ndarray) -> None:
+        """Log zeroing of pages for the device, if `scrub` is set."""
         if self._scrub:
             self.log.add("zero", pages[:0], pages)

@@ -1,4 +1,4 @@
-"""Which pages are free, how many owners the others have, and which free ones are worth keeping."""
+"""The pool of pages: refcounts, empty pages, and an LRU queue of cached pages."""
 
 from collections import OrderedDict
 
@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-class OutOfPages(RuntimeError):  # noqa: N818 - a condition that a scheduler waits out, named for what it says
-    """More pages were asked for than are free; nothing was taken."""
+class OutOfPages(RuntimeError):  # noqa: N818 - a state to wait for, not a fault
+    """Fewer pages are free than were asked for. Nothing was allocated."""
 
     def __init__(self, asked: int, free: int, where: str = "") -> None:
         super().__init__(
@@ -21,18 +21,22 @@ class OutOfPages(RuntimeError):  # noqa: N818 - a condition that a scheduler wai
 class PagePool:
     """Hands out page ids `1 .. num_pages - 1` and takes them back; page 0 is the null page, never handed out.
 
-    Each page counts its owners. A page without any is free: empty, or kept for what it holds. Empty pages go out first,
-    then kept ones, the least recently released first. At any time
+    Each page has a refcount. A page is in one of three states:
 
-        num_empty + num_cached + num_used == num_pages - 1
+        in use  | refcount of at least 1
+        cached  | refcount 0, content in the prefix index; can be shared again, or evicted
+        empty   | refcount 0, no content that anyone can use
 
-    A call costs O(1) for each page that it names, however large the pool, and does all it was asked or raises and
-    changes nothing.
+    `allocate` takes empty pages first. Then it evicts cached pages, the least recently released first. Always:
+
+        num_used + num_cached + num_empty == num_pages - 1
+
+    Each call costs O(1) per page that it names, whatever the size of the pool. A call that raises changes nothing.
 
     >>> pool = PagePool(num_pages=4)
     >>> pages = pool.allocate(2)
     >>> pool.share(pages)
-    >>> pool.release(pages)  # the pages that are empty now
+    >>> pool.release(pages)  # still in use
     array([], dtype=int32)
     >>> pool.release(pages)
     array([1, 2], dtype=int32)
@@ -41,57 +45,57 @@ class PagePool:
     """
 
     def __init__(self, num_pages: int, where: str = "") -> None:
-        """A pool whose pages are all empty.
+        """Create a pool of empty pages.
 
         Args:
-            num_pages: pages, the null page included.
+            num_pages: number of pages, including the null page.
             where: a word for error messages, such as "host ".
 
         Raises:
-            ValueError: there is not even the null page.
+            ValueError: `num_pages` is below 1.
         """
         if num_pages < 1:
             raise ValueError(f"num_pages={num_pages} must be at least 1: page 0 is the null page, never handed out")
         self._where = where
         self._refcounts = np.zeros(num_pages, np.int32)
-        self._empty = np.arange(num_pages - 1, 0, -1, dtype=np.int32)  # a stack: page 1 goes out first
+        self._empty = np.arange(num_pages - 1, 0, -1, dtype=np.int32)  # a stack; page 1 is on top
         self._num_empty = num_pages - 1
-        self._cached: OrderedDict[int, None] = OrderedDict()  # a queue, from whose middle pages can be taken
+        self._cached: OrderedDict[int, None] = OrderedDict()  # LRU order; a dict to remove from the middle
 
     @property
     def num_pages(self) -> int:
-        """Number of pages, the null page included."""
+        """Number of pages, including the null page."""
         return len(self._refcounts)
 
     @property
     def num_empty(self) -> int:
-        """Free pages that hold nothing."""
+        """Number of empty pages."""
         return self._num_empty
 
     @property
     def num_cached(self) -> int:
-        """Free pages that are kept for what they hold."""
+        """Number of cached pages: free, with content that is in the prefix index."""
         return len(self._cached)
 
     @property
     def num_free(self) -> int:
-        """Pages that can be allocated now: the empty and the kept ones."""
+        """Number of pages that can be allocated now: empty and cached pages."""
         return self._num_empty + len(self._cached)
 
     @property
     def num_used(self) -> int:
-        """Pages with at least one owner."""
+        """Number of pages in use: refcount of at least 1."""
         return len(self._refcounts) - 1 - self._num_empty - len(self._cached)
 
     def refcounts(self, pages: ArrayLike) -> np.ndarray:
-        """How many owners each page has, 0 when it is free."""
+        """The refcount of each page; 0 for a free page."""
         return self._refcounts[np.asarray(pages)]
 
     def allocate(self, n: int) -> np.ndarray:
-        """`n` free pages, now with one owner each: the empty ones come first, then the kept, whose content is lost.
+        """Allocate `n` pages with refcount 1: empty pages first, then evicted ones.
 
         Raises:
-            OutOfPages: fewer are free; none is taken.
+            OutOfPages: fewer than `n` pages are free.
             ValueError: `n` is negative.
         """
         if n < 0:
@@ -100,17 +104,17 @@ class PagePool:
             raise OutOfPages(asked=n, free=self.num_free, where=self._where)
         left = max(0, self._num_empty - n)
         pages = self._empty[left : self._num_empty][::-1].copy()
-        kept = [self._cached.popitem(last=False)[0] for _ in range(n - len(pages))]
-        pages = np.append(pages, kept).astype(np.int32) if kept else pages
+        evicted = [self._cached.popitem(last=False)[0] for _ in range(n - len(pages))]
+        pages = np.append(pages, evicted).astype(np.int32) if evicted else pages
         self._num_empty = left
         self._refcounts[pages] = 1
         return pages
 
     def share(self, pages: np.ndarray, times: int = 1) -> None:
-        """`times` more owners for each of these pages; a kept one is free no longer.
+        """Add `times` to the refcount of each page. Cached pages are in use again.
 
         Raises:
-            ValueError: a page does not exist, or has no owner and is not kept; no count changes.
+            ValueError: a page does not exist, or is empty.
         """
         self._check_ids(pages)
         free = pages[self._refcounts[pages] == 0].tolist()
@@ -121,15 +125,16 @@ class PagePool:
             self._cached.pop(page, None)
         np.add.at(self._refcounts, pages, times)
 
-    def release(self, pages: np.ndarray, keep: np.ndarray | None = None) -> np.ndarray:
-        """One owner less for each of these pages (as often as each is named); returns those that are empty now.
+    def release(self, pages: np.ndarray, is_indexed: np.ndarray | None = None) -> np.ndarray:
+        """Subtract 1 from the refcount of each page, once per mention. Returns the pages that became empty.
 
         Args:
-            pages: the pages; name the last of a sequence first, since a prefix is of no use without its start.
-            keep: for every page of the pool whether it is kept when its last owner leaves; `None` keeps none.
+            pages: page ids, the end of a sequence first. Pages named first are evicted first, and a prefix is useless
+                without its start.
+            is_indexed: for each page of the pool, True if it becomes cached at refcount 0; `None`: all become empty.
 
         Raises:
-            ValueError: a page does not exist, or has fewer owners than would be released; no count changes.
+            ValueError: a page does not exist, or is named more often than its refcount.
         """
         self._check_ids(pages)
         np.subtract.at(self._refcounts, pages, 1)
@@ -142,21 +147,21 @@ class PagePool:
                 "once for each allocate or share"
             )
         freed = _without_repeats(pages[left == 0])
-        kept = np.zeros(len(freed), bool) if keep is None else keep[freed]
-        self._cached.update(dict.fromkeys(freed[kept].tolist()))
-        empty = freed[~kept]
+        cached = np.zeros(len(freed), bool) if is_indexed is None else is_indexed[freed]
+        self._cached.update(dict.fromkeys(freed[cached].tolist()))
+        empty = freed[~cached]
         self._push(empty)
         return empty
 
-    def drop(self, pages: np.ndarray) -> None:
-        """Kept pages become empty.
+    def drop_cached(self, pages: np.ndarray) -> None:
+        """Turn cached pages into empty ones.
 
         Raises:
-            ValueError: a page is not kept; none is dropped.
+            ValueError: a page is not cached.
         """
         for page in pages.tolist():
             if page not in self._cached:
-                raise ValueError(f"page {page} is not kept, so it cannot be dropped; release it, or leave it out")
+                raise ValueError(f"page {page} is not cached, so it cannot be dropped; release it, or leave it out")
         for page in pages.tolist():
             self._cached.pop(page, None)
         self._push(_without_repeats(pages))
@@ -172,5 +177,5 @@ class PagePool:
 
 
 def _without_repeats(pages: np.ndarray) -> np.ndarray:
-    """Each page once, in the order of their first places."""
+    """Remove repeated pages; the first mention of each stays."""
     return np.fromiter(dict.fromkeys(pages.tolist()), np.int32)

@@ -1,4 +1,4 @@
-"""Which page holds which content: keys that name all tokens up to a page's end, and the pages found by them."""
+"""The prefix index: finds the pages that hold a prompt's prefix, by a chain of sha256 hashes."""
 
 import dataclasses
 import hashlib
@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 PARTIAL_CANDIDATES = 8
-"""Pages that are compared, the newest first, for one whose start continues a prefix: an operation stays O(pages)."""
+"""The most pages that a partial lookup compares, the newest first. Keeps an operation O(pages)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Media:
-    """What the tokens `start : stop` stand for where ids alone do not say it: a picture or a sound of this digest.
+    """A picture or a sound that the tokens `start : stop` stand for. Their token ids alone do not identify it.
 
     Raises:
-        ValueError: it has no tokens, or no digest.
+        ValueError: `start : stop` is empty or negative, or `digest` is empty.
     """
 
     start: int
@@ -33,47 +33,47 @@ class Media:
 
 
 class CachedPage(NamedTuple):
-    """What a page holds, for those who find it: `token_ids`, after all the tokens that `parent` names."""
+    """A page of the prefix index and its content: `token_ids`, which follow the prefix with hash `parent_hash`."""
 
     page: int
     group: int
-    """Index of the group of layers whose keys and values these are."""
+    """Index of the layer group whose keys and values the page holds."""
     hash: bytes
-    """The page's own key; empty for a partial page."""
+    """`hash_page` of the content; empty for a partial page."""
     parent_hash: bytes
-    """Key of the page before it, or the root."""
+    """Hash of the page before this one; the root hash for the first page."""
     token_ids: bytes
-    """The page's tokens as little-endian int32; fewer than a page of them for a partial page."""
+    """The page's tokens as little-endian int32; less than a full page of them for a partial page."""
     media: bytes = b""
-    """What `media_bytes` said of the page."""
+    """`media_bytes` of the page."""
 
     @property
     def content(self) -> "Content":
-        """What it holds, and what that is found by."""
+        """The last four fields as a plain tuple."""
         return self[2:]
 
 
 Content = tuple[bytes, bytes, bytes, bytes]
-"""The last four fields of a `CachedPage` as a plain tuple, of which many are made in little time."""
+"""`(hash, parent_hash, token_ids, media)` of a page. A plain tuple, because it is faster to make."""
 
 
 def root_hash(namespace: str, adapter: str) -> bytes:
-    """The key before the first page: sequences of different namespaces or adapters have no key in common."""
+    """The parent hash of a first page. Different namespaces or adapters never share a hash."""
     names = [name.encode() for name in (namespace, adapter)]
     return hashlib.sha256(b"".join(struct.pack("<q", len(name)) + name for name in names)).digest()
 
 
 def hash_page(parent_hash: bytes, token_ids: bytes, media: bytes) -> bytes:
-    """`sha256(parent_hash ‖ token_ids ‖ media)`: a hash of every token up to the page's end.
+    """`sha256(parent_hash ‖ token_ids ‖ media)`: depends on every token up to the page's end, as its keys do.
 
-    It has to be a cryptographic hash: collisions of the usual 64-bit hashes can be searched for by whoever writes
-    prompts. It costs about a microsecond a page, once.
+    The hash is cryptographic for safety: whoever writes prompts could search for collisions of a 64-bit hash.
+    It costs about a microsecond a page, once.
     """
     return hashlib.sha256(parent_hash + token_ids + media).digest()
 
 
 def media_bytes(media: Sequence[Media], start: int, stop: int) -> bytes:
-    """What the media that tokens `start : stop` stand for add to their page's key; nothing without any."""
+    """The part of a page's hash that describes the media of tokens `start : stop`; empty without media."""
     if not media:
         return b""
     parts = [item for item in media if item.start < stop and item.stop > start]
@@ -83,71 +83,71 @@ def media_bytes(media: Sequence[Media], start: int, stop: int) -> bytes:
 
 
 class PrefixIndex:
-    """Finds pages by what they hold. It names pages and owns none: the pool says which are free.
+    """Maps contents to pages, for each layer group. Holds no refcounts: `PagePool` knows which pages are free.
 
-    A page found by its key is believed only if it holds the tokens and media looked for, after the same key. The pages
-    before it were compared in the same way, so a hit does not rest on the hash alone; it does for tokens that a window
-    has left behind, whose pages nobody looks for.
+    A lookup by hash also compares the tokens, the media and the parent hash. Its caller looks up the earlier pages in
+    the same way. So a cache hit does not rest on the hash alone. The exception are tokens that have left a window: the
+    caller does not look their pages up.
     """
 
     def __init__(self, num_groups: int, num_pages: int) -> None:
         self.is_indexed = np.zeros(num_pages, bool)
-        """For every page whether it can be found; what the pool keeps."""
-        # What each page holds: plain tuples in an array, which cost the garbage collector nothing at a million pages.
+        """For each page, True if it is in the index."""
+        # The content of each page: plain tuples in an array cost the garbage collector nothing, even at 10^6 pages.
         self._contents = np.full(num_pages, None)
         self._groups = np.zeros(num_pages, np.int32)
-        self._order = np.zeros(num_pages, np.int64)
-        self._num_added = 0  # so far
+        self._order = np.zeros(num_pages, np.int64)  # pages are listed in the order in which they were added
+        self._num_added = 0
         self._page_of_hash: list[dict[bytes, int]] = [{} for _ in range(num_groups)]
-        # By the key before them and their first token: pages that may continue a prefix.
+        # By parent hash and first token: the candidates of a partial lookup.
         self._by_start = [PageLists(num_pages) for _ in range(num_groups)]
 
     def lookup(self, group: int, content: Content) -> int:
-        """The page of this key, if it holds these tokens and media after the same; 0 if there is none."""
+        """The page with this hash, if the rest of its content is the same too; else 0."""
         page = self._page_of_hash[group].get(content[0], 0)
         return page if page and self._contents[page] == content else 0
 
     def contains(self, group: int, content: Content) -> bool:
-        """Whether a page has this key, or begins with the same tokens as this partial page."""
+        """True if a page has this hash; for a partial page, if an indexed page begins with all of its tokens."""
         page_hash, parent_hash, token_ids, _ = content
         if page_hash:
             return page_hash in self._page_of_hash[group]
-        _, alike = self.lookup_partial(group, parent_hash, token_ids)
-        return 4 * alike == len(token_ids)
+        _, num_tokens = self.lookup_partial(group, parent_hash, token_ids)
+        return 4 * num_tokens == len(token_ids)
 
     def group_and_hash(self, page: int) -> tuple[int, bytes]:
-        """The group and the key of a page that can be found; a partial page's key is empty."""
+        """The group and the hash of an indexed page; the hash of a partial page is empty."""
         return int(self._groups[page]), self._contents[page][0]
 
     def lookup_partial(self, group: int, parent_hash: bytes, token_ids: bytes) -> tuple[int, int]:
-        """A page that comes after `parent` and begins with the most of these tokens, and how many; 0, 0 without one.
+        """The page after `parent_hash` that begins with the most of these tokens, and their number; else 0, 0.
 
-        Pages with media are left out, and only the newest few that begin with the same token are compared.
+        Skips pages with media. Compares only the newest few pages that begin with the same token.
         """
         best = (0, 0)
         for page in self._by_start[group].newest(parent_hash + token_ids[:4], PARTIAL_CANDIDATES):
-            _, _, held, media = self._contents[page]
-            best = max(best, (_common_tokens(held, token_ids), page)) if not media else best
+            _, _, page_tokens, media = self._contents[page]
+            best = max(best, (_common_tokens(page_tokens, token_ids), page)) if not media else best
         return best[1], best[0]
 
     def add(self, group: int, pages: Sequence[int], contents: Sequence[Content]) -> list[int]:
-        """Let pages of a group be found by what they hold, but for those that are kept, or for which another is found.
+        """Index full pages of a group, skipping content that is already indexed. Returns the pages that were added.
 
-        The null page, and full pages without a key, come with a group's others and are passed over. Returns the pages
-        that can be found now and could not before.
+        Also skips the null page, contents without a hash, and pages that are already indexed.
         """
-        indexed, stored, by_hash, kept, starts = self.is_indexed.data, self._contents, self._page_of_hash[group], [], []
+        indexed, stored, by_hash = self.is_indexed.data, self._contents, self._page_of_hash[group]
+        added, starts = [], []
         for page, content in zip(pages, contents, strict=True):
             page_hash, parent_hash, token_ids, _ = content
             if page and page_hash and not indexed[page] and by_hash.setdefault(page_hash, page) == page:
                 stored[page] = content
-                kept.append(page)
+                added.append(page)
                 starts.append(parent_hash + token_ids[:4])
-        self._register(group, kept, starts)
-        return kept
+        self._register(group, added, starts)
+        return added
 
     def add_partial(self, group: int, page: int, content: Content) -> list[int]:
-        """Let a page be found by what it begins with, unless it is kept, or another begins alike; as `keep`."""
+        """Index a partial page, unless it or its tokens are already indexed. Returns the pages that were added."""
         if self.is_indexed[page] or self.contains(group, content):
             return []
         _, parent_hash, token_ids, _ = content
@@ -156,7 +156,7 @@ class PrefixIndex:
         return [page]
 
     def remove(self, pages: Sequence[int]) -> None:
-        """What these pages hold, which can be found, can be found no more."""
+        """Drop these indexed pages from the index."""
         for page in pages:
             page_hash, parent_hash, token_ids, _ = self._contents[page]
             group = self._groups[page]
@@ -166,7 +166,7 @@ class PrefixIndex:
             self.is_indexed[page], self._contents[page] = False, None
 
     def cached_pages(self) -> list[CachedPage]:
-        """All that can be found, the oldest first."""
+        """All indexed pages, in the order in which they were added."""
         pages = np.flatnonzero(self.is_indexed)
         return [
             CachedPage(page, int(self._groups[page]), *self._contents[page])
@@ -174,7 +174,7 @@ class PrefixIndex:
         ]
 
     def _register(self, group: int, pages: list[int], starts: list[bytes]) -> None:
-        """These pages can be found from now on, and by these starts."""
+        """Mark pages as indexed, and list them for partial lookups by parent hash and first token (`starts`)."""
         self._by_start[group].add(starts, pages)
         at, self._num_added = self._num_added, self._num_added + len(pages)
         each = np.array(pages, np.intp)
@@ -182,7 +182,9 @@ class PrefixIndex:
 
 
 class PageLists:
-    """Lists of pages by name, the newest first. A page is in one of them at most; each call costs O(1) a page.
+    """Named lists of pages, newest first: doubly linked lists in arrays. A page is in at most one list.
+
+    Each call costs O(1) per page.
 
     >>> lists = PageLists(num_pages=9)
     >>> lists.add([b"a", b"b", b"a", b"a"], [3, 7, 5, 4])
@@ -193,11 +195,11 @@ class PageLists:
 
     def __init__(self, num_pages: int) -> None:
         self._newest: dict[bytes, int] = {}
-        self._older = np.zeros(num_pages, np.int32)  # next in the list; 0 at its end
+        self._older = np.zeros(num_pages, np.int32)  # the next page in the list; 0 at the end
         self._newer = np.zeros(num_pages, np.int32)
 
     def add(self, names: Sequence[bytes], pages: Sequence[int]) -> None:
-        """Put each page in front of a list."""
+        """Put each page at the front of the list with its name."""
         newest = self._newest
         for name, page in zip(names, pages, strict=True):
             older = newest.setdefault(name, page)
@@ -206,7 +208,7 @@ class PageLists:
                 self._older[page], self._newer[older] = older, page
 
     def remove(self, name: bytes, page: int) -> None:
-        """Take a page out of the list that it is in."""
+        """Remove a page from the list with this name."""
         older, newer = int(self._older[page]), int(self._newer[page])
         if older or newer:
             self._older[page] = self._newer[page] = 0
@@ -220,7 +222,7 @@ class PageLists:
             del self._newest[name]
 
     def newest(self, name: bytes, n: int) -> Iterator[int]:
-        """The first `n` pages of a list, or all if there are fewer."""
+        """Yield the first `n` pages of a list, or all of them if there are fewer."""
         page = self._newest.get(name, 0)
         while page and n:
             yield page
@@ -228,7 +230,7 @@ class PageLists:
 
 
 def _common_tokens(a: bytes, b: bytes) -> int:
-    """How many int32 tokens two strings of them begin with alike."""
+    """The number of int32 tokens in the common prefix of `a` and `b`."""
     n = min(len(a), len(b)) // 4
     differ = np.frombuffer(a, np.int32, n) != np.frombuffer(b, np.int32, n)
     return int(differ.argmax()) if differ.any() else n

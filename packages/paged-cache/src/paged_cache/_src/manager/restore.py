@@ -1,4 +1,4 @@
-"""Pages whose content comes from elsewhere: another process, or a file."""
+"""Takes in cached pages that another process or a file provides."""
 
 from collections.abc import Sequence
 
@@ -9,45 +9,48 @@ from paged_cache._src.manager.prefix import CachedPage, hash_page
 from paged_cache._src.manager.prompt import TOKEN_DTYPE
 
 
-def restore(allocator: Allocator, kept: Sequence[CachedPage]) -> np.ndarray:
-    """A free page for each content that is not here yet, while there are empty ones, and 0 for the others.
+def restore(allocator: Allocator, cached: Sequence[CachedPage]) -> np.ndarray:
+    """Index these contents in empty pages, which become cached.
+
+    Returns one page id per content; 0 if the content is already indexed or if no empty page is left.
 
     Raises:
-        ValueError: a content is not one that this cache could hold; nothing changes.
+        ValueError: a content does not fit this cache; nothing changes.
     """
-    for content in kept:
-        _check(allocator, content)
-    has = allocator.pages.index.contains
-    wanted = sum(not has(content.group, content.content) for content in kept)
-    taken = allocator.pages.allocate(min(wanted, allocator.pages.pool.num_empty))
-    pages, used = np.zeros(len(kept), np.int32), 0
-    for at, content in enumerate(kept):
-        if used < len(taken) and not has(content.group, content.content):  # not the same content twice
+    for each in cached:
+        _check(allocator, each)
+    contains = allocator.pages.index.contains
+    num_new = sum(not contains(each.group, each.content) for each in cached)
+    taken = allocator.pages.allocate(min(num_new, allocator.pages.pool.num_empty))
+    pages, used = np.zeros(len(cached), np.int32), 0
+    for at, each in enumerate(cached):
+        if used < len(taken) and not contains(each.group, each.content):  # `cached` may hold a content twice
             pages[at] = taken[used]
             used += 1
-            _keep(allocator, content._replace(page=int(pages[at])))
+            _add_to_index(allocator, each._replace(page=int(pages[at])))
     allocator.pages.release(taken[::-1])
     return pages
 
 
-def _keep(allocator: Allocator, content: CachedPage) -> None:
-    if content.hash:
-        allocator.pages.add_to_index(content.group, np.array([content.page]), [content.content])
+def _add_to_index(allocator: Allocator, cached: CachedPage) -> None:
+    if cached.hash:
+        allocator.pages.add_to_index(cached.group, np.array([cached.page]), [cached.content])
     else:
-        allocator.pages.add_partial_to_index(content.group, content.page, content.content)
+        allocator.pages.add_partial_to_index(cached.group, cached.page, cached.content)
 
 
-def _check(allocator: Allocator, content: CachedPage) -> None:
-    if content.group not in allocator.self_attention:
+def _check(allocator: Allocator, cached: CachedPage) -> None:
+    """Refuse a content of another group or page size, or with a wrong hash."""
+    if cached.group not in allocator.self_attention:
         raise ValueError(
-            f"a cached page is of group {content.group}; it must be one of the self-attention "
-            f"groups {allocator.self_attention}"
+            f"a cached page is of group {cached.group}; it must be one of the self-attention groups "
+            f"{allocator.self_attention}"
         )
-    num_tokens = len(content.token_ids) / TOKEN_DTYPE.itemsize
-    fits = num_tokens == allocator.page_size if content.hash else num_tokens in range(1, allocator.page_size)
+    num_tokens = len(cached.token_ids) / TOKEN_DTYPE.itemsize
+    fits = num_tokens == allocator.page_size if cached.hash else num_tokens in range(1, allocator.page_size)
     if not fits:
         raise ValueError(
             f"a cached page holds {num_tokens:g} tokens, which does not fit page_size={allocator.page_size}"
         )
-    if content.hash and content.hash != hash_page(content.parent_hash, content.token_ids, content.media):
+    if cached.hash and cached.hash != hash_page(cached.parent_hash, cached.token_ids, cached.media):
         raise ValueError("a cached page's hash is not that of its tokens; it is corrupt or was made by something else")
