@@ -91,7 +91,7 @@ def test_answers_summary_picture_and_json(model_dir, prompts, tmp_path, capsys, 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "has no prompts; write one a line"),
+        ("", "has no prompts; write one prompt per line"),
         ("red\n{not json}\n", "line 2 starts with { but is not JSON"),
         (
             '{"prompts": "red"}\n',
@@ -112,7 +112,8 @@ def test_bad_prompts_are_one_line_and_exit_code_2(model_dir, prompts, capsys, te
 
 def test_a_missing_prompts_file_is_one_line(model_dir, capsys):
     assert main(["--model", str(model_dir), "--prompts", "nowhere.txt"]) == 2
-    assert capsys.readouterr().err == "paged-generate: nowhere.txt does not exist; give a file with one prompt a line\n"
+    message = "paged-generate: nowhere.txt does not exist; give a file with one prompt per line\n"
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_wrong_options_are_one_line_and_exit_code_2(capsys, options, says):
     ("error", "code", "says"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
-        (MemoryError("no room"), 2, "this machine cannot run it (no room); try fewer --num-pages"),
+        (MemoryError("no room"), 2, "this machine cannot run it (no room); try a smaller --num-pages"),
     ],
 )
 def test_what_happens_while_it_runs_is_one_line_too(monkeypatch, prompts, capsys, error, code, says):

@@ -1,4 +1,4 @@
-"""`paged-generate`: answers of one's own model to one's own prompts, served from the paged KV cache."""
+"""`paged-generate`: a command that answers a file of prompts with a model, from a paged KV cache."""
 
 import argparse
 import dataclasses
@@ -19,14 +19,14 @@ from paged_attn_layer._src.engine.report import plot, summary
 from paged_attn_layer._src.engine.request import Request
 
 DESCRIPTION = """\
-Serve prompts with a Llama-family model, greedily, in one batch that prompts join and leave at any step
-(continuous batching), its keys and values in a paged cache. Prints each answer and the speed."""
+Answer prompts with a Llama-family model, by greedy decoding. Prompts join and leave the batch at any step
+(continuous batching). Keys and values are kept in a paged cache. Prints each answer and the speed."""
 
 EXAMPLES = """\
-the prompts file has one prompt a line, or one JSON object a line; empty lines are skipped:
+Each line of the prompts file is a prompt or a JSON object. Empty lines are skipped.
   What is the capital of France?
   {"prompt": "Name three rivers.", "arrival": 12}
-"arrival" is the step before which the prompt is not there yet (0 if left out).
+"arrival" is the number of the step at which the prompt arrives (default: 0).
 
 examples:
   paged-generate --model ~/models/SmolLM2-135M-Instruct --prompts prompts.txt
@@ -42,21 +42,21 @@ class PromptLine:
     """One prompt of a prompts file."""
 
     number: int
-    """Its line, counted from 1."""
+    """Line number, from 1."""
     prompt: str
     arrival: int = 0
-    """The step before which it is not there yet."""
+    """Number of the step at which the prompt arrives."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the options; the usage would bury it."""
+    """Reports an error of the options in one line, without the long usage text."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code: 0, 2 after a message that says what was wrong with the input, 130 on Ctrl-C."""
+    """Run the command. Returns the exit code: 0, or 2 for an error that was reported, or 130 after Ctrl-C."""
     args = build_parser().parse_args(argv)
     try:
         run(args)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         reason = str(error) or "out of memory"
-        _tell(f"this machine cannot run it ({reason}); try fewer --num-pages, --max-seqs or --prefill-chunk")
+        _tell(f"this machine cannot run it ({reason}); try a smaller --num-pages, --max-seqs or --prefill-chunk")
         return 2
     except KeyboardInterrupt:
         _tell("interrupted")
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's options."""
+    """Returns the parser of the command's options."""
     sizes = EngineConfig()
     parser = _Parser(
         prog="paged-generate",
@@ -86,41 +86,41 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", required=True, type=Path, help="a Hugging Face directory (safetensors), or a .gguf file")
     add("--prompts", required=True, type=Path, help="a file with one prompt a line, see below")
     add("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: %(default)s)")
-    add("--stop", nargs="+", default=[], metavar="TEXT", help="an answer ends before the first of these texts")
+    add("--stop", nargs="+", default=[], metavar="TEXT", help="end an answer before the first of these texts")
     add(
         "--chat",
         action=argparse.BooleanOptionalAction,
-        help="put prompts into the model's chat template (default: where it has one)",
+        help="put prompts into the model's chat template (default: if it has one)",
     )
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: %(default)s)")
-    add("--kv-dtype", choices=KV_DTYPES, help="of the cached keys and values (default: the weights')")
-    add("--page-size", type=int, default=sizes.page_size, metavar="N", help="tokens a page (default: %(default)s)")
-    add("--num-pages", type=int, metavar="N", help="pages of the cache (default: enough for all slots, or what fits)")
-    add("--max-seqs", type=int, default=sizes.max_seqs, metavar="N", help="prompts at once (default: %(default)s)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="weights' type (default: %(default)s)")
+    add("--kv-dtype", choices=KV_DTYPES, help="type of the cached keys and values (default: as the weights)")
+    add("--page-size", type=int, default=sizes.page_size, metavar="N", help="tokens per page (default: %(default)s)")
+    add("--num-pages", type=int, metavar="N", help="pages of the cache (default: enough for --max-seqs, or what fits)")
+    add("--max-seqs", type=int, default=sizes.max_seqs, metavar="N", help="requests at once (default: %(default)s)")
     add(
         "--max-sequence-length",
         type=int,
         default=sizes.max_sequence_length,
         metavar="N",
-        help="tokens of the longest prompt with its answer (default: %(default)s)",
+        help="most tokens of a prompt and its answer (default: %(default)s)",
     )
     add(
         "--prefill-chunk",
         type=int,
         default=sizes.prefill_chunk,
         metavar="N",
-        help="prompt tokens that a step has room for beside decodes (default: %(default)s)",
+        help="prompt tokens that fit into a step beside all decodes (default: %(default)s)",
     )
-    add("--plot", type=Path, metavar="PATH", help="draw pages in use and tokens by step into this image")
-    add("--json", type=Path, metavar="PATH", help="write answers and figures to this file")
+    add("--plot", type=Path, metavar="PATH", help="draw pages in use and tokens of each step into this image")
+    add("--json", type=Path, metavar="PATH", help="write the answers and the figures of each step to this file")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load, serve, report.
+    """Load the model, answer the prompts, print and write the results.
 
     Raises:
-        ValueError: an option, a prompt or the model is not usable.
+        ValueError: an option, a prompt or the model cannot be used.
         OSError: a file cannot be read or written.
         ModuleNotFoundError: an extra is not installed.
     """
@@ -144,23 +144,23 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_prompts(path: Path) -> list[PromptLine]:
-    """The prompts of a file; a line that starts with `{` is a JSON object.
+    """Returns the prompts of a file. A line that starts with `{` is a JSON object.
 
     Raises:
-        ValueError: there is none, or a line is not what it should be; says which.
+        ValueError: the file has no prompt, or a line is wrong. The message names the line.
         OSError: the file cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; give a file with one prompt a line") from None
+        raise FileNotFoundError(f"{path} does not exist; give a file with one prompt per line") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
     lines = [
         _parse_line(path, number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()
     ]
     if not lines:
-        raise ValueError(f"{path} has no prompts; write one a line")
+        raise ValueError(f"{path} has no prompts; write one prompt per line")
     return lines
 
 
@@ -184,7 +184,7 @@ def _parse_line(path: Path, number: int, line: str) -> PromptLine:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Tell before the model is loaded what would fail after it has served."""
+    """Raise now, before the model is loaded, if an output file could not be written at the end."""
     optional_module("tqdm")
     for path in (args.plot, args.json):
         if path and not path.parent.is_dir():
@@ -217,7 +217,7 @@ def _write_files(
 ) -> None:
     if args.plot:
         plot(engine.stats, engine.num_pages, args.plot)
-        print(f"\npages and tokens by step: {args.plot}")
+        print(f"\npages and tokens of each step: {args.plot}")
     if args.json:
         answers = [
             {"line": line.number, "prompt": line.prompt, **dataclasses.asdict(completion)}

@@ -1,4 +1,4 @@
-"""How many programs XLA compiled: a served step must not compile anything."""
+"""Counts the programs that XLA compiles. Steps after the warm-up must compile none."""
 
 import contextlib
 import dataclasses
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import jax.monitoring
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
-"""What jax records once for each program that the backend compiles (jax 0.10 to 0.12)."""
+"""The event that jax records once for each program that it compiles (jax 0.10 to 0.12)."""
 
 
 @dataclasses.dataclass
 class CompilationCount:
-    """Programs compiled inside one `count_compilations`."""
+    """The number of programs compiled inside one `count_compilations`."""
 
     total: int = 0
 

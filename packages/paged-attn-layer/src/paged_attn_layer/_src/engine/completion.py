@@ -10,16 +10,16 @@ class Completion:
     """The answer to one prompt."""
 
     text: str
-    """The answer, without the stop string or stop token that ended it; empty where there is no tokenizer."""
+    """The answer without its stop string or stop token. Empty without a tokenizer."""
     token_ids: list[int]
-    """All tokens of the answer, the ones that ended it included."""
+    """All tokens of the answer, with those that ended it."""
     finish_reason: FinishReason
     prompt_tokens: int
-    """Tokens of the prompt, chat template included."""
+    """The number of tokens of the prompt, with the chat template."""
 
     @classmethod
     def of(cls, request: Request) -> "Completion":
-        """The answer that a finished request holds."""
+        """Returns the answer of a finished request."""
         if request.finish_reason is None:
             raise ValueError("the request has not finished; call Engine.step until it has")
         return cls(

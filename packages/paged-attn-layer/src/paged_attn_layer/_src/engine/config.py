@@ -7,28 +7,27 @@ from jax.typing import DTypeLike
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How much an engine serves at once.
+    """The sizes of an engine and of its cache.
 
     Raises:
-        ValueError: a size is below its least, or the cache is smaller than one page.
+        ValueError: a size is below its minimum.
     """
 
     max_seqs: int = 8
-    """Requests that run at once; more wait."""
+    """Most requests that run at once. More wait."""
     max_sequence_length: int = 1024
-    """Tokens of the longest request, its answer included."""
+    """Most tokens of a request, with its answer."""
     page_size: int = 16
-    """Tokens a page holds."""
+    """Tokens per page."""
     num_pages: int | None = None
-    """Pages of the cache, the null page included; `None` means enough for `max_seqs` of the longest requests, or as
-    many as fit."""
+    """Pages of the cache, with the null page. `None`: enough for `max_seqs` of the longest requests, or as many as
+    fit into memory."""
     prefill_chunk: int = 128
-    """Prompt tokens that a step has room for beside `max_seqs` decodes."""
+    """Prompt tokens that fit into a step beside `max_seqs` decodes."""
     prefix_reuse: bool = True
-    """Whether requests share pages that hold the same prefix."""
+    """True if requests with the same prefix share its pages."""
     kv_dtype: DTypeLike | None = None
-    """Type of the cached keys and values (`paged_kernels.KVPages`), also int8, float8_e4m3fn, float8_e5m2 or int4;
-    `None` means that of the model."""
+    """Type of the cached keys and values, also int8, float8_e4m3fn, float8_e5m2 or int4. `None`: the model's type."""
 
     def __post_init__(self) -> None:
         least = {"max_seqs": 1, "max_sequence_length": 2, "page_size": 1, "num_pages": 2, "prefill_chunk": 1}
@@ -39,10 +38,10 @@ class EngineConfig:
 
     @property
     def token_budget(self) -> int:
-        """Most rows of a step: a decode for each slot, and a prompt's chunk."""
+        """Most rows of a step: one decode for each of `max_seqs` requests, and one prefill chunk."""
         return self.max_seqs + self.prefill_chunk
 
     @property
     def token_buckets(self) -> tuple[int, ...]:
-        """Rows that a step with prompt tokens is padded to: room for a short prompt, and for a whole chunk."""
+        """Row counts to which steps with prompt tokens are padded: one for a short prompt, one for a whole chunk."""
         return tuple(sorted({self.max_seqs + max(1, self.prefill_chunk // 4), self.token_budget}))

@@ -11,10 +11,10 @@ from paged_attn_layer._src.engine.stats import StepRecord
 
 
 def optional_module(name: str) -> types.ModuleType:
-    """A module of the extra `generate`.
+    """Returns a module that the extra `generate` installs.
 
     Raises:
-        ModuleNotFoundError: it is not installed; the message says how to install it.
+        ModuleNotFoundError: it is not installed. The message says how to install it.
     """
     try:
         return importlib.import_module(name)
@@ -26,12 +26,12 @@ def optional_module(name: str) -> types.ModuleType:
 
 
 def progress_bar(doing: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
-    """What shows a bar while an iterable is walked, as `tqdm` does."""
+    """Returns a function like `tqdm`: it passes an iterable through and shows a progress bar."""
     return functools.partial(optional_module("tqdm").tqdm, desc=doing, dynamic_ncols=True)
 
 
 class ServingBar:
-    """Counts the tokens of answers, of at most as many as the requests ask for."""
+    """Shows the answers' tokens so far, of the most that the requests may get."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         total = sum(request.max_new_tokens for request in requests)
@@ -44,7 +44,7 @@ class ServingBar:
         self._bar.close()
 
     def update(self, step: StepRecord, finished: list[Request]) -> None:
-        """Show one more step."""
+        """Add one step to the bar."""
         self._bar.total -= sum(request.max_tokens - request.num_tokens for request in finished)
         shown = f"{step.mode}, {step.running} running, {step.waiting} waiting, {step.pages_used} pages"
         self._bar.set_postfix_str(shown, refresh=False)

@@ -1,4 +1,4 @@
-"""What a run of the engine did, for people: a summary as text and a picture."""
+"""A report of an engine's run for people: a summary as text, and a picture."""
 
 import os
 import shutil
@@ -16,23 +16,25 @@ PAGES_COLOUR = "#5b8c5a"
 
 
 def summary(prompts: Sequence[str], completions: Sequence[Completion], stats: EngineStats) -> str:
-    """Each prompt, shortened, with its whole answer, wrapped to the terminal's width, and the figures of the run.
+    """Returns a table of prompts and answers, then the figures of the run.
+
+    Prompts are shortened. Answers are whole, and wrapped to the terminal's width.
 
     Args:
-        prompts: the prompts as they were given.
+        prompts: the prompts.
         completions: their answers, in the same order.
-        stats: the engine's figures.
+        stats: the engine's statistics.
     """
     return "\n".join([*_answers(prompts, completions), "", *_figures(stats)])
 
 
 def plot(stats: EngineStats, num_pages: int, path: str | os.PathLike[str]) -> None:
-    """Draw pages in use and tokens computed, by step, into an image file.
+    """Draw the pages in use and the tokens computed in each step into an image file.
 
     Args:
-        stats: the engine's figures.
-        num_pages: pages that the engine can hand out.
-        path: where to; the ending chooses the format.
+        stats: the engine's statistics.
+        num_pages: the number of pages that the engine can allocate.
+        path: the image file. Its ending chooses the format.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -72,7 +74,7 @@ def _draw_tokens(axes: Any, number: range, stats: EngineStats) -> None:
 def _answers(prompts: Sequence[str], completions: Sequence[Completion]) -> list[str]:
     width = max(60, shutil.get_terminal_size((120, 24)).columns)
     prompt_width = (width - 20) // 3
-    margin = prompt_width + 19  # the three columns before the answer, and what parts them
+    margin = prompt_width + 19  # the three columns before the answer, and the spaces between them
     lines = [f"{'#':>3}  {'tokens':>10}  {'prompt':<{prompt_width}}  answer"]
     for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), 1):
         sizes = f"{completion.prompt_tokens:>4} + {len(completion.token_ids):>3}"
@@ -92,12 +94,12 @@ def _figures(stats: EngineStats) -> list[str]:
     modes = ", ".join(f"{count} {mode}" for mode, count in stats.steps_by_mode.items())
     rows = [
         ("prefill", f"{stats.prefill_rate:,.1f} tokens/s", f"{stats.prefill_tokens:,} tokens"),
-        ("prefix", f"{stats.cached_tokens:,} tokens", "found in pages instead of computed"),
+        ("prefix", f"{stats.cached_tokens:,} tokens", "found in cached pages, not computed"),
         ("decode", f"{stats.decode_rate:,.1f} tokens/s", f"{stats.decode_tokens:,} tokens, all requests together"),
         ("steps", f"{len(stats.steps)}", modes),
         ("pages", f"{stats.peak_pages} at most", f"{stats.preemptions} preemptions"),
-        ("host", f"{stats.host_microseconds:,.0f} µs a step", "scheduling, batch, results"),
-        ("device", f"{stats.device_microseconds:,.0f} µs a step", "the compiled step, tokens to the host"),
+        ("host", f"{stats.host_microseconds:,.0f} µs per step", "scheduling, batch, results"),
+        ("device", f"{stats.device_microseconds:,.0f} µs per step", "the compiled step, tokens to the host"),
         ("serving", f"{stats.seconds:.1f} s", f"after {stats.warm_up_seconds:.1f} s of warm-up"),
         ("compilations", f"{stats.compilations}", f"after warm-up, which compiled {stats.warm_up_compilations}"),
     ]

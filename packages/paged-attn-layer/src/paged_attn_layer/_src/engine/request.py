@@ -1,4 +1,4 @@
-"""One request: what is asked of the engine, and how far the answer is."""
+"""One request: a prompt to answer, and the answer so far."""
 
 import dataclasses
 import enum
@@ -9,11 +9,11 @@ from paged_attn_layer._src.engine.text import OutputText
 from paged_cache import Prompt
 
 FinishReason = Literal["stop", "length", "aborted"]
-"""Why an answer ended: a stop token or stop string, `max_new_tokens`, or `Scheduler.finish` from outside."""
+"""Why an answer ended: by a stop token or stop string, at `max_new_tokens`, or by `Scheduler.finish`."""
 
 
 class RequestState(enum.Enum):
-    """Where a request is: NEW -> WAITING -> RUNNING -> FINISHED, and from RUNNING back to WAITING when preempted."""
+    """NEW -> WAITING -> RUNNING -> FINISHED. A preempted request goes from RUNNING back to WAITING."""
 
     NEW = enum.auto()
     WAITING = enum.auto()
@@ -23,33 +23,32 @@ class RequestState(enum.Enum):
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Request:
-    """A prompt to continue. The first five fields are what is asked; the scheduler owns the rest.
+    """A prompt to continue. The caller sets the arguments of the constructor; the scheduler sets all other fields.
 
         token_ids    | prompt_ids ... | output_ids ... |
                      | computed (K and V in pages) | not computed |
                      0                             num_computed   num_tokens
 
     Raises:
-        ValueError: the prompt is empty, or no new token is asked for.
+        ValueError: the prompt is empty, or `max_new_tokens` is less than 1.
     """
 
     prompt_ids: list[int]
-    """The prompt, at least one token."""
+    """Tokens of the prompt, at least one."""
     max_new_tokens: int
-    """The answer ends after this many tokens, if nothing ends it before."""
+    """Most tokens of the answer."""
     stop_token_ids: Collection[int] = frozenset()
-    """Tokens that end the answer; the one that does is its last token, and no part of its text."""
+    """Tokens that end the answer. The stop token is in `output_ids` but not in the text."""
     text: OutputText | None = None
-    """The answer as text, which ends it at a stop string; `None` where there is no tokenizer."""
-
+    """The answer as text, with its stop strings. `None` without a tokenizer."""
     namespace: str = ""
-    """Only requests of the same namespace share pages; give each tenant one of its own."""
+    """Only requests of the same namespace share pages. Give each tenant its own."""
 
     token_ids: list[int] = dataclasses.field(init=False)
     seq: int | None = dataclasses.field(init=False, default=None)
-    """The sequence that holds its pages while it runs."""
+    """While the request runs: id of the sequence that holds its pages."""
     known: Prompt | None = dataclasses.field(init=False, default=None)
-    """While it waits: the tokens to find in pages."""
+    """While the request waits: the tokens to look up in the prefix index."""
     num_computed: int = dataclasses.field(init=False, default=0)
     num_preemptions: int = dataclasses.field(init=False, default=0)
     state: RequestState = dataclasses.field(init=False, default=RequestState.NEW)
@@ -69,26 +68,26 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens known so far: the prompt's and the answer's."""
+        """The number of tokens so far, of prompt and answer."""
         return len(self.token_ids)
 
     @property
     def num_uncomputed(self) -> int:
-        """Known tokens whose K and V are not in pages; computing the last of them gives the next token."""
+        """The number of tokens whose K and V are not in pages. Computing the last of them gives the next token."""
         return self.num_tokens - self.num_computed
 
     @property
     def is_decoding(self) -> bool:
-        """Whether only the newest token of the answer is left to compute."""
+        """True if only the newest token of the answer is left to compute."""
         return self.num_uncomputed == 1 and self.num_tokens > len(self.prompt_ids)
 
     @property
     def max_tokens(self) -> int:
-        """The most tokens the request can come to have."""
+        """The most tokens of prompt and answer."""
         return len(self.prompt_ids) + self.max_new_tokens
 
     def append(self, token_id: int) -> FinishReason | None:
-        """Take the next token of the answer; why the answer ends with it, or None."""
+        """Add the next token of the answer. Returns the reason if the answer ends with it, else None."""
         self.token_ids.append(token_id)
         if token_id in self.stop_token_ids:
             return "stop"

@@ -1,4 +1,4 @@
-"""What an engine did: one record a step, and the figures made of them."""
+"""Statistics of an engine: one record per step, and the totals and rates over all steps."""
 
 import dataclasses
 from collections import Counter
@@ -12,23 +12,23 @@ class StepRecord:
 
     mode: Mode
     prefill_tokens: int
-    """Prompt tokens computed (and tokens computed again after a preemption)."""
+    """Prompt tokens computed, and tokens computed again after a preemption."""
     cached_tokens: int
-    """Tokens found computed in pages by the requests that were admitted."""
+    """Cache hits of the requests admitted in this step: tokens found in pages."""
     decode_tokens: int
-    """Newest tokens of answers computed."""
+    """Tokens of answers computed, one for each decoding request."""
     new_tokens: int
     """Tokens that the step added to answers."""
     running: int
-    """Requests that had a slot."""
+    """Requests that ran."""
     waiting: int
-    """Requests that waited for a slot or for pages."""
+    """Requests that waited, because `max_seqs` were running or pages were missing."""
     pages_used: int
     """Pages in use while the step ran."""
     host_seconds: float
-    """Scheduling, building the batch, and taking the results."""
+    """Time to schedule, to build the batch and to take the results."""
     device_seconds: float
-    """From the call of the compiled step to its tokens on the host."""
+    """Time from the call of the compiled step until its tokens are on the host."""
 
     @property
     def seconds(self) -> float:
@@ -38,9 +38,9 @@ class StepRecord:
 
 @dataclasses.dataclass
 class EngineStats:
-    """The steps since warm-up, and the figures made of them.
+    """The steps since warm-up, and totals and rates over them.
 
-    A mixed step's time is shared out by tokens: prefill has `prefill_tokens / (prefill_tokens + decode_tokens)` of it.
+    The time of a mixed step is divided by tokens: prefill gets `prefill_tokens / (prefill_tokens + decode_tokens)`.
     """
 
     steps: list[StepRecord] = dataclasses.field(default_factory=list)
@@ -48,9 +48,9 @@ class EngineStats:
     warm_up_compilations: int = 0
     """Programs compiled by `warm_up`."""
     compilations: int = 0
-    """Programs compiled by steps; 0 after a warm-up."""
+    """Programs compiled by steps. 0 after a warm-up."""
     preemptions: int = 0
-    """Times that a request lost its pages to an older one, and was computed again."""
+    """Number of times that a request lost its pages to an older one and had to be computed again."""
 
     @property
     def prefill_tokens(self) -> int:
@@ -59,7 +59,7 @@ class EngineStats:
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens that were not computed, since pages held them: of prompts, and of what was preempted."""
+        """Cache hits: tokens of new or preempted requests that were found in pages and not computed."""
         return sum(step.cached_tokens for step in self.steps)
 
     @property
@@ -74,22 +74,22 @@ class EngineStats:
 
     @property
     def prefill_seconds(self) -> float:
-        """Time of the prefill, mixed steps in proportion."""
+        """Time of prefill: its steps, and its share of mixed steps."""
         return sum(step.seconds * step.prefill_tokens / _tokens(step) for step in self.steps)
 
     @property
     def prefill_rate(self) -> float:
-        """Prompt tokens a second of prefill."""
+        """Prompt tokens per second of prefill."""
         return _rate(self.prefill_tokens, self.prefill_seconds)
 
     @property
     def decode_rate(self) -> float:
-        """Answers' tokens a second of decode, all requests together."""
+        """Answer tokens per second of decode, over all requests."""
         return _rate(self.decode_tokens, self.seconds - self.prefill_seconds)
 
     @property
     def steps_by_mode(self) -> dict[Mode, int]:
-        """Number of steps of each mode."""
+        """The number of steps of each mode."""
         count = Counter(step.mode for step in self.steps)
         return {"prefill": count["prefill"], "mixed": count["mixed"], "decode": count["decode"]}
 
@@ -100,12 +100,12 @@ class EngineStats:
 
     @property
     def host_microseconds(self) -> float:
-        """Mean host time of a step, in microseconds."""
+        """Mean host time per step, in microseconds."""
         return 1e6 * _rate(sum(step.host_seconds for step in self.steps), len(self.steps))
 
     @property
     def device_microseconds(self) -> float:
-        """Mean device time of a step, in microseconds."""
+        """Mean device time per step, in microseconds."""
         return 1e6 * _rate(sum(step.device_seconds for step in self.steps), len(self.steps))
 
 

@@ -1,39 +1,44 @@
-"""From token ids to text, one token at a time, and the end of a text at a stop string."""
+"""Turns token ids into text, one token at a time, and ends the text at a stop string."""
 
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 Decode = Callable[[list[int]], str]
-"""Text of some token ids, special tokens left out."""
+"""A function from token ids to their text, without special tokens."""
 
 
 class Tokenizer(Protocol):
-    """What the engine needs of a tokenizer; those of transformers have it."""
+    """The methods of a tokenizer that the engine calls. Tokenizers of transformers have them."""
 
     chat_template: Any
     eos_token_id: Any
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
+        """Returns the token ids of a text."""
         ...
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> Any:
-        """Text of token ids."""
+        """Returns the text of token ids."""
         ...
 
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, return_dict: bool
     ) -> Any:
-        """Token ids of a conversation, up to where the answer starts."""
+        """Returns the token ids of a conversation, up to the start of the answer."""
         ...
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, chat: bool | None) -> list[int]:
-    """Token ids of a prompt, as the user's turn of a chat if `chat`; `None` means where there is a chat template.
+    """Returns the token ids of a prompt.
+
+    Args:
+        tokenizer: its encoder and chat template are used.
+        prompt: the text.
+        chat: if true, put the prompt into the chat template, as the user's turn. `None`: if there is a template.
 
     Raises:
-        ValueError: the prompt is empty, or there is no chat template to put it into.
+        ValueError: the prompt is empty, or `chat` is true and there is no chat template.
     """
     if not prompt.strip():
         raise ValueError("the prompt is empty; it must have some text")
@@ -46,20 +51,20 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, chat: bool | None) -> list[
 
 
 def text_decoder(tokenizer: Tokenizer) -> Decode:
-    """The tokenizer's `decode`, special tokens left out."""
+    """Returns the tokenizer's `decode` without special tokens."""
     return functools.partial(tokenizer.decode, skip_special_tokens=True)
 
 
-_INCOMPLETE = "\ufffd"  # what decoders give for bytes that are no whole character
+_INCOMPLETE = "\ufffd"  # decoders return this for bytes that do not form a whole character
 
 
 class OutputText:
-    """The text of tokens that arrive one by one, cut at the first stop string.
+    """The text of tokens that arrive one at a time, cut at the first stop string.
 
-    A token is not a piece of text: one character may take several tokens, and some decoders write a token otherwise
-    at the start of a text. So each push decodes the last settled tokens with and without the new ones, and takes the
-    difference, once it ends in a whole character. Stop strings are looked for in the text, so they are found wherever
-    the borders of the tokens fall.
+    Tokens cannot be decoded alone. One character may take several tokens, and some decoders add or drop a space at
+    the start of a text. So `push` decodes the previous tokens with and without the new ones, and takes the difference.
+    It waits until the difference ends in a whole character. Stop strings are searched in the text, so a stop string
+    may begin and end inside a token.
 
     >>> text = OutputText(lambda ids: "".join(map(chr, ids)), stop=["lo w"])
     >>> [text.push(ord(letter)) for letter in "hello w"]
@@ -69,14 +74,14 @@ class OutputText:
     """
 
     def __init__(self, decode: Decode, stop: str | Sequence[str] = ()) -> None:
-        """An empty text.
+        """Start with an empty text.
 
         Args:
-            decode: gives the text of tokens.
-            stop: the strings that end the text, or the one.
+            decode: returns the text of token ids.
+            stop: one string or several that end the text.
 
         Raises:
-            ValueError: a stop string is empty, which would end every text before it starts.
+            ValueError: a stop string is empty.
         """
         self._decode = decode
         self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -84,12 +89,12 @@ class OutputText:
             raise ValueError(f"stop={stop!r} has an empty string; each must have at least one character")
         self._ids: list[int] = []
         self._settled = ""
-        self._context = 0  # tokens from here on give the settled text's end as context
-        self._fresh = 0  # tokens from here on are not in the settled text yet
+        self._context = 0  # decoding starts at this token, so that new tokens are decoded after others
+        self._fresh = 0  # tokens from this one on are not in the settled text yet
         self._stopped = False
 
     def push(self, token_id: int) -> bool:
-        """Take one more token; True when the text now holds a stop string, which ends it."""
+        """Add one token. Returns True if the text now contains a stop string, which ends it."""
         self._ids.append(token_id)
         new = self._unsettled()
         if not new or new.endswith(_INCOMPLETE):
@@ -101,7 +106,7 @@ class OutputText:
 
     @property
     def value(self) -> str:
-        """The text so far, without the stop string and what follows it."""
+        """The text so far, up to the stop string."""
         return self._settled if self._stopped else self._settled + self._unsettled()
 
     def _unsettled(self) -> str:
