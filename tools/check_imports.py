@@ -1,8 +1,9 @@
-"""Check that each package imports only what it declares, and of the layers below it only public names.
+"""Checks that each package imports only its declared dependencies, and only public names of the layers below it.
 
     python tools/check_imports.py
 
-Reads the source of every package; runs none of it. Prints each breach as `file:line: what` and exits with 1.
+Reads the source of every package and runs none of it. Prints each wrong import as `file:line: why`, and then exits
+with 1.
 """
 
 import ast
@@ -12,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ("paged_kernels", "paged_cache", "paged_attn_layer")
-"""Bottom first: each may import those before it."""
+"""Bottom first. Each package may import those before it."""
 THIRD_PARTY = {
     "paged_kernels": {"jax", "jaxtyping", "numpy"},
     "paged_cache": {"jax", "jaxtyping", "numpy", "safetensors"},
@@ -21,11 +22,11 @@ THIRD_PARTY = {
         *("transformers", "tokenizers", "safetensors", "gguf", "tqdm", "matplotlib"),
     },
 }
-"""What each package may import besides itself, the standard library and the layers below."""
+"""Distributions that each package may import, besides itself, the standard library and the layers below."""
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[int, str, list[str]]]:
-    """Every import in `tree` as line, module and the names taken from it (none for `import module`)."""
+    """Yields each import in `tree`: line, module and imported names (none for `import module`)."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name, []) for alias in node.names)
@@ -34,7 +35,7 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str, list[str]]]:
 
 
 def public_names(package: str) -> set[str]:
-    """The names in `__all__` of a package, whose lists may be several."""
+    """Returns the names in `__all__` of a package. It may be extended by `+=`."""
     source = (ROOT / "packages" / package.replace("_", "-") / "src" / package / "__init__.py").read_text()
     names = set()
     for node in ast.parse(source).body:
@@ -45,24 +46,24 @@ def public_names(package: str) -> set[str]:
 
 
 def breach(package: str, module: str, names: list[str]) -> str | None:
-    """What is wrong with `package` importing `names` from `module`, if anything."""
+    """Returns why `package` must not import `names` from `module`, or None if it may."""
     top = module.split(".", maxsplit=1)[0]
     if top in LAYERS and top != package:
         if LAYERS.index(top) > LAYERS.index(package):
             return f"{package} is below {top} and must not import it"
         if module != top:
-            return f"import from {top} itself, not from {module}, which is private to it"
+            return f"{module} is private to {top}; import from {top}"
         private = set(names) - public_names(top)
         return f"{', '.join(sorted(private))} is not in {top}.__all__" if private else None
     if module.startswith("."):
-        return "relative import; name the module in full"
+        return "relative import; write the module's full name"
     if top == package or top in sys.stdlib_module_names or top in THIRD_PARTY[package]:
         return None
     return f"{top} is not a dependency of {package}"
 
 
 def main() -> int:
-    """Print every breach; the exit status says whether there is one."""
+    """Print each wrong import. Returns the exit status: 1 if there is any."""
     found = 0
     for package in LAYERS:
         for path in sorted((ROOT / "packages" / package.replace("_", "-") / "src").rglob("*.py")):

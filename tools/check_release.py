@@ -1,11 +1,11 @@
-"""Check built wheels: what they carry, and that each installs with nothing but the layers below it.
+"""Checks built wheels: their contents, and that each installs with only the layers below it.
 
     python -m build --outdir dist packages/paged-kernels   # and the others
     python tools/check_release.py --dist dist
 
-For every package: the wheel has the version of `_version.py`, the licence, every file of the sources (so data and
-`py.typed` too), no test; the changelog has an entry of that version. Then, layer by layer into one fresh environment,
-the wheel is installed and imported, and what must not have come with it is looked for.
+Each wheel must have the version of `_version.py`, the licence, and every file of the sources, with data and `py.typed`.
+It must have no tests. The changelog must have an entry of that version. Then the wheels are installed into one fresh
+environment, layer by layer. Each must import there, and must not bring distributions that belong to a layer above.
 """
 
 import argparse
@@ -21,11 +21,11 @@ ROOT = Path(__file__).parent.parent
 LAYERS = ("paged-kernels", "paged-cache", "paged-attn-layer")
 NOT_YET = {"paged-kernels": ("flax", "eformer", "torch"), "paged-cache": ("flax", "eformer", "torch")}
 NOT_YET["paged-attn-layer"] = ("torch", "transformers", "vllm")
-"""Distributions that installing a package, and those below it, must not bring."""
+"""Distributions that a package, installed with those below it, must not bring."""
 
 
 def version_of(name: str) -> str:
-    """The version in the package's `_version.py`."""
+    """Returns the version in the package's `_version.py`."""
     module = name.replace("-", "_")
     source = (ROOT / "packages" / name / "src" / module / "_version.py").read_text()
     found = re.search(r'__version__ = "(.+)"', source)
@@ -35,7 +35,7 @@ def version_of(name: str) -> str:
 
 
 def problems_of_wheel(name: str, wheel: Path) -> list[str]:
-    """What is wrong with a wheel's contents and with the package's changelog."""
+    """Returns the problems of a wheel's contents and of the package's changelog."""
     module = name.replace("-", "_")
     files = zipfile.ZipFile(wheel).namelist()
     found = []
@@ -51,14 +51,14 @@ def problems_of_wheel(name: str, wheel: Path) -> list[str]:
 
 
 def files_of(name: str) -> set[str]:
-    """The files of a package's sources, as a wheel names them."""
+    """Returns the paths of a package's source files, as a wheel names them."""
     source = ROOT / "packages" / name / "src"
     files = (path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {path.relative_to(source).as_posix() for path in files if ".egg-info" not in str(path)}
 
 
 def problems_of_install(name: str, dist: Path, python: Path) -> list[str]:
-    """What is wrong after installing the wheel into the environment of `python`."""
+    """Install the wheel into the environment of `python`. Returns the problems found after it."""
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
     constraints = ROOT / "constraints" / "tested.txt"
     wheel = find_wheel(name, dist)
@@ -71,7 +71,7 @@ def problems_of_install(name: str, dist: Path, python: Path) -> list[str]:
 
 
 def find_wheel(name: str, dist: Path) -> Path:
-    """The wheel of a package's current version in `dist`."""
+    """Returns the path of the wheel of a package's current version in `dist`."""
     wheel = dist / f"{name.replace('-', '_')}-{version_of(name)}-py3-none-any.whl"
     if not wheel.exists():
         sys.exit(f"{wheel.name} is not in {dist}; build it first: python -m build --outdir {dist} packages/{name}")
@@ -79,7 +79,7 @@ def find_wheel(name: str, dist: Path) -> Path:
 
 
 def main() -> int:
-    """Print every problem; the exit status says whether there is one."""
+    """Print each problem. Returns the exit status: 1 if there is any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dist", type=Path, required=True, help="folder that holds the wheels")
     dist = parser.parse_args().dist.resolve()
@@ -88,9 +88,9 @@ def main() -> int:
         venv.create(folder, with_pip=True)
         python = Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python"
         for name in LAYERS:
-            print(f"installing {name} {version_of(name)} above what is there", flush=True)
+            print(f"installing {name} {version_of(name)} on top of the layers below", flush=True)
             found += problems_of_install(name, dist, python)
-    print("\n".join(found) or "all wheels are sound")
+    print("\n".join(found) or "all wheels are correct")
     return int(bool(found))
 
 

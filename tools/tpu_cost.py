@@ -1,25 +1,27 @@
-"""What paged attention costs on a TPU by the account of the TPU compiler; needs libtpu and no TPU.
+"""Estimates the cost of paged attention on a TPU with the TPU compiler's cost model. Needs libtpu, and no TPU.
 
     python tools/tpu_cost.py decode-32-8-128-p16-c8192 --chip v6e
     python tools/tpu_cost.py decode window --chip v5e v6e --compare --json cost.json --plot cost.png
     python tools/tpu_cost.py --compare                       (the whole base set on all chips: hours)
 
-A workload is named MODE-QHEADS-KVHEADS-HEADDIM[-pPAGE][-nNEW][-cCONTEXT][-wWINDOW][-DTYPE]; --list shows the base set
-and its groups, and any other can be named. MODE is decode (figures a page), prefill and mixed (figures a call), or
-write (no QHEADS; figures a row). DTYPE is that of the pages: bfloat16, float32, int8, float8_e4m3fn, float8_e5m2.
+The name of a workload is MODE-QHEADS-KVHEADS-HEADDIM[-pPAGE][-nNEW][-cCONTEXT][-wWINDOW][-DTYPE]. MODE is one of:
+decode (figures per page), prefill or mixed (figures per call), write (figures per row; without QHEADS). DTYPE is the
+type of the pages: bfloat16, float32, int8, float8_e4m3fn, float8_e5m2. --list shows the base set and its parts. Any
+other workload can be named too.
 
-Cycles, bundles, DMAs and spills come from the compiler's static cost model of the kernel as compiled. They have never
-been checked against a chip: they are good for ratios and regressions. Decode and write are compiled at two sizes, and
-the figures are the difference: start-up drops out, what each sequence costs stays in. Where the bytes that are read are
-not those of the workload, the model did not enter the kernel's loops, and there is no figure.
+Cycles, bundles, DMAs and spills come from the compiler's static cost model of the compiled kernel. They have never been
+checked on a chip. Use them for ratios and to find regressions. Decode and write are compiled at two sizes, and the
+figures are the difference. So the cost of start-up is left out, and the cost of each sequence stays in. If the bytes
+read do not match the workload, the model did not enter the kernel's loops, and no figure is shown.
 
-`limit` is HBM's for decode and write (bytes of keys and values over bandwidth) and the matrix units' for prefill
-(operations of the causal work over peak, heads rounded up to the unit's width of 128 or 256). The model lets several
-DMAs exceed HBM's bandwidth, so what counts in ratios is max(cycles, limit). --compare adds the kernels that jax ships
-as they ship, bounds checks on, at the best of a few block sizes. docs/kernels/cost.md says how to read it all.
+`limit` is a least number of cycles. For decode and write it is the bytes of keys and values over HBM's bandwidth. For
+prefill it is the operations of the causal work over the matrix units' peak, with heads rounded up to the unit's width
+of 128 or 256. The model lets several DMAs exceed HBM's bandwidth, so ratios use max(cycles, limit). --compare adds the
+kernels that jax ships, with bounds checks on as they ship, at the best of a few block sizes. docs/kernels/cost.md
+explains all figures.
 
---time runs the calls instead, on the TPU that is attached, and prints microseconds a call (of decode, the larger of the
-two batches). This has never been run on a TPU.
+--time measures instead: it runs the calls on the attached TPU and prints microseconds per call. For decode that is the
+larger of the two batches. This has never been run on a TPU.
 """
 
 import argparse
@@ -36,7 +38,7 @@ from tpu_costing.workloads import GROUPS, Workload, choose
 
 
 def main() -> None:
-    """Do what is asked for."""
+    """Read the options, and list, time or estimate the workloads."""
     options = parse()
     if options.list:
         for group, names in GROUPS.items():
@@ -49,7 +51,7 @@ def main() -> None:
 
 
 def print_estimates(options: argparse.Namespace) -> list[list[Result]]:
-    """Estimate each workload on each chip, and print the table; all results."""
+    """Estimate each workload on each chip, and print the table. Returns all results."""
     groups = []
     print(report.HEADER, flush=True)
     pairs = list(itertools.product(options.workloads, options.chip))
@@ -66,7 +68,7 @@ def print_estimates(options: argparse.Namespace) -> list[list[Result]]:
 
 
 def write_files(options: argparse.Namespace, groups: list[list[Result]]) -> None:
-    """Write the files that are asked for."""
+    """Write the files that the options name."""
     if options.json:
         report.write_json(options.json, groups)
     if options.markdown:
@@ -76,22 +78,23 @@ def write_files(options: argparse.Namespace, groups: list[list[Result]]) -> None
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Returns the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="WORKLOAD", help="workloads and groups (default: the base set)")
+    names_help = "workloads and parts of the base set (default: the base set)"
+    parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=names_help)
     parser.add_argument(
-        "--chip", nargs="+", choices=LIMITS, default=list(LIMITS), help="default: all; the model has no v4"
+        "--chip", nargs="+", choices=LIMITS, default=list(LIMITS), help="default: all; the cost model has no v4"
     )
-    parser.add_argument("--compare", action="store_true", help="also the kernels that jax ships")
-    parser.add_argument("--blocks", metavar="ROWSxPAGES", help="block sizes of ours (default: those that it picks)")
-    parser.add_argument("--account", action="store_true", help="also the operations a unit, by what they keep busy")
+    parser.add_argument("--compare", action="store_true", help="also measure the kernels that jax ships")
+    parser.add_argument("--blocks", metavar="ROWSxPAGES", help="block sizes of our kernel (default: its own choice)")
+    parser.add_argument("--account", action="store_true", help="also show operations per unit, by kind")
     parser.add_argument("--time", action="store_true", help="time the calls on the attached TPU")
-    parser.add_argument("--list", action="store_true", help="show the base set and its groups, and stop")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
-    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the table there (needs matplotlib)")
-    parser.add_argument("--markdown", type=Path, metavar="PATH", help="write a line a workload there")
+    parser.add_argument("--list", action="store_true", help="show the base set and its parts, and stop")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures to this file")
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the table into this image (needs matplotlib)")
+    parser.add_argument("--markdown", type=Path, metavar="PATH", help="write a table to this file")
     parser.add_argument(
-        "--cache", type=Path, metavar="FOLDER", help="keep figures there, until sources or versions change"
+        "--cache", type=Path, metavar="FOLDER", help="keep figures in this folder until sources or versions change"
     )
     options = parser.parse_args()
     try:
@@ -103,21 +106,21 @@ def parse() -> argparse.Namespace:
 
 
 def our_contestant(blocks: str | None) -> Contestant:
-    """Our kernel with block sizes `ROWSxPAGES`.
+    """Returns our kernel with block sizes `ROWSxPAGES`.
 
     Raises:
-        ValueError: they do not read so.
+        ValueError: `blocks` is not of this form.
     """
     if blocks is None:
         return Contestant(kernel="ours")
     rows, _, pages = blocks.partition("x")
     if not (rows.isdecimal() and pages.isdecimal()):
-        raise ValueError(f"--blocks {blocks!r} must read ROWSxPAGES, for example 1x64")
+        raise ValueError(f"--blocks {blocks!r} must be ROWSxPAGES, for example 1x64")
     return Contestant(kernel="ours", q_rows=int(rows), kv_pages=int(pages))
 
 
 def measured(workload: Workload, chip: str, options: argparse.Namespace, number: str) -> list[Result]:
-    """Each contestant's result, ours first."""
+    """Returns each contestant's result, ours first."""
     results = []
     for contestant in (options.ours, *(peers(workload) if options.compare else ())):
         progress(f"{number} {workload.name} {chip} {contestant.kernel} {contestant.blocks} ...")
@@ -127,7 +130,7 @@ def measured(workload: Workload, chip: str, options: argparse.Namespace, number:
 
 
 def print_times(options: argparse.Namespace) -> None:
-    """Time each contestant of each workload on the attached TPU, a line each."""
+    """Time each contestant of each workload on the attached TPU. Prints one line for each."""
     try:
         chip = timing.ask_chip()
     except ChildError as error:
@@ -144,7 +147,7 @@ def print_times(options: argparse.Namespace) -> None:
 
 
 def progress(text: str) -> None:
-    """Put the text in place of the last, where a person watches."""
+    """Replace the previous progress text, if stderr is a terminal."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 

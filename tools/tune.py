@@ -1,13 +1,12 @@
-"""Searches the block sizes of the attention kernel and writes the best into the package's tuning data.
+"""Searches the best block sizes of the TPU attention kernel, and writes them into the package's tuning data.
 
-    python tools/tune.py --chip v6e decode-8-1-128-p16-c8192      by estimated cycles; needs libtpu and no TPU
-    python tools/tune.py --time                                   by time, on the TPU that is attached
+    python tools/tune.py --chip v6e decode-8-1-128-p16-c8192      by estimated cycles; needs libtpu, and no TPU
+    python tools/tune.py --time                                   by time, on the attached TPU
 
-A workload is named as for `tools/tpu_cost.py`, and stands for every call of its shape: chip, decode or prefill, heads,
-head size, page size, type. All sizes of a grid are tried: blocks of keys by powers of two and, in prefill, blocks of
-query rows. What is written is what was best, with what the heuristic's own choice costs beside it. An entry of the same
-shape is dropped first, and comes back only where it is better than the heuristic. --dry-run only prints, and compares
-with what the package would do now, entry or heuristic.
+Workloads have the names of `tools/tpu_cost.py`. Each stands for all calls of its shape: chip, decode or prefill, heads,
+head size, page size, type. The search tries a grid: blocks of keys in powers of two and, for prefill, blocks of query
+rows. An old entry of the shape is deleted first. A new entry is written if it is better than the package's default, and
+records the default's cost too. --dry-run writes nothing, and compares with the present entry if there is one.
 """
 
 import argparse
@@ -26,16 +25,16 @@ from tpu_costing.chips import LIMITS, versions
 from tpu_costing.measure import measure
 from tpu_costing.workloads import Workload, choose
 
-import paged_kernels
+from paged_kernels._src.tpu.tuning import lookup
 from paged_kernels._src.tpu.tuning.lookup import Entry, Shape
 
-DATA = Path(paged_kernels.__file__).parent / "_src" / "tpu" / "tuning" / "data"
+DATA = Path(lookup.__file__).parent / "data"
 DECODE_KEYS = (256, 512, 1024, 2048, 4096)
 PREFILL_KEYS = (128, 256, 512, 1024)
 Q_ROWS = (16, 32, 64, 128, 256)
 DEFAULT = Contestant(kernel="ours")
 Cost = Callable[[Contestant], float | None]
-"""What a choice of block sizes costs, None where it does not compile."""
+"""A function that returns the cost of a choice of block sizes. None if it does not compile."""
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def main() -> None:
 
 
 def tune(workload: Workload, chip: str, options: argparse.Namespace) -> None:
-    """Search one shape on one chip, print what is found, and keep it."""
+    """Search one shape on one chip, print the result, and write it."""
     path = DATA / f"{chip}.json"
     if not options.dry_run:
         replace(path, shape_of(workload), None)
@@ -59,13 +58,14 @@ def tune(workload: Workload, chip: str, options: argparse.Namespace) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Returns the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="WORKLOAD", help="workloads and groups (default: decode prefill)")
+    names_help = "workloads and parts of the base set (default: decode prefill)"
+    parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=names_help)
     parser.add_argument("--chip", nargs="+", choices=LIMITS, default=list(LIMITS), help="default: all")
-    parser.add_argument("--time", action="store_true", help="by time on the attached TPU; its chip is the chip")
+    parser.add_argument("--time", action="store_true", help="measure time on the attached TPU, for its chip")
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep figures there while the sources stay")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep figures in this folder until sources change")
     options = parser.parse_args()
     try:
         options.workloads = tunable(choose(options.names or ["decode", "prefill"]))
@@ -75,21 +75,21 @@ def parse() -> argparse.Namespace:
 
 
 def tunable(workloads: Iterable[Workload]) -> list[Workload]:
-    """One workload of each shape: of decode the longest context, of prefill the most work.
+    """Returns one workload of each shape: the longest context for decode, the most work for prefill.
 
     Raises:
-        ValueError: a workload has no block sizes to tune, or none of its own.
+        ValueError: a workload is not decode or prefill, or has a window.
     """
     by_shape: dict[Shape, Workload] = {}
     for workload in sorted(workloads, key=lambda w: w.context * w.new_tokens):
         if workload.mode not in {"decode", "prefill"} or workload.window is not None:
-            raise ValueError(f"workload {workload.name!r} must be of decode or prefill, without a window, to be tuned")
+            raise ValueError(f"workload {workload.name!r} must be decode or prefill without a window to be tuned")
         by_shape[shape_of(workload)] = workload
     return list(by_shape.values())
 
 
 def shape_of(workload: Workload) -> Shape:
-    """The key of the tuning data."""
+    """Returns the shape by which the tuning data finds this workload."""
     return Shape(
         mode="decode" if workload.mode == "decode" else "prefill",
         q_per_kv=workload.q_heads // workload.kv_heads,
@@ -101,7 +101,7 @@ def shape_of(workload: Workload) -> Shape:
 
 
 def candidates(workload: Workload) -> list[Contestant]:
-    """The grid."""
+    """Returns the grid of block sizes to try."""
     decode = workload.mode == "decode"
     tokens = workload.context + (0 if decode else workload.new_tokens)
     keys = [n for n in (DECODE_KEYS if decode else PREFILL_KEYS) if workload.page_size <= n <= tokens]
@@ -110,7 +110,7 @@ def candidates(workload: Workload) -> list[Contestant]:
 
 
 def cost_by(workload: Workload, chip: str, options: argparse.Namespace) -> Cost:
-    """The measure: time where asked for, else estimated cycles."""
+    """Returns the cost function: time with --time, else estimated cycles."""
 
     def estimated(contestant: Contestant) -> float | None:
         result = measure(workload, chip, contestant, options.cache)
@@ -127,17 +127,17 @@ def cost_by(workload: Workload, chip: str, options: argparse.Namespace) -> Cost:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Best:
-    """The cheapest of a search."""
+    """The result of a search: the cheapest block sizes."""
 
     contestant: Contestant
     cost: float
     default_cost: float
     tried: tuple[str, ...]
-    """All that compiled, with their costs, to print."""
+    """All block sizes that compiled, with their costs, to print."""
 
 
 def search(contestants: list[Contestant], cost: Cost) -> Best | None:
-    """The cheapest, the default among them; None where the default has no cost."""
+    """Returns the cheapest of the contestants and the default. None if the default has no cost."""
     default = cost(DEFAULT)
     if default is None:
         return None
@@ -149,7 +149,7 @@ def search(contestants: list[Contestant], cost: Cost) -> Best | None:
 
 
 def line(workload: Workload, chip: str, best: Best | None) -> str:
-    """What a search found."""
+    """Returns the line that tells the result of a search."""
     head = f"{workload.name:<34} {chip:<6}"
     if best is None:
         return f"{head} has no figure with the package's own block sizes"
@@ -158,7 +158,7 @@ def line(workload: Workload, chip: str, best: Best | None) -> str:
 
 
 def entry_of(workload: Workload, best: Best, *, how: str) -> dict[str, Any]:
-    """The line of the data file."""
+    """Returns the entry to write into the data file."""
     fields = {
         "shape": dataclasses.asdict(shape_of(workload)),
         "block_sizes": {"q_rows": best.contestant.q_rows, "kv_pages": best.contestant.kv_pages},
@@ -169,12 +169,12 @@ def entry_of(workload: Workload, best: Best, *, how: str) -> dict[str, Any]:
         **versions(),
         "date": time.strftime("%Y-%m-%d"),
     }
-    Entry.from_json(fields)  # what is written can be read
+    Entry.from_json(fields)  # raises if the package could not read it
     return fields
 
 
 def replace(path: Path, shape: Shape, entry: dict[str, Any] | None) -> None:
-    """Put the entry in place of the one that the file has for the shape; a line each, in order of workload."""
+    """Replace the file's entry for the shape by `entry`, or delete it for None. Lines are sorted by workload."""
     lines: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     kept = [line for line in lines if line["shape"] != dataclasses.asdict(shape)]
     kept += [entry] if entry else []

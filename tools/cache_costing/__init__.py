@@ -1,1 +1,1 @@
-"""What `tools/bench_cache.py` measures: the workloads, our page manager, and vLLM's in a process of its own."""
+"""The parts of `tools/bench_cache.py`: the workloads, our page manager, and vLLM's manager in its own process."""

@@ -1,4 +1,4 @@
-"""`PageManager` at work on the workloads, and the packing and transfer of its tables."""
+"""Runs the workloads on `PageManager`, with the packing and the transfer of its page tables."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from paged_cache import BatchShapes, PageManager
 
 
 def manager_of(work: Workload) -> PageManager:
-    """A manager of one group of full attention, that reuses prefixes."""
+    """Returns a manager with prefix reuse and one layer group of full attention."""
     host_pages = 2 * work.pages_per_seq if work.kind == "swap" else 0
     return PageManager(
         work.num_pages,
@@ -23,7 +23,7 @@ def manager_of(work: Workload) -> PageManager:
 
 
 def computed(manager: PageManager, tokens: list[int]) -> int:
-    """A sequence whose whole prompt is in pages, where others can find it."""
+    """Returns a sequence whose prompt is computed and whose full pages are indexed."""
     seq = manager.admit(tokens)
     manager.commit(seq, len(tokens) - int(manager.computed(seq)[0]))
     manager.take_moves()
@@ -31,14 +31,14 @@ def computed(manager: PageManager, tokens: list[int]) -> int:
 
 
 def decode(work: Workload) -> Turn:
-    """Steps of one token for each running sequence."""
+    """Returns a turn of decode steps, with one token for each running sequence."""
     manager = manager_of(work)
     seqs = np.array([computed(manager, work.running(number)) for number in range(work.seqs)])
     shapes = BatchShapes(tokens=(work.seqs,), max_seqs=work.seqs, pages_per_seq=work.pages_per_seq)
 
     def turn() -> dict[str, float]:
         sampled = np.array(tokens_of(int(manager.lengths(seqs)[0]), work.seqs), np.int32)
-        for laps in (Laps(), Laps()):  # the first are the steps that are not counted
+        for laps in (Laps(), Laps()):  # the first round is not counted
             laps()
             for _ in range(work.times):
                 manager.extend(seqs, 1, sampled)
@@ -58,7 +58,7 @@ def decode(work: Workload) -> Turn:
 
 
 def admissions(work: Workload, manager: PageManager, numbers: Iterator[int], expected: int) -> Turn:
-    """Prompts admitted, computed and released; `expected` tokens of each are found in full pages."""
+    """Returns a turn that admits, computes and releases prompts. Each must have `expected` cache hits in full pages."""
 
     def turn() -> dict[str, float]:
         laps = Laps()
@@ -75,26 +75,26 @@ def admissions(work: Workload, manager: PageManager, numbers: Iterator[int], exp
             manager.release(seq)
             laps("release")
             if hits // PAGE_SIZE * PAGE_SIZE != expected:
-                raise ValueError(f"{work.name}: {hits} tokens were found, {expected} should be")
+                raise ValueError(f"{work.name}: {hits} tokens are cache hits, but {expected} should be")
         return laps.over(work.operations)
 
     return turn
 
 
 def admit_new(work: Workload) -> Turn:
-    """Prompts that nobody had before."""
+    """Returns a turn of prompts that are new each time."""
     return admissions(work, manager_of(work), itertools.count(), 0)
 
 
 def admit_again(work: Workload) -> Turn:
-    """The same prompt each time."""
+    """Returns a turn that admits the same prompt each time."""
     manager = manager_of(work)
     manager.release(computed(manager, work.prompt(0)))
     return admissions(work, manager, itertools.repeat(0), (work.tokens - 1) // PAGE_SIZE * PAGE_SIZE)
 
 
 def churn(work: Workload) -> Turn:
-    """New prompts when every free page holds findable content."""
+    """Returns a turn of new prompts while every free page is cached, so that pages are evicted."""
     manager = manager_of(work)
     prompts = work.num_pages // work.pages_per_seq + 1
     for number in range(prompts):
@@ -103,7 +103,7 @@ def churn(work: Workload) -> Turn:
 
 
 def fork(work: Workload) -> Turn:
-    """A fork that takes one token, for which it copies the last page, and goes."""
+    """Returns a turn of forks. Each fork gets one token, for which its last page is copied, and is released."""
     manager = manager_of(work)
     parent = computed(manager, work.prompt(0)[:-1])
 
@@ -123,7 +123,7 @@ def fork(work: Workload) -> Turn:
 
 
 def swap(work: Workload) -> Turn:
-    """A sequence out and in again."""
+    """Returns a turn that swaps a sequence out and in again."""
     manager = manager_of(work)
     seq = computed(manager, work.prompt(0))
 
@@ -152,5 +152,5 @@ KINDS: dict[str, Callable[[Workload], Turn]] = {
 
 
 def prepare(work: Workload) -> Turn:
-    """Make ready for a workload; one turn of it."""
+    """Prepare a workload. Returns one turn of it."""
     return KINDS[work.kind](work)

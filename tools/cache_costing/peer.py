@@ -1,4 +1,4 @@
-"""vLLM's side of a run, in a process of its own that takes its turns when it is told to."""
+"""vLLM's side of a run: a process that takes a turn when it is told to."""
 
 import json
 import os
@@ -14,24 +14,24 @@ _TOOLS = Path(__file__).parent.parent
 
 
 class PeerError(Exception):
-    """The peer's process ended without an answer; the message is the last line it wrote."""
+    """The peer's process ended without an answer. The message is the last line that it wrote."""
 
 
 class Peer:
-    """A Python that has vLLM, at work on the same workloads."""
+    """A process with vLLM that runs the same workloads."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Start it and wait until vLLM is imported.
+        """Start the process and wait until it has imported vLLM.
 
         Args:
-            command: what runs `vllm_peer`, for instance `[python, "-m", "cache_costing.vllm_peer"]`.
+            command: the command that runs `vllm_peer`, such as `[python, "-m", "cache_costing.vllm_peer"]`.
 
         Raises:
-            PeerError: it does not start, or cannot import vLLM.
+            PeerError: the process does not start, or cannot import vLLM.
         """
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._stderr}
-        alone = {**os.environ, "PYTHONPATH": str(_TOOLS)}  # its packages are its own
+        alone = {**os.environ, "PYTHONPATH": str(_TOOLS)}  # it must not see our packages
         try:
             self._process = subprocess.Popen(command, text=True, env=alone, **streams)
         except OSError as error:
@@ -42,23 +42,23 @@ class Peer:
         self.kinds: list[str] = about["kinds"]
 
     def prepare(self, work: Workload) -> Turn:
-        """Make it ready for a workload; one turn of it.
+        """Prepare a workload. Returns one turn of it.
 
         Raises:
-            PeerError: it fails; and so does the turn.
+            PeerError: the process fails. The turn raises it too.
         """
         self._ask({"prepare": work.name})
         return lambda: self._ask({"turn": None})
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         if not self._stderr.closed:
             self._process.communicate()
             self._stderr.close()
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         stdin = self._process.stdin
-        assert stdin is not None  # it was opened as a pipe
+        assert stdin is not None  # it is a pipe
         print(json.dumps(question), file=stdin, flush=True)
         return self._answer()
 
@@ -71,5 +71,5 @@ class Peer:
             self._stderr.seek(0)
             lines = self._stderr.read().split("\n")
             self._stderr.close()
-            raise PeerError(next((each for each in reversed(lines) if each.strip()), "it said nothing"))
+            raise PeerError(next((each for each in reversed(lines) if each.strip()), "it wrote nothing"))
         return json.loads(line)

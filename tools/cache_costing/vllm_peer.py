@@ -1,8 +1,9 @@
-"""vLLM v1's KV cache manager, called as its scheduler calls it; run by `peer` with a Python that has vLLM.
+"""Runs the workloads on the KV cache manager of vLLM v1, called as vLLM's scheduler calls it.
 
-Answers each line of stdin in JSON with one of stdout: `{"prepare": NAME}` makes ready for a workload, `{"turn": null}`
-runs it once. What is timed is `KVCacheManager`, the `Request`'s own hashing, the rows of `BlockTable`, and a step's
-lengths and positions in numpy; the scheduler around it, which needs an engine, is left out.
+`peer` runs this module with a Python that has vLLM. It reads one JSON object per line of stdin, and answers with one
+line on stdout. `{"prepare": NAME}` prepares a workload. `{"turn": null}` runs one turn of it. The time includes
+`KVCacheManager`, the hashing of `Request`, the rows of `BlockTable`, and the lengths and positions of a step in numpy.
+It does not include vLLM's scheduler, which needs an engine.
 """
 
 import gc
@@ -29,19 +30,19 @@ HASHER = get_request_block_hasher(PAGE_SIZE, sha256)
 
 
 def manager_of(work: Workload) -> KVCacheManager:
-    """A manager of one group of full-attention layers, that reuses prefixes."""
+    """Returns a manager with prefix reuse and one group of full-attention layers."""
     spec = FullAttentionSpec(block_size=PAGE_SIZE, num_kv_heads=1, head_size=64, dtype=torch.float32)
     config = KVCacheConfig(work.num_pages, [], [KVCacheGroupSpec(["layer"], spec)])
     return KVCacheManager(config, max_model_len=work.tokens, scheduler_block_size=PAGE_SIZE, hash_block_size=PAGE_SIZE)
 
 
 def request_of(name: object, tokens: list[int]) -> Request:
-    """A request; making it hashes its full pages."""
+    """Returns a request. vLLM hashes its full pages when it is made."""
     return Request(str(name), tokens, SamplingParams(max_tokens=1 << 30), None, block_hasher=HASHER)
 
 
 def admit(manager: KVCacheManager, request: Request) -> list[int]:
-    """Slots for a whole prompt, with the pages that are found; the ids of all its pages."""
+    """Allocate a whole prompt, with its cache hits. Returns the ids of all its pages."""
     found, tokens, _ = manager.get_computed_blocks(request)
     if manager.allocate_slots(request, request.num_tokens - tokens, tokens, found) is None:
         raise MemoryError(f"vLLM has no pages left for {request.num_tokens} tokens")
@@ -50,7 +51,7 @@ def admit(manager: KVCacheManager, request: Request) -> list[int]:
 
 
 class Rows:
-    """What its model runner keeps of running requests: a row of the block table and a length each."""
+    """The arrays of vLLM's model runner: a row of the block table and a length for each running request."""
 
     def __init__(self, work: Workload) -> None:
         cpu = torch.device("cpu")
@@ -59,12 +60,12 @@ class Rows:
         self._ones = np.ones(work.seqs, np.int32)
 
     def start(self, row: int, block_ids: list[int], computed: int) -> None:
-        """A new running request."""
+        """Add a running request."""
         self._table.add_row(block_ids, row)
         self._computed[row] = computed
 
     def step(self, new_ids: list[tuple[list[int], ...] | None], computed: list[int]) -> tuple[np.ndarray, ...]:
-        """Append the new pages; lengths, positions and cumulative query lengths of a step of one token each."""
+        """Append the new pages. Returns lengths, positions and cumulative query lengths of a step of one token each."""
         for row, ids in enumerate(new_ids):
             if ids is not None:
                 self._table.append_row(ids[0], row)
@@ -73,12 +74,12 @@ class Rows:
         return self._computed + self._ones, self._computed[rows], np.cumsum(self._ones)
 
     def transfer(self) -> None:
-        """Copy the rows in use to where the device reads them."""
+        """Copy the rows in use to the device's array."""
         self._table.commit_block_table(len(self._computed))
 
 
 def decode(work: Workload) -> Turn:
-    """Steps of one token for each running request."""
+    """Returns a turn of decode steps, with one token for each running request."""
     manager, rows = manager_of(work), Rows(work)
     requests = [request_of(number, work.running(number)) for number in range(work.seqs)]
     for row, request in enumerate(requests):
@@ -87,7 +88,7 @@ def decode(work: Workload) -> Turn:
 
     def turn() -> dict[str, float]:
         sampled = tokens_of(requests[0].num_tokens, work.seqs)
-        for laps in (Laps(), Laps()):  # the first are the steps that are not counted
+        for laps in (Laps(), Laps()):  # the first round is not counted
             laps()
             for _ in range(work.times):
                 manager.new_step_starts()
@@ -110,7 +111,7 @@ def decode(work: Workload) -> Turn:
 
 
 def admissions(work: Workload, manager: KVCacheManager, numbers: Iterator[int], expected: int) -> Turn:
-    """Prompts admitted and released; `expected` tokens of each are found."""
+    """Returns a turn that admits and releases prompts. Each must have `expected` cache hits."""
 
     def turn() -> dict[str, float]:
         laps = Laps()
@@ -125,19 +126,19 @@ def admissions(work: Workload, manager: KVCacheManager, numbers: Iterator[int], 
             manager.free(request)
             laps("release")
             if hits != expected:
-                raise ValueError(f"{work.name}: {hits} tokens were found, {expected} should be")
+                raise ValueError(f"{work.name}: {hits} tokens are cache hits, but {expected} should be")
         return laps.over(work.operations)
 
     return turn
 
 
 def admit_new(work: Workload) -> Turn:
-    """Prompts that nobody had before."""
+    """Returns a turn of prompts that are new each time."""
     return admissions(work, manager_of(work), itertools.count(), 0)
 
 
 def admit_again(work: Workload) -> Turn:
-    """The same prompt each time."""
+    """Returns a turn that admits the same prompt each time."""
     manager = manager_of(work)
     first = request_of("first", work.prompt(0))
     admit(manager, first)
@@ -146,7 +147,7 @@ def admit_again(work: Workload) -> Turn:
 
 
 def churn(work: Workload) -> Turn:
-    """New prompts when every free page holds findable content."""
+    """Returns a turn of new prompts while every free page is cached, so that pages are evicted."""
     manager = manager_of(work)
     prompts = work.num_pages // work.pages_per_seq + 1
     for number in range(prompts):
@@ -157,26 +158,26 @@ def churn(work: Workload) -> Turn:
 
 
 KINDS = {"decode": decode, "admit": admit_new, "hit": admit_again, "churn": churn}
-"""Its manager alone has no fork and no swap."""
+"""vLLM's manager has no fork and no swap."""
 
 
 def main() -> None:
-    """Answer until stdin ends."""
+    """Answer each line of stdin until it ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what vLLM prints is no answer
+    os.dup2(2, 1)  # vLLM's own prints go to stderr
     init_none_hash(sha256)
     print(json.dumps({"version": __version__, "kinds": list(KINDS)}), file=answers)
     turn: Turn | None = None
     for line in sys.stdin:
         question = json.loads(line)
         if "prepare" in question:
-            turn = None  # the pages of the workload before
+            turn = None  # free the previous workload
             gc.unfreeze()
             gc.collect()
             work = Workload.parse(question["prepare"])
             turn = KINDS[work.kind](work)
             gc.collect()
-            gc.freeze()  # as its engine does
+            gc.freeze()  # as vLLM's engine does
             print("{}", file=answers)
         elif turn is not None:
             print(json.dumps(turn()), file=answers)

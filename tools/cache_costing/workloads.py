@@ -1,4 +1,4 @@
-"""What is measured, by names that say all of it; imports the standard library alone, for the peer reads it too."""
+"""The workloads and their names. Imports only the standard library, because vLLM's process imports it too."""
 
 import dataclasses
 import random
@@ -8,27 +8,28 @@ from collections.abc import Callable
 
 PAGE_SIZE = 16
 STEPS = PAGE_SIZE
-"""Timed decode steps of a turn: each sequence fills one page in them, so a sixteenth of them fill one in a step.
+"""Timed decode steps of a turn. Each sequence fills one page in them, so a sixteenth of all sequences in each step.
 
-As many come before them, untimed: a serving loop's steps follow each other, and the other contestant had the caches.
+The same number of untimed steps comes first. They bring our data back into the processor's caches, where the other
+contestant's turn had replaced it. In a serving loop one step follows the other, so the data would be there.
 """
 PAGES_A_TURN = 1024
-"""Pages that a turn of anything else touches, at least."""
+"""The least number of pages that a turn of any other workload touches."""
 _NAME = re.compile(r"(?:(decode)-(\d+)x|(admit|hit|churn|fork|swap)-)(\d+)-p(\d+)")
 Turn = Callable[[], dict[str, float]]
-"""One turn of a workload: seconds of each part, for one operation."""
+"""A function that runs one turn of a workload. It returns the seconds of each part, for one operation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
     """One operation to measure.
 
-    decode   one step of `seqs` running sequences, each between an eighth of `tokens` and `tokens` long
-    admit    a prompt of `tokens` that nobody had before, its pages made findable, and released
-    hit      a prompt of `tokens` whose pages are all found but for the last
-    churn    as admit, but every free page of the pool holds findable content, which has to be evicted
-    fork     a sequence of `tokens` forked, one new token for the fork, and the fork released
-    swap     a sequence of `tokens` swapped out and in again
+    decode   one step of `seqs` running sequences, each between `tokens / 8` and `tokens` long
+    admit    admit a new prompt of `tokens`, index its pages, and release it
+    hit      the same for a prompt of `tokens` whose pages are all cached, except the last
+    churn    as admit, but every free page of the pool is cached, so that pages are evicted
+    fork     fork a sequence of `tokens`, add one token to the fork, and release the fork
+    swap     swap a sequence of `tokens` out and in again
     """
 
     kind: str
@@ -38,13 +39,13 @@ class Workload:
 
     @classmethod
     def parse(cls, name: str) -> "Workload":
-        """The workload of this name.
+        """Returns the workload of this name.
 
         >>> Workload.parse("decode-256x2048-p100000")
         Workload(kind='decode', seqs=256, tokens=2048, num_pages=100000)
 
         Raises:
-            ValueError: the name is not one.
+            ValueError: there is no such workload.
         """
         found = _NAME.fullmatch(name)
         if found is None:
@@ -57,49 +58,49 @@ class Workload:
 
     @property
     def name(self) -> str:
-        """What `parse` reads."""
+        """The name that `parse` reads."""
         seqs = f"{self.seqs}x" if self.kind == "decode" else ""
         return f"{self.kind}-{seqs}{self.tokens}-p{self.num_pages}"
 
     @property
     def pages_per_seq(self) -> int:
-        """Entries of a row of the page table."""
+        """Length of each row of the page table."""
         return self.tokens // PAGE_SIZE
 
     @property
     def times(self) -> int:
-        """How often a turn does the operation while it is timed."""
+        """The number of timed operations in a turn."""
         return STEPS if self.kind == "decode" else max(1, PAGES_A_TURN // self.pages_per_seq)
 
     @property
     def operations(self) -> int:
-        """What a turn's time is divided by: its steps or forks, or else the pages that it touches."""
+        """A turn's time is divided by this: its steps or forks, or else the pages that it touches."""
         return self.times * (1 if self.kind in ("decode", "fork") else self.pages_per_seq)
 
     @property
     def most_turns(self) -> int | None:
-        """Turns until the first running sequence is full; None where turns leave nothing behind."""
+        """Turns until the first running sequence is full. None if turns do not make sequences longer."""
         return (self.tokens - self.tokens // 8) // (2 * STEPS) - 1 if self.kind == "decode" else None
 
     def prompt(self, number: int) -> list[int]:
-        """A prompt of the workload's length, unlike those of other numbers."""
+        """Returns a prompt of the workload's length. Each number has its own."""
         return tokens_of(number, self.tokens)
 
     def running(self, number: int) -> list[int]:
-        """What a running sequence holds when decode starts; the lengths are spread, so that pages fill evenly."""
+        """Returns the tokens of a running sequence before decode. The lengths differ, so that pages fill evenly."""
         return tokens_of(number, self.tokens // 8 + number % PAGE_SIZE)
 
 
 def tokens_of(number: int, count: int) -> list[int]:
-    """Random token ids."""
+    """Returns `count` random token ids."""
     return random.Random(number).choices(range(32_000), k=count)
 
 
 class Laps:
-    """Seconds by part: each call adds the time since the one before to the part it names.
+    """A stopwatch: each call adds the time since the last call to the part that it names.
 
-    It is the thread's processor time. Bookkeeping waits for nothing, so on an idle machine the clock shows the same,
-    and on a busy one this is disturbed least. What other threads or a device do is taken from the clock.
+    The time is processor time of the thread. Bookkeeping never waits, so on an idle machine the clock would show the
+    same. Other programs disturb processor time least. Work of other threads or of a device is timed by the clock.
     """
 
     def __init__(self) -> None:
@@ -107,7 +108,7 @@ class Laps:
         self._last = self._now()
 
     def __call__(self, part: str | None = None, *, by_clock: bool = False) -> None:
-        """Count the time since the last call to this part; to none, where the time is the harness's own."""
+        """Add the time since the last call to this part. Without a part, drop it."""
         now = self._now()
         if part is not None:
             self._seconds[part] = self._seconds.get(part, 0.0) + now[by_clock] - self._last[by_clock]
@@ -118,7 +119,7 @@ class Laps:
         return time.thread_time(), time.perf_counter()
 
     def over(self, count: int) -> dict[str, float]:
-        """The mean over so many operations."""
+        """Returns the seconds of each part, divided by `count`."""
         return {part: seconds / count for part, seconds in self._seconds.items()}
 
 

@@ -93,4 +93,4 @@ def test_more_turns_than_the_sequences_have_room_for_are_refused(monkeypatch, ca
     monkeypatch.setattr(sys, "argv", ["bench_cache.py", "--workload", "decode-4x64-p100"])
     with pytest.raises(SystemExit):
         bench_cache.main()
-    assert "decode-4x64-p100 has room for 0 --repeats" in capsys.readouterr().err
+    assert "--repeats 11 must be at most 0 for decode-4x64-p100" in capsys.readouterr().err

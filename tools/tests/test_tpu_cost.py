@@ -1,4 +1,4 @@
-"""The tool as it is run: what it refuses, what it prints without compiling, and one workload with the real compiler."""
+"""Runs the tool: errors of its options, output without compiling, and one workload with the real compiler."""
 
 import importlib.util
 import json
@@ -21,12 +21,12 @@ def test_list_names_the_base_set(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("decoding",), "must read MODE"),
-        (("write", "--blocks", "64"), "must read ROWSxPAGES"),
+        (("decoding",), "must be MODE"),
+        (("write", "--blocks", "64"), "must be ROWSxPAGES"),
         (("--chip", "v4"), "v4"),
     ],
 )
-def test_what_it_cannot_measure_is_refused(monkeypatch, capsys, arguments, message):
+def test_wrong_options_are_refused(monkeypatch, capsys, arguments, message):
     with pytest.raises(SystemExit):
         run(monkeypatch, *arguments)
     assert message in capsys.readouterr().err

@@ -10,6 +10,10 @@ from paged_kernels._src.tpu.tuning.lookup import Entry
 DECODE = Workload.parse("decode-8-1-128-p16-c2048")
 
 
+def test_entries_are_written_where_the_package_reads_them():
+    assert {path.stem for path in tune.DATA.glob("*.json")} >= {"v5e", "v6e", "tpu7x"}
+
+
 def test_candidates_are_the_keys_that_the_context_has():
     assert [c.kv_pages for c in tune.candidates(DECODE)] == [16, 32, 64, 128]
     assert {c.q_rows for c in tune.candidates(DECODE)} == {1}
@@ -27,8 +31,8 @@ def test_a_shape_is_searched_once_at_its_longest():
 
 
 @pytest.mark.parametrize("name", ["write-8-128", "mixed-8-1-128-c64", "decode-8-1-128-w64"])
-def test_what_has_no_blocks_of_its_own_is_refused(name):
-    with pytest.raises(ValueError, match="must be of decode or prefill"):
+def test_workloads_without_their_own_block_sizes_are_refused(name):
+    with pytest.raises(ValueError, match="must be decode or prefill"):
         tune.tunable([Workload.parse(name)])
 
 

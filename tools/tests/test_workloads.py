@@ -26,8 +26,8 @@ def test_name_says_everything():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("decode", "must read MODE-QHEADS"),
-        ("decode-32-8-128-16p", "must read MODE-QHEADS"),
+        ("decode", "must be MODE-QHEADS"),
+        ("decode-32-8-128-16p", "must be MODE-QHEADS"),
         ("encode-32-8-128", "mode='encode' must be one of decode, prefill, mixed, write"),
         ("decode-32-8-128-int7", "dtype='int7' must be one of bfloat16"),
         ("decode-8-3-128", "q_heads=8 must be a multiple of kv_heads=3"),

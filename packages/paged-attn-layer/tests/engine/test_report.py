@@ -51,7 +51,7 @@ def test_the_summary_fits_the_terminal(stats, monkeypatch):
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "two lines" in text
     assert text.count("word") == 40, "the answer is whole"
-    assert re.search(r"^prefix +8 tokens +found in pages", text, re.MULTILINE)
+    assert re.search(r"^prefix +8 tokens +found in cached pages", text, re.MULTILINE)
     assert "after warm-up, which compiled 0" in text
 
 
