@@ -7,8 +7,8 @@ from tpu_costing.child_process import ChildError, ask, in_three_words, last_erro
     [
         ("ValueError: slice must be divisible by 128", "head size unaligned"),
         ("jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem", "VMEM too small"),
-        ("AssertionError", "fails an assertion"),
-        ("(INTERNAL: LLO_CHECK failure (llo_region.cc:412) type_check_result", "the model fails a check of its own"),
+        ("AssertionError", "an assertion fails"),
+        ("(INTERNAL: LLO_CHECK failure (llo_region.cc:412) type_check_result", "a check inside the cost model fails"),
         ("NotImplementedError: decode only", "decode only"),
         ("NotImplementedError: pages has dtype int8; use xla", "NotImplementedError: pages has dtype int8; use xla"),
         ("KeyError: one two three four five six seven", "KeyError: one two three four five"),

@@ -1,1 +1,1 @@
-"""What `tools/tpu_cost.py` and `tools/tune.py` are made of."""
+"""The parts of `tools/tpu_cost.py` and `tools/tune.py`."""

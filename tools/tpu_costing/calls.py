@@ -1,4 +1,4 @@
-"""The calls that are compiled: ours, and those of the kernels that jax ships."""
+"""The calls that are compiled: our kernels, and the kernels that jax ships."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,9 +24,9 @@ class Contestant:
     kernel: str
     """One of `CONTESTANTS`."""
     q_rows: int | None = None
-    """Query rows in a block, None for the kernel's own choice."""
+    """Query rows in a block. None: the kernel's own choice."""
     kv_pages: int | None = None
-    """Pages in a block, None for the kernel's own choice."""
+    """Pages in a block. None: the kernel's own choice."""
 
     def __post_init__(self) -> None:
         if self.kernel not in CONTESTANTS:
@@ -34,36 +34,36 @@ class Contestant:
 
     @property
     def blocks(self) -> str:
-        """The block sizes, to print."""
+        """The block sizes as text."""
         return "default" if self.kv_pages is None else f"{self.q_rows or 1}x{self.kv_pages}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Call:
-    """`function(integers, *arrays)`."""
+    """A call `function(integers, *arrays)`."""
 
     function: Callable[..., Any]
     integers: Any
-    """Lengths and page ids, numpy."""
+    """Lengths and page ids, as numpy arrays."""
     page_table: np.ndarray
     shapes: tuple[Any, ...]
-    """The arrays, as `jax.ShapeDtypeStruct`."""
+    """Shapes of the arrays, as `jax.ShapeDtypeStruct`."""
     donate: tuple[int, ...] = ()
     """Arguments that the call may overwrite."""
 
 
 def make_call(workload: Workload, contestant: Contestant, batch: int) -> Call:
-    """The call of one of a workload's batches.
+    """Returns the call for one of a workload's batches.
 
     Raises:
-        NotImplementedError: the kernel does not have what the workload asks for.
+        NotImplementedError: the kernel does not support the workload.
     """
     make = {"ours": _ours, "jax paged": _jax_paged, "jax ragged": _jax_ragged}[contestant.kernel]
     return make(workload, contestant, workload.batches[batch])
 
 
 def peers(workload: Workload) -> tuple[Contestant, ...]:
-    """The kernels of jax with a few block sizes, for the best to count: their defaults, and larger blocks."""
+    """Returns the kernels of jax, each with its default and with larger block sizes. The best of each counts."""
     rows = 1 if workload.mode == "decode" else 64
     ragged = [Contestant(kernel="jax ragged")]
     ragged += [
@@ -85,7 +85,7 @@ def _q_dtype(w: Workload) -> str:
 
 
 def _page_table(w: Workload, sequences: Batch) -> np.ndarray:
-    """Page ids from 1 up, each once; sequences that are shorter than the longest have pages to spare."""
+    """Returns a page table with ids from 1 up, each once. All rows are as long as the longest sequence needs."""
     columns = max(-(-tokens // w.page_size) for tokens, _ in sequences)
     return 1 + np.arange(len(sequences) * columns, dtype=np.int32).reshape(len(sequences), columns)
 

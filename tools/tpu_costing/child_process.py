@@ -1,4 +1,4 @@
-"""A module of this package run in a process of its own, that is asked in JSON and answers in JSON."""
+"""Runs a module of this package in its own process. The question and the answer are JSON."""
 
 import json
 import os
@@ -11,10 +11,10 @@ from typing import Any
 TOOLS = Path(__file__).parent.parent
 _ERROR = re.compile(r"^(?:F\d+ .*\] )?((?:[\w.]*(?:Error|Exception)|Static LLO profiling)\b.*)", re.MULTILINE)
 _REASONS = (
-    ("No DMA issue node", "copies lost: the model has no DMA that is issued in a branch's delay slots"),
-    ("LLO_CHECK failure", "the model fails a check of its own"),
-    ("Unsupported DMA direction", "the model has no such copy"),
-    (r"^AssertionError", "fails an assertion"),
+    ("No DMA issue node", "copies lost: the cost model has no DMA that is issued in a branch's delay slots"),
+    ("LLO_CHECK failure", "a check inside the cost model fails"),
+    ("Unsupported DMA direction", "the cost model does not know this copy"),
+    (r"^AssertionError", "an assertion fails"),
     ("XLA fully tiled", "heads not tiled"),
     (r"divisib|multiple|align|tiled|layout|shape cast|Slice", "head size unaligned"),
     (r"[Vv]mem", "VMEM too small"),
@@ -23,20 +23,20 @@ _REASONS = (
     (r"pages_per_compute_block|num_kv_pages_per_block", "block too large"),
     (r"[Dd]type|type|float8|int8", "type not supported"),
 )
-"""What an error says, and that in three words."""
+"""A pattern of an error's text, and a few words for it. The first that matches counts."""
 
 
 class ChildError(Exception):
-    """The process ended without an answer; the message is its last error."""
+    """The process ended without an answer. The message is its last error."""
 
 
 def ask(module: str, question: Any, **environment: str) -> Any:
-    """What `python -m tpu_costing.MODULE QUESTION` prints last, as JSON.
+    """Returns the last line that `python -m tpu_costing.MODULE QUESTION` prints, read as JSON.
 
-    Its exit status is not looked at: libtpu may abort a process that has done all its work.
+    The exit status is ignored, because libtpu may abort a process after it has done all its work.
 
     Raises:
-        ChildError: it prints no answer.
+        ChildError: the process printed no answer.
     """
     path = os.pathsep.join(filter(None, (str(TOOLS), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", f"tpu_costing.{module}", json.dumps(question)]
@@ -49,18 +49,18 @@ def ask(module: str, question: Any, **environment: str) -> Any:
 
 
 def answer(fields: dict[str, Any]) -> None:
-    """Print the answer, in the child."""
+    """Print the answer. The child process calls this."""
     print("\n" + json.dumps(fields), flush=True)
 
 
 def last_error(stderr: str) -> str:
-    """The exception that ended the process, or what the compiler said when it aborted."""
+    """Returns the exception that ended the process, or the last words of a compiler that aborted."""
     errors = _ERROR.findall(stderr)
     return errors[-1] if errors else stderr[-500:]
 
 
 def in_three_words(error: str) -> str:
-    """What a compiler's or a kernel's message comes down to; refusals are kept whole."""
+    """Returns a few words for an error of a compiler or kernel. A long `NotImplementedError` is returned whole."""
     name, _, message = error.partition(": ")
     if name == "NotImplementedError":
         return message if len(message.split()) <= 3 else error

@@ -1,4 +1,4 @@
-"""What the hardware could do at best, per cycle: the limits that the figures are held against."""
+"""The best that each chip can do per cycle. Figures are compared with these limits."""
 
 import dataclasses
 from importlib.metadata import PackageNotFoundError, version
@@ -10,18 +10,18 @@ from paged_kernels._src.tpu.chip import CHIPS, Chip
 class Limits:
     """One core's clock and matrix units.
 
-    `clock` is Google's peak of bfloat16 operations a second (half a chip's where it has two cores) over
-    `flops_per_cycle`: v5e 197e12, v5p 459e12 / 2, v6e 918e12, tpu7x 2307e12 / 2.
+    `clock` is the peak of bfloat16 operations per second and core that Google publishes, divided by
+    `flops_per_cycle`. The peaks: v5e 197e12, v5p 459e12 / 2, v6e 918e12, tpu7x 2307e12 / 2 (two cores per chip).
     """
 
     topology: str
-    """The smallest slice that libtpu describes."""
+    """Name of the smallest slice that libtpu knows."""
     clock: float
-    """Cycles a second."""
+    """Cycles per second."""
     flops_per_cycle: int
-    """bfloat16 operations of all matrix units in a cycle."""
+    """bfloat16 operations of all matrix units per cycle."""
     matrix_width: int
-    """Rows and columns of a matrix unit's tile: a head of half that size leaves half of it idle."""
+    """Rows and columns of a matrix unit. A head of half this size leaves half of the unit idle."""
 
 
 LIMITS = {
@@ -30,16 +30,16 @@ LIMITS = {
     "v6e": Limits(topology="v6e:2x2", clock=1.75e9, flops_per_cycle=524288, matrix_width=256),
     "tpu7x": Limits(topology="tpu7x:2x2x1", clock=2.20e9, flops_per_cycle=524288, matrix_width=256),
 }
-"""By the names of `paged_kernels._src.tpu.chip`. v4 is missing: the compiler has no such cost model for it."""
+"""Limits by the chip names of `paged_kernels._src.tpu.chip`. v4 is missing, because the compiler cannot cost it."""
 
 
 def chip_named(name: str) -> Chip:
-    """The chip of this name."""
+    """Returns the chip of this name."""
     return next(chip for chip in CHIPS if chip.name == name)
 
 
 def bytes_per_cycle(name: str) -> float:
-    """Bytes that HBM can deliver in a cycle.
+    """Returns the bytes that HBM can deliver per cycle.
 
     >>> round(bytes_per_cycle("v5e")), round(bytes_per_cycle("v6e"))
     (547, 937)
@@ -48,17 +48,17 @@ def bytes_per_cycle(name: str) -> float:
 
 
 def memory_limit(name: str, size: int) -> float:
-    """Cycles that so many bytes take at HBM's full bandwidth."""
+    """Returns the cycles that `size` bytes take at HBM's full bandwidth."""
     return size / bytes_per_cycle(name)
 
 
 def matrix_limit(name: str, flops: int) -> float:
-    """Cycles that so many operations take with every matrix unit busy."""
+    """Returns the cycles that `flops` operations take if all matrix units are busy."""
     return flops / LIMITS[name].flops_per_cycle
 
 
 def versions() -> dict[str, str]:
-    """The versions that figures depend on."""
+    """Returns the versions of jax and libtpu, on which the figures depend."""
     return {name: _version(name) for name in ("jax", "libtpu")}
 
 

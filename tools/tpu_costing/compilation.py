@@ -1,8 +1,8 @@
-"""Compiles one call for one chip, in a process of its own: libtpu reads its flags once, and may abort after it wrote.
+"""Compiles one call for one chip, in its own process. libtpu reads its flags only once, and may abort at the end.
 
     python -m tpu_costing.compilation '{"workload": NAME, "chip": NAME, "batch": N, "contestant": {...}}'
 
-The last line that it prints is a JSON object of what the compiler's dumps do not say.
+The last line of the output is a JSON object with facts that the compiler's dumps do not contain.
 """
 
 import json
@@ -24,12 +24,12 @@ _KERNEL_VMEM = re.compile(
 
 
 def main() -> None:
-    """Compile it."""
+    """Compile the call of the command line."""
     order = json.loads(sys.argv[1])
     device = topologies.get_topology_desc(platform="tpu", topology_name=LIMITS[order["chip"]].topology).devices[0]
     call = make_call(Workload.parse(order["workload"]), Contestant(**order["contestant"]), order["batch"])
     cpu_devices = jax.devices
-    jax.devices = lambda *backend: cpu_devices(*backend) if backend else [device]  # jax's kernels ask for the chip so
+    jax.devices = lambda *backend: cpu_devices(*backend) if backend else [device]  # jax's kernels find the chip by it
     known = KnownScalars(call.function, call.integers, call.shapes, device)
     sharding = jax.sharding.SingleDeviceSharding(device)
     arguments = jax.tree.map(
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def vmem_bytes(compiled: jax.stages.Compiled) -> int | None:
-    """What the compiler gave the kernel, None where it cannot print the program."""
+    """Returns the bytes of VMEM that the compiler gave the kernel. None if it cannot print the program."""
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError:

@@ -1,8 +1,8 @@
-"""Makes a kernel's loop bounds known to the compiler's cost model, which enters no loop whose bounds it does not know.
+"""Makes a kernel's loop bounds constants. The compiler's cost model skips loops whose bounds it does not know.
 
-Whatever a `pallas_call` gets in scalar memory is computed first, on the CPU from the real lengths, and the kernel that
-is compiled begins by storing it there as constants. Page ids bound no loop and stay out. Nothing else changes, and
-nothing is known here of any kernel: the one name that is replaced is `pallas_call` itself.
+First, the arrays that a `pallas_call` gets in scalar memory are computed on the CPU, from the real lengths. Then the
+kernel is compiled with these values as constants: it begins by storing them into scalar memory. Page ids are left out,
+because no loop depends on them. Nothing else changes. Any kernel can be used, because only `pallas_call` is replaced.
 """
 
 import functools
@@ -17,18 +17,18 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 KERNEL = "costed"
-"""What the kernels are called in the dumps: this and their number."""
+"""Name of the kernels in the dumps, followed by their number."""
 
 
 class KnownScalars:
-    """The integers that each kernel of a call gets, and how many of them the kernels store."""
+    """The integers that each kernel of a call gets, and the number of them that the kernels store."""
 
     def __init__(self, call: Callable[..., Any], integers: Any, shapes: tuple[Any, ...], device: Any) -> None:
-        """`call(integers, *arrays)` traced for `device`, and its integers computed on the CPU.
+        """Trace `call(integers, *arrays)` for `device`, and compute its integers on the CPU.
 
         Args:
-            call: what calls the kernels.
-            integers: pytree of numpy arrays.
+            call: the function that calls the kernels.
+            integers: a pytree of numpy arrays.
             shapes: pytrees of `jax.ShapeDtypeStruct` for the other arguments.
             device: the `jax.Device` to trace for.
         """
@@ -48,7 +48,7 @@ class KnownScalars:
 
     @contextmanager
     def stored(self, page_table: np.ndarray):
-        """Within, kernels begin by storing what is known, but for the page table."""
+        """While this is active, kernels begin by storing the known integers, except the page table."""
         with self._pallas_call(functools.partial(self._storing, page_table)):
             yield
 
@@ -107,7 +107,7 @@ class KnownScalars:
 
 
 def _holds(values: np.ndarray, page_table: np.ndarray) -> bool:
-    """Whether these are page ids, a sequence's side by side and perhaps padded."""
+    """True if `values` is the page table, perhaps with padded rows."""
     seqs, columns = page_table.shape
     if values.size < page_table.size or values.size % seqs:
         return False

@@ -1,4 +1,4 @@
-"""Compiles, reads the dumps, takes the difference of two batches, and checks it."""
+"""Compiles a workload, reads the dumps, subtracts the smaller batch from the larger, and checks the figures."""
 
 import dataclasses
 import hashlib
@@ -16,13 +16,13 @@ from tpu_costing.profile import Figures, read_folder
 from tpu_costing.workloads import Workload
 
 MOST_READ = 1.15
-"""How much more than the keys and values our kernel may read: its queries, and nothing twice."""
+"""Most bytes that our kernel may read, over the bytes of keys and values. It also reads queries, but no page twice."""
 _SETTINGS = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one kernel costs in one workload on one chip, a unit."""
+    """The cost of one kernel in one workload on one chip, per unit."""
 
     workload: str
     chip: str
@@ -30,18 +30,18 @@ class Result:
     blocks: str
     unit: str
     tokens: int
-    """Tokens of a unit."""
+    """Tokens per unit."""
     limit: float
-    """Cycles that the hardware's limit leaves: of HBM for decode and writes, of the matrix units for prefill; the
-    greater for mixed batches."""
+    """Least cycles that the hardware needs: HBM's for decode and write, the greater of HBM's and the matrix units' for
+    prefill and mixed."""
     figures: Figures
     vmem_bytes: int | None = None
     failure: str | None = None
-    """Why there are no figures."""
+    """Why there are no figures, or None."""
 
     @property
     def cycles(self) -> float:
-        """What counts: the estimate, or the limit where the estimate is below it."""
+        """The cycles that ratios use: the estimate, but at least the limit."""
         return max(self.figures.cycles, self.limit)
 
     @property
@@ -51,7 +51,7 @@ class Result:
 
 
 def measure(workload: Workload, chip: str, contestant: Contestant, cache: Path | None = None) -> Result:
-    """What the kernel costs a unit; a result with `failure` where it does not compile, or where no figure holds."""
+    """Returns the cost of the kernel per unit. `failure` is set if it does not compile or its figures are void."""
     facts = {
         "workload": workload.name,
         "chip": chip,
@@ -72,10 +72,10 @@ def measure(workload: Workload, chip: str, contestant: Contestant, cache: Path |
 
 
 def limit(workload: Workload, chip: str) -> float:
-    """Cycles that a unit takes at least."""
+    """Returns the least cycles of a unit."""
     moved = workload.bytes_needed()
     if workload.mode == "write":
-        moved += workload.page_bytes // workload.page_size * 8  # the tile goes back
+        moved += workload.page_bytes // workload.page_size * 8  # the tile is written back
     memory = memory_limit(chip, moved)
     if workload.unit != "call":
         return memory
@@ -83,9 +83,10 @@ def limit(workload: Workload, chip: str) -> float:
 
 
 def why_void(workload: Workload, unit: Figures, *, ours: bool) -> str | None:
-    """Why the figures cannot be trusted: the loops that bring the keys were not all entered, or pages come twice.
+    """Returns why the figures cannot be trusted, or None.
 
-    A copy of a size that only the kernel knows brings a page at most.
+    If too few bytes are read, the cost model did not enter all loops. If too many are read, pages are read twice. A
+    copy whose size is not a constant counts as one page at most.
     """
     read = unit.bytes_read / workload.bytes_needed()
     at_most = read + unit.dmas_of_any_size * workload.page_bytes / workload.bytes_needed()
@@ -118,7 +119,7 @@ def _compiled(workload: Workload, chip: str, contestant: Contestant, batch: int,
 
 
 def _sources(suffixes: tuple[str, ...]) -> list[str]:
-    """What the figures depend on: these tools, the kernels' files with these suffixes, the compiler."""
+    """Returns what figures depend on: a hash of these tools and the kernels' files, and the compiler's versions."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     files += sorted(path for path in Path(paged_kernels.__file__).parent.rglob("*") if path.suffix in suffixes)
     sources = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
@@ -126,7 +127,7 @@ def _sources(suffixes: tuple[str, ...]) -> list[str]:
 
 
 def _compile(order: dict[str, Any]) -> dict[str, Any]:
-    """The figures of one compilation, less one cycle and one bundle for each constant that the kernel stores."""
+    """Returns the figures of one compilation, without the cycle and the bundle that each stored constant costs."""
     with tempfile.TemporaryDirectory() as folder:
         flags = (
             f"--xla_jf_dump_static_llo_profile_to={folder}",

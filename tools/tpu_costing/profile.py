@@ -1,4 +1,4 @@
-"""From the compiler's dumps to figures."""
+"""Reads figures from the compiler's dumps."""
 
 import collections
 import dataclasses
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 GRANULE = 32
-"""Bytes in the unit that the dumps count a DMA's size in."""
+"""Bytes per granule. The dumps give the size of a DMA in granules."""
 _BUNDLE = re.compile(r"^0x[0-9a-f]+: bundle", re.MULTILINE)
 _INSTRUCTION = re.compile(r"^  (?:%\S+ = )?([a-z][\w.]*)(.*)$", re.MULTILINE)
 _STEP = re.compile(r"^Length to end: (\d+), (?:%\S+ = )?([a-z][\w.]*)", re.MULTILINE)
@@ -27,7 +27,7 @@ _KINDS = (
     ("store", r"vst"),
     ("vector", r"v"),
 )
-"""What each instruction keeps busy, by how its name begins; the first that fits."""
+"""Kind of an instruction, by the start of its name. The first that matches counts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,31 +35,31 @@ class Figures:
     """Counts of one compiled kernel, or of one unit of its work."""
 
     cycles: float = 0
-    """Estimated by the compiler."""
+    """Cycles, estimated by the compiler."""
     bundles: float = 0
-    """Instruction words that are issued."""
+    """Instruction words issued."""
     dmas: float = 0
-    """Copies between HBM and vector memory that are started."""
+    """Copies started between HBM and vector memory."""
     dmas_of_any_size: float = 0
-    """Of them, those from HBM of a size that only the kernel knows, perhaps nothing."""
+    """Those of `dmas` from HBM whose size is not a constant. It may be 0."""
     bytes_read: float = 0
-    """Bytes that they bring."""
+    """Bytes copied from HBM."""
     bytes_written: float = 0
-    """Bytes that they take back."""
+    """Bytes copied to HBM."""
     vector_spills: float = 0
-    """Vector registers that are put into memory for want of registers."""
+    """Vector registers stored to memory because there are too few registers."""
     scalar_spills: float = 0
     operations: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Operations by what they keep busy."""
+    """Number of operations by kind."""
     path: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Cycles of the critical path, by what it waits for; together they are `cycles`. A copy's are its latency and
-    transfer as far as nothing hides them."""
+    """Cycles of the critical path, by kind of the instruction that it waits for. Their sum is `cycles`. A copy counts
+    with the part of its latency and transfer that nothing hides."""
 
     def __add__(self, other: "Figures") -> "Figures":
         return _combine(self, other, lambda a, b: a + b)
 
     def per_unit(self, smaller: "Figures", units: int) -> "Figures":
-        """This less `smaller`, a unit."""
+        """Returns the difference from `smaller`, divided by `units`."""
         return _combine(self, smaller, lambda a, b: (a - b) / units)
 
 
@@ -71,7 +71,7 @@ def _combine(a: Figures, b: Figures, op: Callable[[float, float], float]) -> Fig
 
 
 def read_folder(folder: Path, kernel: str) -> Figures | None:
-    """The sum over the kernels whose name begins so, in the folder that libtpu dumped into; None if there are none."""
+    """Returns the sum over the kernels in a dump folder whose names start with `kernel`. None if there is none."""
     profiles = sorted(folder.glob(f"{kernel}*_static_llo_profile.textproto"))
     total = None
     for profile in profiles:
@@ -83,7 +83,13 @@ def read_folder(folder: Path, kernel: str) -> Figures | None:
 
 
 def read_texts(profile: str, bundles: str, path: str) -> Figures:
-    """The figures of one kernel, from its profile, every bundle that it executes in order, and its critical path."""
+    """Returns the figures of one kernel.
+
+    Args:
+        profile: text of the kernel's profile.
+        bundles: text of all bundles that the kernel executes, in order.
+        path: text of the kernel's critical path.
+    """
     cycles = re.search(r"estimated_cycles: (\d+)", profile)
     counts: dict[str, float] = dict.fromkeys((kind for kind, _ in _KINDS), 0)
     moved: dict[re.Pattern[str], list[int]] = {_FROM_HBM: [], _TO_HBM: []}
@@ -116,7 +122,7 @@ def read_texts(profile: str, bundles: str, path: str) -> Figures:
 
 
 def _read_path(text: str) -> dict[str, float]:
-    """Cycles of the critical path by kind: each step has its own length and that of all that follow."""
+    """Returns the cycles of the critical path by kind. Each line of the dump has the length from it to the end."""
     steps = [(int(length), _kind(name) or "other") for length, name in _STEP.findall(text)]
     path: dict[str, float] = collections.defaultdict(float)
     for (length, kind), (rest, _) in itertools.pairwise([*steps, (0, "")]):

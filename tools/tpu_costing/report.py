@@ -1,4 +1,4 @@
-"""The table, its last line, the JSON file and the plot."""
+"""Writes results as a table, a JSON file and a plot."""
 
 import dataclasses
 import json
@@ -32,13 +32,13 @@ HEADER = _COLUMNS.format(
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:
-    """The mean of ratios that treats two times and half as opposites.
+    """Returns the geometric mean: 2 and 1/2 have the mean 1.
 
     >>> geometric_mean([2.0, 0.5])
     1.0
 
     Raises:
-        ValueError: there is none.
+        ValueError: `ratios` is empty.
     """
     logs = [math.log(ratio) for ratio in ratios]
     if not logs:
@@ -47,18 +47,18 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 
 
 def best_of(results: list[Result]) -> Result:
-    """The cheapest that has figures; where none has, the first."""
+    """Returns the cheapest result with figures. If none has figures, returns the first."""
     return min(results, key=lambda result: (result.failure is not None, result.figures.cycles))
 
 
 def best_by_kernel(results: list[Result]) -> list[Result]:
-    """Each kernel of one workload and chip at its best block sizes."""
+    """Returns the best result of each kernel, of results of one workload and chip."""
     kernels = dict.fromkeys(result.kernel for result in results)
     return [best_of([result for result in results if result.kernel == kernel]) for kernel in kernels]
 
 
 def ratio_to_peers(results: list[Result]) -> float | None:
-    """Ours over the better of the others, by what counts; None where either side has no figures."""
+    """Returns our cycles over the best peer's. None if one side has no figures."""
     ours = [result for result in results if result.kernel == "ours" and result.failure is None]
     peers = [result for result in results if result.kernel != "ours" and result.failure is None]
     if not ours or not peers:
@@ -67,7 +67,7 @@ def ratio_to_peers(results: list[Result]) -> float | None:
 
 
 def line(result: Result, ours: Result | None = None) -> str:
-    """A result's line of the table; with `ours`, also ours over it."""
+    """Returns a result's line of the table. With `ours`, the line ends with our cycles over the result's."""
     head = (result.workload, result.chip, result.kernel, result.blocks)
     if result.failure is not None:
         return "{:<40} {:<6} {:<10} {:>9}  fails: ".format(*head) + result.failure
@@ -88,7 +88,7 @@ def line(result: Result, ours: Result | None = None) -> str:
 
 
 def account(result: Result) -> str:
-    """The critical path by what it waits for, and the operations by what they keep busy, a unit."""
+    """Returns two lines: the cycles of the critical path by kind, and the operations by kind, both per unit."""
 
     def listed(counts: dict[str, float]) -> str:
         most_first = sorted(counts.items(), key=lambda item: -item[1])
@@ -98,18 +98,18 @@ def account(result: Result) -> str:
 
 
 def last_line(groups: list[list[Result]]) -> str:
-    """The geometric mean of `ratio_to_peers` over the workloads that have one."""
+    """Returns the last line of the table: the geometric mean of `ratio_to_peers`."""
     ratios = [ratio for group in groups if (ratio := ratio_to_peers(group)) is not None]
     if not ratios:
-        return "no workload in which both ours and a kernel of jax compile"
+        return "no workload in which both our kernel and a kernel of jax compile"
     return (
-        f"geometric mean of ours / the better of jax's, max(cycles, limit), over {len(ratios)} of {len(groups)}: "
+        f"geometric mean of ours / jax's better kernel, max(cycles, limit), over {len(ratios)} of {len(groups)}: "
         f"{geometric_mean(ratios):.3f}"
     )
 
 
 def markdown(groups: list[list[Result]]) -> str:
-    """A table with a line for each workload and chip, the kernels side by side."""
+    """Returns a table in Markdown: a line for each workload and chip, a column for each kernel."""
     peers = [kernel for kernel in CONTESTANTS if any(r.kernel == kernel for group in groups for r in group)][1:]
     columns = ["workload", "chip", "ours", "limit", "bundles", "spills", *peers, *(["ours / better"] if peers else [])]
     lines = [columns, ["---"] * len(columns), *(_markdown_cells(group, peers) for group in groups)]
@@ -131,7 +131,7 @@ def _markdown_cells(group: list[Result], peers: list[str]) -> list[str]:
 
 
 def write_json(path: Path, groups: list[list[Result]]) -> None:
-    """All results, with what made them."""
+    """Write all results, with versions and date."""
     about = versions()
     entries = [{**dataclasses.asdict(result), "counts": result.cycles} for group in groups for result in group]
     path.write_text(
@@ -140,7 +140,7 @@ def write_json(path: Path, groups: list[list[Result]]) -> None:
 
 
 def plot(path: Path, groups: list[list[Result]]) -> None:
-    """A panel a chip, a line a workload, a dot a kernel: estimated cycles over the limit, which is marked."""
+    """Draw estimated cycles over the limit: a panel per chip, a line per workload, a dot per kernel."""
     import matplotlib as mpl  # noqa: PLC0415 -- only for the plot
 
     mpl.use("Agg")

@@ -1,9 +1,9 @@
-"""Times calls on the TPU that is attached. It has never run on one: no TPU was at hand when this was written.
+"""Times calls on the attached TPU. This has never been run on a TPU.
 
     python -m tpu_costing.timing '{"workload": NAME, "contestant": {...}}'
 
-Each call is timed in a process of its own, since a kernel that does not compile may take its process along. Whoever
-asks must leave the TPU to that process, so only functions that run in it use jax's devices.
+Each call is timed in its own process, because a kernel that does not compile may end its process. The process that asks
+must not use the TPU. So the `ask_*` functions do not touch jax's devices.
 """
 
 import dataclasses
@@ -23,32 +23,32 @@ from tpu_costing.child_process import answer, ask
 from tpu_costing.workloads import Workload
 
 CALLS = 20
-"""Calls that are sent off together, so that the host's share is hidden."""
+"""Calls dispatched in a row, so that the host's time is hidden."""
 TURNS = 7
-"""Times that this is done; the median counts."""
+"""Number of such rounds. The median counts."""
 
 
 def ask_chip() -> str:
-    """The name of the attached TPU.
+    """Returns the name of the attached TPU.
 
     Raises:
-        ChildError: there is none.
+        ChildError: no TPU is attached.
     """
     return ask("timing", {})["chip"]
 
 
 def ask_microseconds(workload: Workload, contestant: Contestant) -> float:
-    """Time of one call of the workload's larger batch.
+    """Returns the time of one call of the workload's larger batch.
 
     Raises:
-        ChildError: it does not compile, or no TPU is attached.
+        ChildError: the call does not compile, or no TPU is attached.
     """
     order = {"workload": workload.name, "contestant": dataclasses.asdict(contestant)}
     return ask("timing", order)["microseconds"]
 
 
 def main() -> None:
-    """Answer with the chip's name and, where a workload is asked for, its time."""
+    """Answer with the chip's name and, if a workload is given, its time."""
     order = json.loads(sys.argv[1])
     said: dict[str, Any] = {"chip": attached_chip()}
     if order:
@@ -59,10 +59,10 @@ def main() -> None:
 
 
 def attached_chip() -> str:
-    """The name of the TPU that jax runs on.
+    """Returns the name of the TPU that jax runs on.
 
     Raises:
-        RuntimeError: it runs on none.
+        RuntimeError: jax does not run on a TPU.
     """
     if jax.default_backend() != "tpu":
         raise RuntimeError(f"jax runs on {jax.default_backend()!r}, but --time needs an attached TPU; leave it out")
@@ -70,14 +70,14 @@ def attached_chip() -> str:
 
 
 def time_call(call: Call) -> float:
-    """Microseconds of one call, the median over turns of calls in a row."""
+    """Returns the microseconds of one call: the median over rounds of `CALLS` calls."""
     compiled = jax.jit(call.function, donate_argnums=call.donate)
     integers = jax.tree.map(jnp.asarray, call.integers)
     arrays = [jax.tree.map(_random, shapes) for shapes in call.shapes]
 
     def run() -> Any:
         out = compiled(integers, *arrays)
-        if call.donate:  # the pages were given away, and came back
+        if call.donate:  # the pages were donated; the call returned them
             arrays[0] = out
         return out
 

@@ -1,19 +1,19 @@
-"""What is measured: named shapes of one call, and the set that is measured when none is named."""
+"""The workloads: named shapes of one call, and the base set."""
 
 import dataclasses
 import re
 
 MODES = ("decode", "prefill", "mixed", "write")
 DTYPES = {"bfloat16": 2, "float32": 4, "int8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
-"""Types of the stored keys and values, with their bytes. Queries are bfloat16, or float32 with float32 pages."""
+"""Types of the stored keys and values, with their bytes. Queries are float32 for float32 pages, else bfloat16."""
 STEADY_TOKENS = 16384
-"""Keys by which one sequence's two lengths differ: eight blocks of 2048, so that prefetch hides none."""
+"""Difference of the two lengths of one sequence: eight blocks of 2048 keys, too many for prefetch to hide."""
 BATCH_TOKENS = 8192
 """Keys of the smaller of two batches of many sequences."""
 LONG = 8192
-"""From this context on, decode is measured by one sequence of two lengths."""
+"""From this context on, decode is measured with one sequence of two lengths."""
 Batch = list[tuple[int, int]]
-"""Each sequence's tokens and new rows."""
+"""Tokens and new rows of each sequence."""
 _NAME = re.compile(
     r"(?P<mode>[a-z]+)-((?P<q_heads>\d+)-)?(?P<kv_heads>\d+)-(?P<head_dim>\d+)"
     r"(-p(?P<page_size>\d+))?(-n(?P<new_tokens>\d+))?(-c(?P<context>\d+))?(-w(?P<window>\d+))?(-(?P<dtype>[a-z]\w+))?"
@@ -22,22 +22,22 @@ _NAME = re.compile(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One call's shape. Its name says all of it, `decode-32-8-128-p16-c8192`.
+    """The shape of one call. Its name tells all of it, such as `decode-32-8-128-p16-c8192`.
 
     Raises:
-        ValueError: it is no shape that a call can have.
+        ValueError: no call can have this shape.
     """
 
     mode: str
-    """`decode`: sequences of one new row. `prefill`: one sequence of `new_tokens`. `mixed`: that one and 16 of
-    `decode`. `write`: the page write of a decode step."""
+    """`decode`: sequences with one new row. `prefill`: one sequence with `new_tokens` rows. `mixed`: both, with 16
+    sequences of `decode`. `write`: the page write of a decode step."""
     q_heads: int
     kv_heads: int
     head_dim: int
     page_size: int = 16
     new_tokens: int = 1
     context: int = 0
-    """Tokens in the pages that are attended: all of a decoding sequence's, and those before the new ones in prefill."""
+    """Tokens in pages. Decode: all tokens of a sequence. Prefill: the tokens before the new ones."""
     window: int | None = None
     dtype: str = "bfloat16"
 
@@ -49,23 +49,23 @@ class Workload:
         if self.q_heads % self.kv_heads:
             raise ValueError(f"q_heads={self.q_heads} must be a multiple of kv_heads={self.kv_heads}")
         if self.context % self.page_size:
-            raise ValueError(f"context={self.context} must be a multiple of page_size={self.page_size}: whole pages")
+            raise ValueError(f"context={self.context} must be a multiple of page_size={self.page_size} (whole pages)")
 
     @classmethod
     def parse(cls, name: str) -> "Workload":
-        """The workload of a name; parts that are left out have their defaults (page 16, context 8192 for decode).
+        """Returns the workload of a name. Missing parts get defaults: pages of 16, context 8192 for decode.
 
         >>> Workload.parse("prefill-8-1-128-n512-c2048").name
         'prefill-8-1-128-p16-n512-c2048'
 
         Raises:
-            ValueError: it is no such name.
+            ValueError: the name has another form.
         """
         match = _NAME.fullmatch(name)
         if match is None:
             raise ValueError(
-                f"workload {name!r} must read MODE-QHEADS-KVHEADS-HEADDIM[-pPAGE][-nNEW][-cCONTEXT][-wWINDOW][-DTYPE], "
-                "for example decode-32-8-128-p16-c8192 (for write there are no query heads: write-8-128)"
+                f"workload {name!r} must be MODE-QHEADS-KVHEADS-HEADDIM[-pPAGE][-nNEW][-cCONTEXT][-wWINDOW][-DTYPE], "
+                "for example decode-32-8-128-p16-c8192; write has no QHEADS: write-8-128"
             )
         given = {key: value for key, value in match.groupdict().items() if value is not None}
         sizes = {key: int(value) for key, value in given.items() if key not in {"mode", "dtype"}}
@@ -78,7 +78,7 @@ class Workload:
 
     @property
     def name(self) -> str:
-        """The shortest name that says all but the page size's default."""
+        """The shortest name of this workload. It always has the page size."""
         heads = f"{self.kv_heads}" if self.mode == "write" else f"{self.q_heads}-{self.kv_heads}"
         parts = [self.mode, heads, f"{self.head_dim}", f"p{self.page_size}"]
         if self.mode in {"prefill", "mixed"}:
@@ -93,23 +93,23 @@ class Workload:
 
     @property
     def unit(self) -> str:
-        """What the figures are per: a page that is attended, a row that is written, a whole call."""
+        """The unit of the figures: a page that is attended, a row that is written, or a call."""
         return {"decode": "page", "write": "row"}.get(self.mode, "call")
 
     @property
     def tokens(self) -> int:
-        """Tokens of a unit: the page's keys, the row, or the call's new rows."""
+        """Tokens per unit: the keys of a page, one row, or the new rows of a call."""
         if self.unit == "page":
             return self.page_size
         return 1 if self.mode == "write" else sum(new for _, new in self.batches[0])
 
     @property
     def batches(self) -> tuple[Batch, ...]:
-        """The calls that are compiled; of two, the difference is the steady state.
+        """The batches that are compiled. If there are two, their difference is the steady state.
 
-        Decode over long contexts is one sequence, from half of `context` on, as published figures are; over shorter
-        ones, and in a window, as many sequences as have `BATCH_TOKENS` and twice as many, so that what each sequence
-        costs is in the figures.
+        Decode over a long context is one sequence, which grows from half of `context`, as in published figures. Decode
+        over a short context or with a window is many sequences with `BATCH_TOKENS` keys, and then twice as many. So
+        the figures include the cost of each sequence.
         """
         if self.mode == "decode" and self.is_long:
             shorter = self.context // 2
@@ -126,19 +126,19 @@ class Workload:
 
     @property
     def is_long(self) -> bool:
-        """Whether a decode step's time is in the pages, and none to speak of in the sequences."""
+        """True if the pages take nearly all time of a decode step, and the cost per sequence does not matter."""
         return self.context >= LONG and self.window is None
 
     @property
     def units(self) -> int:
-        """Units by which the two batches differ, or one call."""
+        """The number of units by which the two batches differ, or 1 for a call."""
         if self.unit == "call":
             return 1
         fewer, more = (sum(self.units_of(tokens) for tokens, _ in batch) for batch in self.batches)
         return more - fewer
 
     def units_of(self, tokens: int) -> int:
-        """Pages that a decoding sequence of so many tokens must read, or the one row that it writes."""
+        """Returns the pages that a decoding sequence of `tokens` reads, or 1 for the row that it writes."""
         if self.mode == "write":
             return 1
         return -(-min(tokens, self.window or tokens) // self.page_size)
@@ -150,21 +150,22 @@ class Workload:
 
     @property
     def pages_seen(self) -> int:
-        """Pages of `context` tokens, or of the window."""
+        """Pages of `context` tokens, or of the window if there is one."""
         return self.units_of(self.context)
 
     def bytes_needed(self) -> int:
-        """Bytes that a unit must bring from HBM at least: its keys and values, each once."""
+        """Returns the least bytes that a unit reads from HBM: its keys and values, each once."""
         if self.mode == "decode":
             return self.page_bytes
-        if self.mode == "write":  # the tile of 8 slots that the row lies in, and the row
+        if self.mode == "write":  # the tile of 8 slots that contains the row's slot, and the row
             return self.page_bytes // self.page_size * (8 + 1)
         return sum(-(-tokens // self.page_size) for tokens, _ in self.batches[0]) * self.page_bytes
 
     def flops(self, width: int = 1) -> int:
-        """Operations of a call's two products over the pairs of row and key that the mask leaves.
+        """Returns the operations of a call's two products, over the pairs of row and key that the mask allows.
 
-        `width` is the matrix unit's: heads take whole ones, in the first product's depth and in the second's width.
+        Args:
+            width: width of a matrix unit. The head size is rounded up to it.
         """
         pairs = 0
         for tokens, new in self.batches[0]:
@@ -192,14 +193,14 @@ GROUPS = {
     "quantised": tuple(f"decode-32-8-128-p32-c8192-{dtype}" for dtype in ("int8", "float8_e4m3fn")),
     "write": tuple(f"write-{heads}-128-p16" for heads in (8, 1)),
 }
-"""The base set, in parts that can be asked for by name."""
+"""The parts of the base set by name."""
 
 
 def choose(names: list[str]) -> list[Workload]:
-    """The workloads of these names and groups, each once; all groups if there is no name.
+    """Returns the workloads of these names and parts of the base set, each once. Without names, the base set.
 
     Raises:
-        ValueError: a name is neither.
+        ValueError: a name is neither a workload nor a part.
     """
     wanted = [name for given in names or GROUPS for name in GROUPS.get(given, (given,))]
     return list(dict.fromkeys(Workload.parse(name) for name in wanted))
