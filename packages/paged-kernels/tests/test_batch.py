@@ -77,7 +77,7 @@ def test_tree_masks_span_words():
 
 
 def test_tree_masks_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"masks\[1\] \(2, 2\) must be \[3, 3\], a row and a column a new token"):
+    with pytest.raises(ValueError, match=r"masks\[1\] \(2, 2\) must be \[3, 3\]: one row and one column per new token"):
         pack_tree_masks([None, np.ones((2, 2))], [2, 3], tokens=8)
     with pytest.raises(ValueError, match="q_lens sum to 5, more than the 4 tokens"):
         pack_tree_masks([None, None], [2, 3], tokens=4)

@@ -109,7 +109,7 @@ def test_refusals():
         KVLayout.create(0, "bfloat16")
     with pytest.raises(ValueError, match="v_head_dim=0 must be at least 1"):
         KVLayout.create(8, "bfloat16", v_head_dim=0)
-    with pytest.raises(ValueError, match="v_head_dim=9 must be at most head_dim=8: a latent V is K's prefix"):
+    with pytest.raises(ValueError, match="v_head_dim=9 must be at most head_dim=8: a latent V is the start of K"):
         KVLayout.create(8, "bfloat16", v_head_dim=9, latent=True)
     with pytest.raises(ValueError, match=r"dtype=int32 must be one of float32, bfloat16, .*int4"):
         KVLayout.create(8, "int32")

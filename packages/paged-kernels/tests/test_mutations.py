@@ -73,14 +73,19 @@ LAYOUT = {
         "test_kv_layout.py::test_rows_of_zeros_and_rows_that_are_not_finite",
     ),
     "nibbles_swapped": Mutant(
-        kv_layout._unpack_nibbles, "[(rows << 4) >> 4, rows >> 4]", "[rows >> 4, (rows << 4) >> 4]", HALF_A_STEP
+        kv_layout._unpack_nibbles,
+        "[(entries << 4) >> 4, entries >> 4]",
+        "[entries >> 4, (entries << 4) >> 4]",
+        HALF_A_STEP,
     ),
-    "low_nibble_without_its_sign": Mutant(kv_layout._unpack_nibbles, "(rows << 4) >> 4", "rows & 0xF", HALF_A_STEP),
+    "low_nibble_without_its_sign": Mutant(
+        kv_layout._unpack_nibbles, "(entries << 4) >> 4", "entries & 0xF", HALF_A_STEP
+    ),
     "scale_of_k_for_v": Mutant(kv_layout.KVLayout.unpack, "scales[..., -1:]", "scales[..., :1]", HALF_A_STEP),
     "v_from_the_first_lane_of_its_register": Mutant(
         kv_layout.KVLayout.unpack,
-        "v = rows[..., : self.k_dim], rows[..., self.v_start : self.v_start + self.v_dim]",
-        "v = rows[..., : self.k_dim], rows[..., self.v_lanes][..., : self.v_dim]",
+        "v = entries[..., : self.k_dim], entries[..., self.v_start : self.v_start + self.v_dim]",
+        "v = entries[..., : self.k_dim], entries[..., self.v_lanes][..., : self.v_dim]",
         "test_kv_layout.py::test_plain_rows_come_back",
     ),
 }
@@ -148,7 +153,7 @@ INTEGERS = {
         singles.take_singles, "jnp.where(is_single, 0, batch.kv_lens)", "batch.kv_lens", "attention/tpu/test_singles.py"
     ),
     "null_page_written": Mutant(
-        kv_pages.KVPages._or_none,
+        kv_pages.KVPages._drop_unwritable,
         "page_ids > 0",
         "page_ids >= 0",
         f"{XLA_WRITE}[null_page]",

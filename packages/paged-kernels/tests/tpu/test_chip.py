@@ -13,7 +13,7 @@ def test_every_kind_finds_its_chip(chip):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(NotImplementedError, match=r"device_kind='TPU v3' is no TPU generation known here \(v4, v5e"):
+    with pytest.raises(NotImplementedError, match=r"device_kind='TPU v3' is not a known TPU generation \(v4, v5e"):
         Chip.from_device_kind("TPU v3")
 
 

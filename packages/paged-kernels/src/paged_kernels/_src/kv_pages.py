@@ -1,4 +1,4 @@
-"""Where a layer's keys and values lie: the one module that knows the physical order of a page."""
+"""The pages of a layer's keys and values. Only this module knows the physical order of a page."""
 
 import dataclasses
 from typing import Any
@@ -18,7 +18,7 @@ from paged_kernels._src.kv_layout import KVLayout
 class KVPages:
     """One layer's pages of keys and values.
 
-    `data[page, head, slot]` is the row of one token and one KV head, K and V side by side (`KVLayout`):
+    `data[page, head, slot]` is the entry of one token and one KV head, with K and V side by side (`KVLayout`):
 
         data   [pages, kv_heads, page_size, storage_lanes]
                   page 7, head 2:   slot 0 | k k k k | v v v v |
@@ -26,20 +26,21 @@ class KVPages:
         scales [pages, kv_heads, 1, scale_lanes]
                   page 7, head 2:   | k0 k1 ... v0 v1 ... . . |     zeros up to a whole register
 
-    A page is contiguous over all heads, so that one copy moves it (docs/decisions/0002-page-layout.md).
-    Build it with `zeros` or `from_kv`, and read it through `k` and `v`: code above this package never indexes `data`.
-    Put other arrays in place with `dataclasses.replace(pages, data=...)`, which keeps the other fields.
+    A page is contiguous over all heads, so one copy moves it (docs/decisions/0002-page-layout.md). Build pages with
+    `zeros` or `from_kv`, and read them through `k` and `v`. Code outside this package must not index `data`. To replace
+    an array, use `dataclasses.replace(pages, data=...)`, which keeps the other fields.
     """
 
     data: Array
-    """Every page's rows; a leaf to place on devices, donate and alias."""
+    """The entries of all pages. As a pytree leaf it can be placed on devices, donated and aliased."""
     scales: Array | None = None
-    """The scales of quantised rows, float32: K's of each slot, then V's; of a latent row there is one.
+    """The scales of quantised entries, float32: K's for each slot, then V's. A latent entry has one scale.
 
-    Whole registers of 32-bit lanes, because XLA would lay out anything smaller in another order, and copy all of it
-    whenever a kernel is called."""
+    The last axis has whole registers of 32-bit lanes. XLA would store a smaller axis in another order, and would copy
+    all of it at each kernel call.
+    """
     layout: KVLayout = dataclasses.field(metadata={"static": True})
-    """What a row holds."""
+    """The layout of an entry."""
 
     @classmethod
     def zeros(
@@ -53,22 +54,22 @@ class KVPages:
         v_head_dim: int | None = None,
         latent: bool = False,
     ) -> "KVPages":
-        """Pages of zeros. Page 0 is the null page and belongs to nobody.
+        """Returns pages of zeros. Page 0 is the null page, which no sequence uses.
 
         >>> KVPages.zeros(num_pages=4, page_size=16, num_kv_heads=2, head_dim=64).k.shape
         (2, 4, 16, 64)
 
         Args:
-            num_pages: pages, the null page included.
-            page_size: tokens a page holds.
-            num_kv_heads: KV heads; 1 for latent rows.
-            head_dim: size of a key.
+            num_pages: the number of pages, the null page included.
+            page_size: tokens per page.
+            num_kv_heads: KV heads; 1 for latent entries.
+            head_dim: the size of a key.
             dtype: float32, bfloat16, float16, float64, or a type with scales: int8, float8_e4m3fn, float8_e5m2, int4.
-            v_head_dim: size of a value; `None` means `head_dim`.
-            latent: whether V is K's prefix (multi-head latent attention), stored once.
+            v_head_dim: the size of a value; `None` means `head_dim`.
+            latent: True if V is the start of K and is not stored again (multi-head latent attention).
 
         Raises:
-            ValueError: a size is below 1, or `dtype` is no type that pages can have.
+            ValueError: a size is below 1, or pages cannot have this `dtype`.
         """
         shapes = cls.shapes(num_pages, page_size, num_kv_heads, head_dim, dtype, v_head_dim=v_head_dim, latent=latent)
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -85,13 +86,13 @@ class KVPages:
         v_head_dim: int | None = None,
         latent: bool = False,
     ) -> "KVPages":
-        """As `zeros`, with a `jax.ShapeDtypeStruct` in place of each array: to compile or to count with."""
+        """Like `zeros`, with a `jax.ShapeDtypeStruct` for each array: for compiling and for counting bytes."""
         layout = KVLayout.create(head_dim, dtype, v_head_dim=v_head_dim, latent=latent)
         for name, size in {"num_pages": num_pages, "page_size": page_size, "num_kv_heads": num_kv_heads}.items():
             if size < 1:
                 raise ValueError(f"{name}={size} must be at least 1")
         scales = (num_pages, num_kv_heads, 1, layout.scale_lanes(page_size))
-        array: Any = jax.ShapeDtypeStruct  # stands for an array
+        array: Any = jax.ShapeDtypeStruct  # in place of an array
         return cls(
             data=array((num_pages, num_kv_heads, page_size, layout.storage_lanes), layout.storage_dtype),
             scales=array(scales, jnp.float32) if layout.is_quantised else None,
@@ -105,12 +106,12 @@ class KVPages:
         v_pages: Float[Array, "kv_heads pages page_size v_head_dim"] | None,
         dtype: DTypeLike | None = None,
     ) -> "KVPages":
-        """Pages that hold these keys and values (a copy of both), rounded to `dtype`; `None` keeps theirs.
+        """Returns pages with a copy of these keys and values, rounded to `dtype`; `None` keeps their type.
 
-        Without `v_pages` the rows are latent: every key is its own value.
+        Without `v_pages` the entries are latent: each key is its own value.
 
         Raises:
-            ValueError: the two differ in dtype or in more than their last axis, or do not have four axes.
+            ValueError: the two differ in dtype or in one of their first three axes, or do not have four axes.
         """
         if k_pages.ndim != 4:
             raise ValueError(f"k_pages {k_pages.shape} must be [kv_heads, pages, page_size, head_dim]")
@@ -130,16 +131,16 @@ class KVPages:
     @classmethod
     def from_entries(
         cls,
-        rows: Shaped[Array, "pages kv_heads page_size storage_lanes"],
+        entries: Shaped[Array, "pages kv_heads page_size storage_lanes"],
         scales: Float[Array, "pages kv_heads page_size kinds"] | None,
         layout: KVLayout,
     ) -> "KVPages":
-        """Pages of rows and scales as `KVLayout.pack` makes them, and as `take` gives them back."""
+        """Returns pages from entries and scales, as `KVLayout.pack` and `take` return them."""
         if scales is not None:
             scales = jnp.swapaxes(scales, 2, 3).reshape(*scales.shape[:2], 1, -1)
-            padding = layout.scale_lanes(rows.shape[2]) - scales.shape[3]
+            padding = layout.scale_lanes(entries.shape[2]) - scales.shape[3]
             scales = jnp.pad(scales, ((0, 0), (0, 0), (0, 0), (0, padding)))
-        return cls(data=rows, scales=scales, layout=layout)
+        return cls(data=entries, scales=scales, layout=layout)
 
     @staticmethod
     def bytes_per_page(
@@ -151,13 +152,13 @@ class KVPages:
         v_head_dim: int | None = None,
         latent: bool = False,
     ) -> int:
-        """Bytes of one page of one layer: keys, values and their scales.
+        """Returns the bytes of one page of one layer: keys, values and their scales.
 
         >>> KVPages.bytes_per_page(page_size=16, num_kv_heads=8, head_dim=128, dtype="bfloat16")
         65536
 
         Raises:
-            ValueError: as `zeros`.
+            ValueError: see `zeros`.
         """
         page = KVPages.shapes(1, page_size, num_kv_heads, head_dim, dtype, v_head_dim=v_head_dim, latent=latent)
         return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(page))
@@ -166,50 +167,50 @@ class KVPages:
     def partition_spec(
         heads: str | tuple[str, ...] | None, pages: str | tuple[str, ...] | None = None
     ) -> PartitionSpec:
-        """How every array in here is split when KV heads (and pages) are split over these mesh axes.
+        """Returns the spec of every array in here, if KV heads (and pages) are split over these mesh axes.
 
-        Pages come first and heads second in each of them, so that this one spec serves the whole pytree.
+        In each array pages are the first axis and heads the second. So one spec serves the whole pytree.
         """
         return PartitionSpec(pages, heads)
 
     @property
     def k(self) -> Float[Array, "kv_heads pages page_size head_dim"]:
-        """The keys, `[kv_heads, pages, page_size, head_dim]`; float32 where they are quantised."""
+        """The keys, `[kv_heads, pages, page_size, head_dim]`; float32 if they are quantised."""
         return self._kv()[0]
 
     @property
     def v(self) -> Float[Array, "kv_heads pages page_size v_head_dim"]:
-        """The values, `[kv_heads, pages, page_size, v_head_dim]`; float32 where they are quantised."""
+        """The values, `[kv_heads, pages, page_size, v_head_dim]`; float32 if they are quantised."""
         return self._kv()[1]
 
     @property
     def num_pages(self) -> int:
-        """Number of pages, the null page included."""
+        """The number of pages, the null page included."""
         return self.data.shape[0]
 
     @property
     def num_kv_heads(self) -> int:
-        """Number of KV heads."""
+        """The number of KV heads."""
         return self.data.shape[1]
 
     @property
     def page_size(self) -> int:
-        """Tokens a page holds."""
+        """Tokens per page."""
         return self.data.shape[2]
 
     @property
     def head_dim(self) -> int:
-        """Size of one head's key."""
+        """The size of a key."""
         return self.layout.k_dim
 
     @property
     def v_head_dim(self) -> int:
-        """Size of one head's value."""
+        """The size of a value."""
         return self.layout.v_dim
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of the keys and values: `int4` for rows that are stored two values to a byte."""
+        """The type of the keys and values; `int4` if two are stored in a byte."""
         return jnp.dtype(self.layout.dtype)
 
     def take(
@@ -217,7 +218,7 @@ class KVPages:
     ) -> tuple[
         Shaped[Array, "*ids kv_heads page_size storage_lanes"], Float[Array, "*ids kv_heads page_size kinds"] | None
     ]:
-        """The stored rows and scales of these pages, for `KVLayout.unpack`; an id that is no page reads some page."""
+        """Returns the entries and scales of these pages, for `KVLayout.unpack`. Ids out of range are clipped."""
         scales = self.scales
         if scales is not None:
             scales = self._scales_by_slot(scales.at[page_ids].get(mode="clip"))
@@ -230,9 +231,9 @@ class KVPages:
         k: Float[Array, "rows kv_heads head_dim"],
         v: Float[Array, "rows kv_heads v_head_dim"] | None,
     ) -> "KVPages":
-        """Pages with these rows stored at these slots; a row for page 0 or for no page at all is dropped."""
-        rows, scales = self.layout.pack(k, v)
-        data = self.data.at[self._or_none(page_ids), :, slots].set(rows, mode="drop")
+        """Returns pages with these keys and values in these slots. Rows for page 0 or for no page are dropped."""
+        entries, scales = self.layout.pack(k, v)
+        data = self.data.at[self._drop_unwritable(page_ids), :, slots].set(entries, mode="drop")
         return dataclasses.replace(self, data=data, scales=self._put_scales(page_ids, slots, scales))
 
     def _put_scales(
@@ -241,15 +242,15 @@ class KVPages:
         slots: Int32[Array, " rows"],
         scales: Float[Array, "rows kv_heads kinds"] | None,
     ) -> Array | None:
-        """`self.scales` with these at these slots, dropped as by `put_entries`; `None` where rows have no scales."""
+        """Returns `self.scales` with these at these slots, or `None` without scales."""
         if self.scales is None or scales is None:
             return self.scales
         lanes = slots[:, None] + jnp.arange(self.layout.scales_per_entry) * self.page_size  # [rows, kinds]
-        at = self.scales.at[self._or_none(page_ids)[:, None], :, 0, lanes]
+        at = self.scales.at[self._drop_unwritable(page_ids)[:, None], :, 0, lanes]
         return at.set(jnp.swapaxes(scales, 1, 2), mode="drop")
 
-    def _or_none(self, page_ids: Int32[Array, " rows"]) -> Int32[Array, " rows"]:
-        """An index out of bounds, which scatters drop, in place of each id that is no page to write."""
+    def _drop_unwritable(self, page_ids: Int32[Array, " rows"]) -> Int32[Array, " rows"]:
+        """Replaces ids of pages that must not be written by an id out of bounds, which scatters drop."""
         return jnp.where((page_ids > 0) & (page_ids < self.num_pages), page_ids, self.num_pages)
 
     def _kv(self) -> tuple[Array, Array]:
@@ -258,6 +259,6 @@ class KVPages:
         return jnp.swapaxes(k, 0, 1), jnp.swapaxes(v, 0, 1)
 
     def _scales_by_slot(self, scales: Array) -> Array:
-        """`[..., 1, scale_lanes]` as `[..., page_size, kinds]`."""
+        """Reshapes `[..., 1, scale_lanes]` to `[..., page_size, kinds]`."""
         kinds, size = self.layout.scales_per_entry, self.page_size
         return jnp.swapaxes(scales[..., 0, : kinds * size].reshape(*scales.shape[:-2], kinds, size), -1, -2)

@@ -1,4 +1,4 @@
-"""What attention to compute: the static facts that a kernel is compiled for."""
+"""What attention to compute: the static facts for which a kernel is compiled."""
 
 import dataclasses
 import math
@@ -10,27 +10,28 @@ import jax
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
-    """The attention to compute, hashable, so that it can be a static argument of `jax.jit`.
+    """The attention to compute. It is hashable, so it can be a static argument of `jax.jit`.
 
     For a query at position `t` and a key at position `p` of the same sequence, the logit is
 
         s(t, p) = cap(softmax_scale * q_t . k_p)      cap(x) = soft_cap * tanh(x / soft_cap), or x without a cap
 
-    and the key is visible when `p <= t` (if `causal`) and `t - p < sliding_window` (if there is a window).
-    The output is `sum_p softmax_p(s(t, p)) v_p` over the visible keys, and zero where no key is visible.
+    The key is visible if `p <= t` (with `causal`) and `t - p < sliding_window` (with a window). The output is `sum_p
+    softmax_p(s(t, p)) v_p` over the visible keys, and zero if no key is visible.
 
     Raises:
-        ValueError: a field has a value that means nothing, such as a window of zero keys.
+        ValueError: a field has a meaningless value, such as a window of zero keys.
     """
 
     softmax_scale: float | None = None
-    """Factor on `q . k`; `None` means `head_dim ** -0.5`."""
+    """The factor on `q . k`; `None` means `head_dim ** -0.5`."""
     causal: bool = True
-    """Whether a query sees only the keys up to its own position."""
+    """True if a query sees only the keys up to its own position."""
     sliding_window: int | None = None
-    """How many keys a query sees, counted back from its own position, itself included; `None` means all."""
+    """The number of keys that a query sees, counted back from its own position, its own key included; `None` means
+    all."""
     soft_cap: float | None = None
-    """Bound on the logits' magnitude (Gemma 2, arXiv 2408.00118); `None` means no bound."""
+    """The bound on the logits' magnitude (Gemma 2, arXiv 2408.00118); `None` means no bound."""
 
     def __post_init__(self) -> None:
         _check_positive("softmax_scale", self.softmax_scale)
@@ -47,7 +48,7 @@ class AttentionSpec:
             )
 
     def resolved_scale(self, head_dim: int) -> float:
-        """The factor on `q . k` for this head size."""
+        """Returns the factor on `q . k` for this head size."""
         return head_dim**-0.5 if self.softmax_scale is None else self.softmax_scale
 
 

@@ -1,4 +1,4 @@
-"""Facts about the TPU generations, as values that are passed in."""
+"""Facts about the TPU generations, as values."""
 
 import dataclasses
 
@@ -9,36 +9,36 @@ MIB = 1024 * 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """What a kernel must know of the TensorCore that it is compiled for.
+    """What a kernel must know about the TensorCore for which it is compiled.
 
     Sources: Google Cloud's TPU pages (bandwidth), and the table in `jax._src.pallas.mosaic.tpu_info` (memories).
     """
 
     name: str
-    """Generation, as in Google's documentation: v4, v5e, v5p, v6e, tpu7x."""
+    """The generation, as in Google's documentation: v4, v5e, v5p, v6e, tpu7x."""
     device_kinds: tuple[str, ...]
-    """What `jax.Device.device_kind` says of it."""
+    """The values of `jax.Device.device_kind` for this generation."""
     vmem_bytes: int
-    """Vector memory of one TensorCore, bytes."""
+    """The vector memory of one TensorCore, in bytes."""
     smem_bytes: int
-    """Scalar memory of one TensorCore, bytes."""
+    """The scalar memory of one TensorCore, in bytes."""
     hbm_bandwidth: float
-    """Bytes a second from HBM to one TensorCore (half a chip's on v4, v5p and tpu7x, which have two)."""
+    """Bytes per second from HBM to one TensorCore. v4, v5p and tpu7x have two: this is half of their chip's."""
     reads_e4m3b11: bool = False
-    """Whether it unpacks float8_e4m3b11fnuz, but not float8_e4m3fn (as libtpu 0.0.52 compiles for it)."""
+    """True if the chip unpacks float8_e4m3b11fnuz but not float8_e4m3fn (as compiled by libtpu 0.0.52)."""
 
     @classmethod
     def from_device_kind(cls, kind: str) -> "Chip":
-        """The generation that `jax.Device.device_kind` names.
+        """Returns the generation of a `jax.Device.device_kind`.
 
         Raises:
-            NotImplementedError: it is none of the generations that the kernels are compiled and tested for.
+            NotImplementedError: the kernels are not compiled and tested for this generation.
         """
         for chip in CHIPS:
             if kind in chip.device_kinds:
                 return chip
         known = ", ".join(chip.name for chip in CHIPS)
-        raise NotImplementedError(f"device_kind={kind!r} is no TPU generation known here ({known}); use backend='xla'")
+        raise NotImplementedError(f"device_kind={kind!r} is not a known TPU generation ({known}); use backend='xla'")
 
 
 CHIPS = (
@@ -83,13 +83,13 @@ CHIPS = (
 )
 
 SMALLEST = CHIPS[0]
-"""The chip with the least memory; what suits it suits every other."""
+"""The chip with the least memory. What fits it fits all others."""
 
 
 def chip_in_scope() -> Chip:
-    """The chip that a computation traced here is for: the mesh's in scope, else the default device's.
+    """Returns the chip for which a computation is traced: of the mesh in scope, or else of the default device.
 
-    On other platforms, where a kernel can only be interpreted, the smallest chip.
+    On other platforms a kernel can only be interpreted. There it returns the smallest chip.
 
     Raises:
         NotImplementedError: it is a TPU of an unknown generation.

@@ -1,1 +1,1 @@
-"""Block sizes that a search found, as data: `lookup` reads them, `tools/tune.py` writes them."""
+"""Tuned block sizes, as data. `lookup` reads them, and `tools/tune.py` writes them."""

@@ -1,4 +1,4 @@
-"""The best block sizes known for a shape on a chip."""
+"""The best known block sizes for a shape on a chip."""
 
 import dataclasses
 import functools
@@ -11,43 +11,47 @@ from paged_kernels._src.attention.block_sizes import BlockSizes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What the best block sizes of a call depend on. Lengths are left out: blocks longer than a sequence are cut."""
+    """What the best block sizes of a call depend on.
+
+    Lengths are not part of it: blocks longer than a sequence are shortened.
+    """
 
     mode: Literal["decode", "prefill"]
-    """`decode` where every sequence has one row, `prefill` for all else."""
+    """`decode` if every sequence has one row, `prefill` otherwise."""
     q_per_kv: int
-    """Query heads for each KV head."""
+    """Query heads per KV head."""
     kv_heads: int
     head_dim: int
     page_size: int
     kv_dtype: str
-    """Type of the pages."""
+    """The type of the pages."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line of `data/CHIP.json`: a shape, its best block sizes, and where they come from."""
+    """One line of `data/CHIP.json`: a shape, its best block sizes, and how they were found."""
 
     shape: Shape
     block_sizes: BlockSizes
     cost: float
-    """Of `workload`: cycles where estimated (a page of decode, a call of prefill), microseconds a call where timed."""
+    """The cost of `workload`. If estimated, in cycles: per page for decode, per call for prefill. If timed, in
+    microseconds per call."""
     default_cost: float
-    """The same with the block sizes that the heuristic would have picked."""
+    """The same cost with the default block sizes."""
     how: Literal["estimated", "timed"]
-    """By the TPU compiler's static model, or on a TPU."""
+    """Estimated by the TPU compiler's static model, or timed on a TPU."""
     workload: str
-    """What was compiled or run, as `tools/tpu_cost.py` names it."""
+    """What was compiled or run, by its name in `tools/tpu_cost.py`."""
     jax: str
     libtpu: str
     date: str
 
     @classmethod
     def from_json(cls, fields: dict) -> "Entry":
-        """The entry that a line holds.
+        """Returns the entry of one line.
 
         Raises:
-            TypeError: fields are missing, or unknown.
+            TypeError: fields are missing or unknown.
             ValueError: a block size is below 1.
         """
         nested = {"shape": Shape(**fields["shape"]), "block_sizes": BlockSizes(**fields["block_sizes"])}
@@ -56,7 +60,7 @@ class Entry:
 
 @functools.cache
 def entries(chip: str) -> tuple[Entry, ...]:
-    """The tuned entries of a chip, by `Chip.name`; empty for a chip that was never tuned for."""
+    """Returns the tuned entries of a chip, by `Chip.name`; empty for a chip that was never tuned."""
     file = resources.files("paged_kernels._src.tpu.tuning") / "data" / f"{chip}.json"
     if not file.is_file():
         return ()
@@ -64,7 +68,7 @@ def entries(chip: str) -> tuple[Entry, ...]:
 
 
 def lookup(chip: str, shape: Shape) -> BlockSizes | None:
-    """The best block sizes known for this shape on this chip, None where it was never searched.
+    """Returns the best known block sizes for this shape on this chip; None if it was never tuned.
 
     >>> lookup("v6e", Shape(mode="decode", q_per_kv=3, kv_heads=5, head_dim=80, page_size=1, kv_dtype="float32"))
     """
