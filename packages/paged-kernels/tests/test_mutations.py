@@ -25,7 +25,7 @@ TPU_SOFTMAX = "attention/tpu/test_softmax.py::test_blocks_add_up_to_the_whole"
 MERGE = "attention/test_merge.py::test_parts_with_no_key_weigh_nothing"
 RUNS = "page_write/tpu/test_runs.py::test_a_run_ends_at_its_span_its_page_and_at_a_row_that_goes_nowhere"
 WINDOW_EDGE = "attention/tpu/test_launch.py::test_a_block_may_begin_with_the_last_key_before_the_window"
-XLA_WRITE = "page_write/test_xla.py::test_writes_its_slots_and_no_other_byte"
+XLA_WRITE = "page_write/test_api.py::test_writes_its_slots_and_no_other_byte"
 TILES = "attention/tpu/test_schedule.py::test_tiles_equal_those_made_by_hand"
 
 MASK = {

@@ -39,12 +39,12 @@ def make_rows() -> dict[str, list[dict[str, str]]]:
     rows = {
         ", ".join(kinds): [{"workload": name} for name in kinds.values()],
         ", ".join(ratios): [{"workload": name} for name in ratios.values()],
-        "`scale`, `soft_cap`, `sliding_window`, `causal=False`": [{"spec": spec} for spec in SPECS],
+        "`softmax_scale`, `soft_cap`, `sliding_window`, `causal=False`": [{"spec": spec} for spec in SPECS],
         "sinks, ALiBi, both": [{"heads": heads} for heads in HEADS],
         "tree masks of any width": [{"workload": name} for name in ("tree_verify", "wide_tree")],
         "parts of a context (`q_starts`)": [{"workload": "part_of_context"}],
         f"head sizes {', '.join(map(name_of, heads))} (K/V)": [{"workload": name} for name in heads.values()],
-        "latent rows (MLA)": [{"workload": name} for name in sizes(head_size, latent=True).values()],
+        "latent entries (MLA)": [{"workload": name} for name in sizes(head_size, latent=True).values()],
         f"page sizes {', '.join(map(str, pages))}": [{"workload": name} for name in pages.values()],
     }
     rows |= {f"q in {dtype}": [{"dtype": dtype, "kv_dtype": "float32"}] for dtype in ("float32", "bfloat16", "float16")}
