@@ -7,11 +7,19 @@ from mutants import Mutant, assert_seen
 
 from paged_kernels._src import kv_layout, kv_pages
 from paged_kernels._src.attention import mask, merge
-from paged_kernels._src.attention.tpu import schedule, singles
+from paged_kernels._src.attention.tpu import scales, schedule, singles, unpack
 from paged_kernels._src.attention.tpu import softmax as tpu_softmax
+from paged_kernels._src.attention.tpu.copies import PageStream, RowStream
+from paged_kernels._src.attention.tpu.decode import DecodeAttention
+from paged_kernels._src.attention.tpu.subblocks import SubBlockStream
+from paged_kernels._src.attention.tpu.tile_attention import TileAttention
 from paged_kernels._src.attention.xla import softmax as xla_softmax
+from paged_kernels._src.attention.xla import work_list
+from paged_kernels._src.attention.xla.walk import Walk
 from paged_kernels._src.page_write import slots
+from paged_kernels._src.page_write.tpu import merge as register_merge
 from paged_kernels._src.page_write.tpu import runs
+from paged_kernels._src.page_write.tpu.copies import RowCopies, RunCopies, ScaleCopies
 
 pytestmark = pytest.mark.once
 
@@ -176,7 +184,107 @@ INTEGERS = {
     "run_across_pages": Mutant(runs._run_starts, "(before == page_ids) & ", "", RUNS),
 }
 
-MUTANTS = MASK | LAYOUT | ARITHMETIC | INTEGERS
+WALK = "attention/xla/test_walk.py::test_block_sizes_do_not_matter[1x1]"
+WALK_BIDIRECTIONAL = "attention/test_api.py::test_xla_equals_dense_attention[mixed-bidirectional]"
+WORK_LIST = "attention/xla/test_work_list.py"
+
+XLA_WALK = {
+    "scale_dropped": Mutant(Walk.take_rows, " * self.spec.resolved_scale(head_dim)", "", WALK),
+    "cap_dropped": Mutant(Walk.attend, "self.spec.soft_cap", "None", WALK),
+    "bias_of_the_wrong_sign": Mutant(Walk.bias, "-slopes", "slopes", WALK),
+    "slope_of_another_head": Mutant(
+        Walk.bias,
+        "self.of_kv_heads(self.head_params.alibi_slopes)",
+        "self.of_kv_heads(self.head_params.alibi_slopes)[:, ::-1]",
+        WALK,
+    ),
+    "sinks_forgotten": Mutant(Walk.sinks, "self.head_params.sinks is None", "True", WALK),
+    "table_one_page_back": Mutant(Walk.fetch, "[tile.seq, index]", "[tile.seq, jnp.maximum(index - 1, 0)]", WALK),
+    "table_of_the_sequence_before": Mutant(Walk.fetch, "[tile.seq, index]", "[tile.seq - 1, index]", WALK),
+    "last_page_repeated": Mutant(Walk.attend, "tile.kv_end,", "tile.kv_end + page_size,", WALK_BIDIRECTIONAL),
+    "values_that_nobody_sees": Mutant(
+        Walk.attend, "jnp.where(sees.any(axis=0)[:, None], v, 0)", "v", WALK_BIDIRECTIONAL
+    ),
+    "rows_of_the_next_sequence": Mutant(Walk.put_rows, "< tile.num_rows", "<= tile.num_rows", WALK_BIDIRECTIONAL),
+    "rows_before_the_first_token": Mutant(
+        Walk.is_token, "t >= 0", "t >= -99", "attention/xla/test_walk.py::test_rows_at_negative_positions_give_zeros"
+    ),
+    "last_tile_too_long": Mutant(
+        work_list.make_work_list, "jnp.minimum(q_rows, q_lens[seq] - rows_before)", "q_rows + 0 * seq", WORK_LIST
+    ),
+    "gaps_listed": Mutant(work_list.make_work_list, " & (batch.kv_lens > 0)", "", WORK_LIST),
+}
+
+LAUNCH = "attention/tpu/test_launch.py"
+DECODE, PREFILL = f"{WINDOW_EDGE}[decode]", f"{WINDOW_EDGE}[prefill]"
+RAGGED_DECODE = f"{LAUNCH}::test_workloads_in_float32[decode]"
+RAGGED_PREFILL = f"{LAUNCH}::test_workloads_in_float32[prefill_many]"
+CHUNKS = f"{LAUNCH}::test_workloads_in_float32[chunked_prefill]"
+INT4 = f"{LAUNCH}::test_pages_with_scales[decode-float32-int4]"
+SINKS = f"{LAUNCH}::test_parameters_of_the_heads[gaps-sinks-plain]"
+
+TPU_ATTENTION = {
+    "k_with_the_scale_of_v": Mutant(
+        TileAttention.score, "keys.scales[0,", "keys.scales[c.layout.scales_per_entry - 1,", INT4
+    ),
+    "v_with_the_scale_of_k": Mutant(TileAttention.absorb, "c.layout.scales_per_entry - 1", "0", INT4),
+    "scales_not_over_the_unit": Mutant(TileAttention.spread_scales, " * unit(c)", "", INT4),
+    "values_that_are_not_real": Mutant(TileAttention.absorb, "keys.real is None", "True", PREFILL),
+    "mask_dropped": Mutant(TileAttention.score, "keys.mask is None", "True", PREFILL),
+    "sink_without_weight": Mutant(TileAttention.initial, "column + 1 / LANES", "column", SINKS),
+    "tile_inherits_a_state": Mutant(
+        TileAttention._finish_part, "self.store(part, self.initial(part))", "pass", RAGGED_PREFILL
+    ),
+    "tile_overwrites_its_block": Mutant(TileAttention._finish_part, "mine & of_tile", "mine", CHUNKS),
+    "buffer_of_another_block": Mutant(
+        TileAttention.whole_keys, "s.pages.kv.at[kv_buffer]", "s.pages.kv.at[(kv_buffer + 1) % c.buffers]", PREFILL
+    ),
+    "pages_not_waited_for": Mutant(
+        PageStream.wait_whole, "self.copies.wait(self.buffer(at), self.config.kv_pages)", "pass", PREFILL
+    ),
+    "ids_of_another_block": Mutant(PageStream._start_page, "at.block %", "(at.block + 1) %", PREFILL),
+    "queries_not_waited_for": Mutant(RowStream.wait_q, "copy.wait()", "pass", PREFILL),
+    "output_not_waited_for": Mutant(RowStream.wait_out, "copy.wait()", "pass", PREFILL),
+    "sequence_inherits_a_state": Mutant(DecodeAttention._absorb, "jnp.where(begins, new, old)", "old", RAGGED_DECODE),
+    "row_of_the_block_s_first_sequence": Mutant(
+        DecodeAttention._operand, "self.tiles.row_lo[subblock.tile]", "0", RAGGED_DECODE
+    ),
+    "state_reset_with_each_block": Mutant(
+        DecodeAttention.begin_tile, "first.page == self.tiles.first_page[first.tile]", "first.page >= 0", DECODE
+    ),
+    "subblocks_skip_a_sequence": Mutant(
+        SubBlockStream.plan, "tile + done.astype(jnp.int32)", "tile + 2 * done.astype(jnp.int32)", RAGGED_DECODE
+    ),
+    "subblocks_not_waited_for": Mutant(
+        SubBlockStream.wait,
+        "self.copies.wait(self.buffer(block), self.subblock(block, i).count, i)",
+        "pass",
+        RAGGED_DECODE,
+    ),
+    "nibbles_not_shifted": Mutant(unpack.low_nibbles, " << 4", "", "attention/tpu/test_unpack.py::test_int4"),
+    "scales_of_v_where_those_of_k_are": Mutant(
+        scales._side_by_side, "(j - kind) * page_size", "j * page_size", "attention/tpu/test_scales.py"
+    ),
+}
+
+TPU_WRITE = "page_write/tpu/test_launch.py::test_writes_its_slots_and_no_other_byte[chunks-int8]"
+EAGER_WRITE = "page_write/tpu/test_launch.py::test_copies_may_complete_at_once[chunks-int8]"
+MERGE_ROWS = "page_write/tpu/test_merge.py::test_rows_land_in_their_slots_bit_for_bit"
+MERGE_LANES = "page_write/tpu/test_merge.py::test_scales_land_in_their_lanes_bit_for_bit"
+
+PAGE_WRITE = {
+    "kept_rows_never_read": Mutant(RowCopies._keeps_some, "< self.span", "< 0", TPU_WRITE),
+    "kept_scales_never_read": Mutant(ScaleCopies._keeps_some, "> 0", "< 0", TPU_WRITE),
+    "row_one_slot_too_far": Mutant(RowCopies.merge, "shift=shift", "shift=shift + 1", TPU_WRITE),
+    "scales_of_v_over_those_of_k": Mutant(ScaleCopies.merge, "kind * self.page_size + ", "", TPU_WRITE),
+    "new_rows_not_waited_for": Mutant(RunCopies.wait_read, "self._strip_read(run).wait()", "pass", TPU_WRITE),
+    "runs_share_a_buffer": Mutant(RunCopies.buffer, "run %", "0 * run %", EAGER_WRITE),
+    "merge_keeps_old_rows": Mutant(register_merge.merge_rows, "new_words & mask", "old_words & mask", MERGE_ROWS),
+    "merge_one_row_too_many": Mutant(register_merge._row_mask, "row < end", "row <= end", MERGE_ROWS),
+    "merge_one_lane_too_many": Mutant(register_merge.merge_lanes, "lane < end", "lane <= end", MERGE_LANES),
+}
+
+MUTANTS = MASK | LAYOUT | ARITHMETIC | INTEGERS | XLA_WALK | TPU_ATTENTION | PAGE_WRITE
 
 
 @pytest.mark.parametrize("name", MUTANTS)
