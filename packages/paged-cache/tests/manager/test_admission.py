@@ -101,7 +101,9 @@ def test_what_arrives_can_be_committed_in_parts():
 
 def test_what_arrives_cannot_be_truncated_to_where_a_window_has_no_pages():
     manager, seq = arriving()
-    with refused(manager, ValueError, "num_tokens=8 is too far back: window layers have returned all before token 16"):
+    with refused(
+        manager, ValueError, "num_tokens=8 is too far back: window layers have released all pages before token 16"
+    ):
         manager.truncate(seq, 8)
     manager.release(seq)
     assert manager.num_used == 0

@@ -99,7 +99,7 @@ def test_cross_attention_has_pages_for_the_other_text_alone():
     [
         ((FULL, CROSS), 0, "cross_tokens=0 must be a whole number of at least 1"),
         ((FULL, CROSS), -3, "cross_tokens=-3 must be a whole number of at least 1"),
-        ((FULL,), 3, "cross_tokens=3 must be 0: there is no group of cross-attention"),
+        ((FULL,), 3, "cross_tokens=3 must be 0: there is no cross-attention group"),
         ((FULL, CROSS), 33, "a sequence of 33 tokens is longer than max_sequence_length=32"),
     ],
 )
@@ -111,14 +111,16 @@ def test_tokens_for_cross_attention_must_fit_the_groups(groups, cross_tokens, me
 
 
 def test_a_manager_needs_a_group_that_grows():
-    with pytest.raises(ValueError, match=r"groups=.*cross.* must have one that grows: full, window or chunked"):
+    with pytest.raises(ValueError, match=r"groups=.*cross.* must have a self-attention group: full, window or chunked"):
         new_manager(groups=(CROSS,))
 
 
 def test_truncating_behind_pages_that_a_window_has_returned_is_refused():
     manager = new_manager(groups=(FULL, WINDOW))
     seq = computed(manager, range(14))  # the next query sees 10 .. 14, so pages 0 and 1 are gone
-    with refused(manager, ValueError, r"num_tokens=11 is too far back: window layers have returned all before token 8"):
+    with refused(
+        manager, ValueError, r"num_tokens=11 is too far back: window layers have released all pages before token 8"
+    ):
         manager.truncate(seq, 11)
     manager.truncate(seq, 12)  # whose query sees 8 .. 12
     write(manager, seq, 2, [1, 2])

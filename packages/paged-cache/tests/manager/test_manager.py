@@ -20,7 +20,7 @@ def zeroed(manager):
         ({"num_host_pages": -1}, "num_host_pages=-1 must be a whole number of at least 0"),
         ({"page_size": 0, "max_sequence_length": 4}, "page_size=0 must be a whole number of at least 1"),
         ({"max_seqs": 0}, "max_seqs=0 must be a whole number of at least 1"),
-        ({"groups": ()}, r"groups=\(\) must have one that grows"),
+        ({"groups": ()}, r"groups=\(\) must have a self-attention group"),
     ],
 )
 def test_a_manager_that_could_hold_nothing_is_refused(sizes, message):

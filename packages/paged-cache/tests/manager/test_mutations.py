@@ -285,7 +285,7 @@ def stops_half_way(original, seqs, ids):
     return original(seqs, ids[np.isin(ids, seqs._ids)])
 
 
-@fault_in(Sequences, of="_take_index")
+@fault_in(Sequences, of="_new_index")
 def gives_an_id_twice(original, seqs):
     """A index's next sequence has the id of the last."""
     index, seq = original(seqs)

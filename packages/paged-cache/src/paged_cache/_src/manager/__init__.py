@@ -1,4 +1,4 @@
-"""The bookkeeping of a paged KV cache: numpy and the standard library alone."""
+"""The page manager of a KV cache; needs only numpy and the standard library."""
 
 from paged_cache._src.manager.cache_hit import Pin
 from paged_cache._src.manager.events import EventKind, PageEvent, Subscriber

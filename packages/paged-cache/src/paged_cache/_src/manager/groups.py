@@ -1,4 +1,4 @@
-"""Layers that see the same keys, and so share a page table."""
+"""Layer groups: layers that see the same keys share a page table."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,25 +12,25 @@ Count = TypeVar("Count", int, np.ndarray)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerGroup:
-    """Layers with one page table a sequence. What a query at position `t` sees depends on their kind.
+    """Layers that share one page table per sequence. `kind` decides which keys a query at position `t` sees.
 
         full     | keys 0 .. t
         window   | keys max(0, t - tokens + 1) .. t
         chunked  | keys t // tokens * tokens .. t
-        cross    | the keys of another text or picture, as many as `admit` was told, and none of its own
+        cross    | `cross_tokens` keys of something else (an encoder's text, a picture), and none of its own
 
-    All groups of a cache take their pages from one pool: a page belongs to one group at a time.
+    All groups of a cache share one pool. A page in use belongs to one group.
 
     Raises:
-        ValueError: window and chunked need at least one token; full and cross take none.
+        ValueError: `tokens` is below 1 for window or chunked, or not 0 for full or cross.
     """
 
     kind: Kind
-    """What the layers see."""
+    """Which keys the layers see."""
     tokens: int = 0
-    """The window or the chunk, in tokens; 0 for the other kinds."""
+    """Size of the window or of the attention chunk, in tokens; 0 for the other kinds."""
     layers: tuple[int, ...] = ()
-    """The model's layers, by index; the group's `i`-th layer keeps its pages in the cache's view `i`."""
+    """Indices of the model's layers. The group's `i`-th layer uses the cache's view `i`."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("full", "window", "chunked", "cross"):
@@ -41,36 +41,36 @@ class LayerGroup:
 
     @classmethod
     def full(cls, layers: Sequence[int] = ()) -> "LayerGroup":
-        """Layers that see every key before them."""
+        """Layers that see all keys up to the query's position."""
         return cls(kind="full", layers=tuple(layers))
 
     @classmethod
     def window(cls, tokens: int, layers: Sequence[int] = ()) -> "LayerGroup":
-        """Layers that see the newest `tokens` keys, their own included."""
+        """Layers that see the last `tokens` keys, including the query's own (sliding window)."""
         return cls(kind="window", tokens=tokens, layers=tuple(layers))
 
     @classmethod
     def chunked(cls, tokens: int, layers: Sequence[int] = ()) -> "LayerGroup":
-        """Layers that see the keys of their own chunk of `tokens` (chunked-local attention)."""
+        """Layers that see only keys in the query's own chunk of `tokens` positions (chunked attention)."""
         return cls(kind="chunked", tokens=tokens, layers=tuple(layers))
 
     @classmethod
     def cross(cls, layers: Sequence[int] = ()) -> "LayerGroup":
-        """Layers that see the keys of something else: an encoder's text, a picture."""
+        """Layers that see the keys of something else, such as an encoder's text or a picture (cross-attention)."""
         return cls(kind="cross", layers=tuple(layers))
 
     @property
     def is_self_attention(self) -> bool:
-        """Whether each token of the sequence adds a key."""
+        """True if each token of the sequence adds a key: all kinds except cross."""
         return self.kind != "cross"
 
     @property
     def is_windowed(self) -> bool:
-        """Whether keys go out of sight as the sequence grows."""
+        """True if later queries no longer see early keys: window and chunked."""
         return self.kind in ("window", "chunked")
 
     def first_needed(self, computed: Count) -> Count:
-        """Position of the first key that a query at `computed` or later can see; what lies before it can be returned.
+        """Position of the first key that a query at `computed` or later sees. Pages before it can be released.
 
         >>> [group.first_needed(10) for group in (LayerGroup.window(4), LayerGroup.chunked(4), LayerGroup.full())]
         [7, 8, 0]

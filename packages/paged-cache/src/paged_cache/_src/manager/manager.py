@@ -1,4 +1,4 @@
-"""Which pages each sequence has: the bookkeeping of a paged KV cache, on the host and without jax."""
+"""The page manager: decides on the host, without jax, which pages each sequence has."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,25 +22,26 @@ from paged_cache._src.manager.stats import PageStats
 
 
 class PageManager:
-    """Gives sequences their pages, lets them share what they have in common, and takes back what nobody needs.
+    """Allocates pages to sequences, shares pages of equal prefixes, and frees pages.
 
     A step of a serving loop:
 
-        seq = manager.admit(prompt)                       # its prefix may be in pages already
-        cache = apply_moves(cache, manager.take_moves())  # what the device must copy first
+        seq = manager.admit(prompt)                       # shares pages that hold its prefix
+        cache = apply_moves(cache, manager.take_moves())  # copies pages on the device
         ... write keys and values of tokens computed .. length through manager.page_tables(seq), attend, sample ...
-        manager.commit(seq, length - computed)            # they are written: others may find them
+        manager.commit(seq, length - computed)            # full pages are indexed: later prompts can hit them
         manager.extend(seq, 1, [token])                   # a slot for the next token
 
-    Every call does all it was asked or raises (`OutOfPages`, `ValueError`) and changes nothing, and costs O(1) for each
-    page that it touches. `seqs` is one id or a list of ids: a decode step of all sequences is one call. Calls that are
-    alike give pages that are alike, so many hosts that make the same calls have the same tables. Invariants:
+    A page is empty, in use, or cached: free, but indexed by its content, so that a prompt can still hit it. If no page
+    is empty, cached pages are evicted, the least recently released first. Always:
 
-        a page's owners = the table entries that name it, and its pins
-        num_free + num_used = num_pages - 1 (the null page is nobody's)
-        a slot that a sequence is to write is in a page that it alone owns and that nobody can find
+        refcount of a page = the number of page tables and pins that name it
+        num_free + num_used = num_pages - 1 (page 0 is the null page)
+        tokens are written only to private pages: refcount 1, not indexed
 
-    One manager is for one thread.
+    `seqs` is one id or a list of ids: a decode step of all sequences is one call. A call either does everything or
+    raises (`OutOfPages`, `ValueError`) and changes nothing. It costs O(1) per page that it touches. The manager is
+    deterministic: hosts that make the same calls have the same page tables. It is not thread-safe.
     """
 
     def __init__(
@@ -55,20 +56,20 @@ class PageManager:
         scrub: bool = False,
         num_host_pages: int = 0,
     ) -> None:
-        """A manager of empty pages.
+        """Create a manager of empty pages.
 
         Args:
-            num_pages: pages of the pool that all groups share, the null page included.
-            page_size: tokens a page holds.
-            max_seqs: sequences there can be at once.
-            max_sequence_length: tokens of the longest sequence.
-            groups: layers with a page table each.
-            prefix_reuse: whether sequences share pages that hold the same prefix.
-            scrub: whether a page is filled with zeros when its content is lost, before anyone else has it.
-            num_host_pages: pages of host memory that sequences can be swapped out to.
+            num_pages: pages of the pool that all groups share, including the null page.
+            page_size: tokens per page.
+            max_seqs: the most sequences at once.
+            max_sequence_length: the most tokens of a sequence.
+            groups: the layer groups; each has a page table per sequence.
+            prefix_reuse: True to share pages between sequences with the same prefix.
+            scrub: True to fill a page with zeros before another sequence gets it.
+            num_host_pages: pages of host memory for swapping.
 
         Raises:
-            ValueError: a size is below its least, or no group grows.
+            ValueError: a size is too small, or no group is of self-attention.
         """
         self.groups = tuple(groups)
         self.num_host_pages = check_integer("num_host_pages", num_host_pages, 0)
@@ -80,79 +81,82 @@ class PageManager:
         self._host_pool = PagePool(self.num_host_pages + 1, "host ")
         self._pins: set[Pin] = set()
 
-    # What there is
+    # State
 
     @property
     def num_pages(self) -> int:
-        """Pages, the null page included."""
+        """Number of pages, including the null page."""
         return self._pages.pool.num_pages
 
     @property
     def max_seqs(self) -> int:
-        """Sequences there can be at once."""
+        """The most sequences at once."""
         return self._seqs.max_seqs
 
     @property
     def max_sequence_length(self) -> int:
-        """Tokens of the longest sequence."""
+        """The most tokens of a sequence."""
         return self._seqs.max_sequence_length
 
     @property
     def pages_per_seq(self) -> int:
-        """Entries of a page table: pages of the longest sequence."""
+        """Length of a page table: pages of the longest sequence."""
         return self._seqs.page_tables.shape[2]
 
     @property
     def cross_groups(self) -> tuple[int, ...]:
-        """Which groups are of cross-attention, by index."""
+        """The indices of the cross-attention groups."""
         return self._allocator.cross_attention
 
     @property
     def num_free(self) -> int:
-        """Pages that sequences can still get: empty ones, and those kept for what they hold."""
+        """Number of free pages: empty and cached pages."""
         return self._pages.pool.num_free
 
     @property
     def num_cached(self) -> int:
-        """Free pages whose content can be found."""
+        """Number of cached pages: free, with content that is in the prefix index."""
         return self._pages.pool.num_cached
 
     @property
     def num_used(self) -> int:
-        """Pages with an owner."""
+        """Number of pages in use."""
         return self._pages.pool.num_used
 
     def refcounts(self, pages: ArrayLike) -> np.ndarray:
-        """How many owners each page has: table entries that name it, and pins."""
+        """The refcount of each page: the number of page tables and pins that name it."""
         return self._pages.pool.refcounts(pages)
 
     def page_tables(self, seqs: ArrayLike, out: np.ndarray | None = None) -> np.ndarray:
-        """The page tables int32 `[groups, n, pages_per_seq]` of some sequences, in `out` if that is given.
+        """The page tables of these sequences, int32 `[groups, n, pages_per_seq]`, written to `out` if it is given.
 
-        Entries without a page are the null page.
+        Entries without a page are 0, the null page.
         """
-        # Rows are known to exist; with the mode "raise" numpy would copy to a buffer first.
+        # The indices are valid. With mode="raise", numpy would copy to a buffer first.
         return self._seqs.page_tables.take(self._seqs.indices_on_device(seqs), axis=1, out=out, mode="clip")
 
     def lengths(self, seqs: ArrayLike) -> np.ndarray:
-        """Tokens of each sequence that have a slot, `[n]`."""
+        """The number of tokens of each sequence that have a slot, `[n]`."""
         return self._seqs.lengths[self._seqs.indices(seqs)]
 
     def computed(self, seqs: ArrayLike) -> np.ndarray:
-        """Tokens of each sequence whose keys and values are in pages, `[n]`; right after `admit`, those reused."""
+        """The number of tokens of each sequence whose keys and values are in pages, `[n]`.
+
+        Right after `admit`, these are the cache hits.
+        """
         return self._seqs.computed[self._seqs.indices(seqs)]
 
     def cross_tokens(self, seqs: ArrayLike) -> np.ndarray:
-        """Tokens that cross-attention of each sequence sees, `[n]`."""
+        """The number of tokens that cross-attention of each sequence sees, `[n]`."""
         return self._seqs.cross_tokens[self._seqs.indices(seqs)]
 
     def token_ids(self, seq: int) -> np.ndarray:
-        """The tokens of a sequence that have a slot; -1 where they are not known."""
+        """The ids of a sequence's tokens that have a slot; -1 where an id is not known."""
         index = self._seqs.index(seq)
         return self._seqs.token_ids[index, : self._seqs.lengths[index]].copy()
 
     def stats(self) -> PageStats:
-        """What was done so far, and how full the pages are; costs O(sequences)."""
+        """The state of the pages and the totals so far; costs O(sequences)."""
         pool = self._pages.pool
         return PageStats(
             num_used=pool.num_used,
@@ -165,25 +169,25 @@ class PageManager:
         )
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Call `subscriber` with the events of each operation that has any, when it is complete."""
+        """Call `subscriber` with the events of each operation, after the operation, if it has events."""
         self._pages.subscribe(subscriber)
 
     def take_moves(self) -> list[PageMoves]:
-        """What the device must do, in order, before it writes anything else; all since the last call."""
+        """The moves since the last call. The device must make them, in order, before it writes anything else."""
         return self._pages.take_moves()
 
     # The life of a sequence
 
     def cached_tokens(self, prompt: Prompt | ArrayLike) -> int:
-        """How many tokens of this prompt `admit` would find in pages now; takes nothing."""
+        """The number of this prompt's tokens that would be cache hits in `admit` now. Changes nothing."""
         prompt = Prompt.of(prompt)
         return self._lookup(prompt, len(prompt) - 1).num_tokens
 
     def pages_to_admit(self, prompt: Prompt | ArrayLike, *, cross_tokens: int = 0) -> int:
-        """How many of the free pages `admit` would take for all of this prompt, found ones that are free included.
+        """The number of free pages that `admit` would take for this whole prompt, including its cached pages.
 
         Raises:
-            ValueError: `cross_tokens` are not what the groups see.
+            ValueError: `cross_tokens` does not fit the groups.
         """
         prompt = Prompt.of(prompt)
         cross_tokens = self._allocator.check_cross_tokens(cross_tokens)
@@ -193,19 +197,19 @@ class PageManager:
     def admit(
         self, prompt: Prompt | ArrayLike, *, chunk: int | None = None, cross_tokens: int = 0, imported: bool = False
     ) -> int:
-        """The id of a new sequence, which no other will ever have.
+        """Add a sequence with slots for its prompt, and return its id. No id is used twice.
 
-        It starts with the pages that hold its prefix, `computed(seq)` tokens. That is never all of the prompt: one
-        token is left to compute, to have a index to sample from. Full pages are shared; a page that begins with the
-        tokens after them is copied. Then come slots for the rest of the prompt.
+        The prompt's prefix may be a cache hit, `computed(seq)` tokens long. Full pages of the hit are shared. If a page
+        begins with the next tokens, it is copied. At least one token is left to compute, because the step needs a row
+        to sample from.
 
         Args:
-            prompt: its tokens, or these with a namespace and all else that keys and values depend on.
-            chunk: slots for so many tokens after the reused ones; `extend` gives the others later. `None`: for all.
-            cross_tokens: tokens that groups of cross-attention see. Keys and values of all tokens depend on them, so a
-                prompt then finds pages only if its `media` have a digest of them, from token 0 on.
-            imported: whether keys and values of all the prompt come from elsewhere, and are committed at once: it keeps
-                no page that no query after these tokens sees.
+            prompt: token ids, or a `Prompt` with a namespace, an adapter or media.
+            chunk: slots for this many tokens after the cache hit; `extend` adds the others later. `None`: for all.
+            cross_tokens: tokens that cross-attention groups see. The keys and values of all tokens depend on them, so
+                a prompt then hits the cache only if its `media` cover token 0 with a digest of them.
+            imported: True if all keys and values of the prompt come from elsewhere, and are committed at once. Pages
+                that no query after the prompt sees are then released right away.
 
         Raises:
             OutOfPages: not enough pages are free.
@@ -220,20 +224,20 @@ class PageManager:
         admission = plan_admission(self._allocator, prompt, hit, chunk=chunk, cross_tokens=cross_tokens)
         seq = self._allocator.add(admission)
         if imported:
-            index = self._seqs.indices_on_device(seq)
-            self._allocator.release_out_of_window_after(index, self._seqs.lengths[index])
+            indices = self._seqs.indices_on_device(seq)
+            self._allocator.release_out_of_window_after(indices, self._seqs.lengths[indices])
         self._pages.counts.queried_tokens += len(prompt)
         self._pages.counts.cached_tokens += admission.hit.num_tokens
         self._pages.publish()
         return seq
 
     def extend(self, seqs: ArrayLike, counts: ArrayLike = 1, token_ids: ArrayLike | None = None) -> None:
-        """Slots for more tokens of some sequences; of a shared last page the sequence gets a copy of its own first.
+        """Add slots for more tokens. A shared tail page is copied before its first write (copy on write).
 
         Args:
             seqs: the sequences.
-            counts: how many tokens each is to have more.
-            token_ids: the tokens, all sequences' one after another; `None` where they are not known before `commit`.
+            counts: how many tokens to add to each.
+            token_ids: the new tokens, one sequence after another; `None` if they are not known before `commit`.
 
         Raises:
             OutOfPages: not enough pages are free.
@@ -245,18 +249,18 @@ class PageManager:
         self._pages.publish()
 
     def commit(self, seqs: ArrayLike, counts: ArrayLike = 1, token_ids: ArrayLike | None = None) -> None:
-        """The next tokens of some sequences are computed: their keys and values are in pages.
+        """Record that the keys and values of the next tokens are in pages.
 
-        Full pages can be found from now on, and pages that no later query sees are returned. To reject the last tokens
-        of a step (speculation), `truncate` them before.
+        Indexes full pages, and releases pages that no later query sees. To reject the last tokens of a step
+        (speculative decoding), call `truncate` before `commit`.
 
         Args:
             seqs: the sequences.
             counts: how many tokens of each were computed.
-            token_ids: these tokens, all sequences' one after another, where `extend` was not told them.
+            token_ids: these tokens, one sequence after another, if `extend` was called without them.
 
         Raises:
-            ValueError: an argument is wrong, or a sequence has not so many tokens left to compute.
+            ValueError: an argument is wrong, or a sequence has fewer tokens left to compute.
         """
         indices = self._seqs.indices_on_device(seqs)
         counts = self._seqs.check_counts(counts, len(indices))
@@ -269,7 +273,7 @@ class PageManager:
         self._pages.publish()
 
     def fork(self, seq: int, n: int = 1) -> list[int]:
-        """`n` new sequences with all the tokens of this one; pages are shared, and copied on the first write.
+        """Add `n` copies of a sequence, and return their ids. Pages are shared, and copied on the first write.
 
         Raises:
             ValueError: tokens are left to compute, or there would be more than `max_seqs` sequences.
@@ -282,10 +286,10 @@ class PageManager:
         return [self._seqs.add_fork(index) for _ in range(n)]
 
     def truncate(self, seq: int, num_tokens: int) -> None:
-        """Only the first `num_tokens` tokens of a sequence stay: rejected speculation, or a step back.
+        """Shorten a sequence to its first `num_tokens` tokens, for instance after rejected speculation.
 
         Raises:
-            ValueError: there are fewer tokens, or a window has moved on and its pages are gone.
+            ValueError: the sequence has fewer tokens, or a window would need pages that were released.
         """
         index = self._seqs.index_on_device(seq)
         num_tokens, length = check_integer("num_tokens", num_tokens, 0), self._seqs.lengths[index]
@@ -296,9 +300,10 @@ class PageManager:
         self._pages.publish()
 
     def release(self, seqs: ArrayLike) -> None:
-        """The sequences are no more; what they hold can be found until their pages are needed.
+        """Remove sequences and release their pages. Indexed pages become cached: later prompts can hit them.
 
-        One that was swapped out gives back its host pages. Preemption by recomputation is this, and `admit` later.
+        Also releases the host pages of a swapped-out sequence. To preempt a sequence by recomputation, release it and
+        admit it again later.
 
         Raises:
             ValueError: a sequence does not exist, or is named twice.
@@ -316,11 +321,11 @@ class PageManager:
     # Swap
 
     def swap_out(self, seq: int) -> None:
-        """The sequence's pages go to host pages and are free; until `swap_in` it can only be released.
+        """Move a sequence to host pages, and release its pages. Until `swap_in` it can only be released.
 
         Raises:
             OutOfPages: not enough host pages are free.
-            ValueError: tokens are left to compute, or it is swapped out already.
+            ValueError: tokens are left to compute, or the sequence is already swapped out.
         """
         index = self._seqs.index_on_device(seq)
         self._seqs.check_all_computed(index, "swapped out")
@@ -328,11 +333,11 @@ class PageManager:
         self._pages.publish()
 
     def swap_in(self, seq: int) -> None:
-        """A sequence that was swapped out has pages again, with what they held.
+        """Move a swapped-out sequence back to new pages.
 
         Raises:
             OutOfPages: not enough pages are free.
-            ValueError: it is not swapped out.
+            ValueError: the sequence is not swapped out.
         """
         index = self._seqs.index(seq)
         if index not in self._seqs.host_pages:
@@ -342,10 +347,10 @@ class PageManager:
         self._allocator.reindex_full_pages(index)
         self._pages.publish()
 
-    # What is kept
+    # The prefix cache
 
     def pin(self, prompt: Prompt | ArrayLike) -> Pin:
-        """Keep the full pages that hold the start of this prompt from being evicted, as many as there are."""
+        """Protect the full pages that hold this prompt's prefix from eviction, as far as they are indexed now."""
         prompt = Prompt.of(prompt)
         hit = self._lookup(prompt, len(prompt)).without_tail(self.page_size)
         pin = Pin(hit.num_tokens, last_pages_first(hit.pages))
@@ -355,10 +360,10 @@ class PageManager:
         return pin
 
     def unpin(self, pin: Pin) -> None:
-        """Let the pages of a pin be evicted again.
+        """End the protection of a pin.
 
         Raises:
-            ValueError: it is not one of this manager's, or was undone before.
+            ValueError: the pin is not one of this manager's, or was unpinned before.
         """
         if pin not in self._pins:
             raise ValueError("pin is not one of this manager's, or was unpinned before")
@@ -367,32 +372,33 @@ class PageManager:
         self._pages.publish()
 
     def reset_prefix_cache(self) -> None:
-        """Nothing that is in pages can be found any more, for instance because the model's weights have changed.
+        """Drop all pages from the prefix index, for instance because the model's weights have changed.
 
-        Nor can what the sequences of now have on the host, or compute later: it depends on what they have.
+        Current sequences also stop contributing to the prefix index.
         """
         self._pages.clear_index()
         self._seqs.clear_hashes()
         self._pages.publish()
 
     def cached_pages(self) -> list[CachedPage]:
-        """All pages that can be found, owned or free, in the order in which they came to be found."""
+        """All indexed pages, in use or free, in the order in which they were indexed."""
         return self._pages.index.cached_pages()
 
-    def restore(self, kept: Sequence[CachedPage]) -> np.ndarray:
-        """Take what another manager's `cached_pages` gave; the page for each, 0 where it is here or there is no room.
+    def restore(self, cached: Sequence[CachedPage]) -> np.ndarray:
+        """Index what another manager's `cached_pages` returned, in empty pages, which become cached.
 
-        Only empty pages are taken; they are free, and kept. The caller writes their content before the next step, and
-        after what `take_moves` says until then.
+        Returns one page id per entry; 0 if already cached or if no empty page is left. The caller writes the content
+        to these pages before the next step, after the moves of `take_moves`.
 
         Raises:
-            ValueError: a page is of another page size or group, or its key is not that of its tokens.
+            ValueError: an entry has another page size or group, or its hash is not that of its tokens.
         """
-        pages = restore(self._allocator, kept)
+        pages = restore(self._allocator, cached)
         self._pages.publish()
         return pages
 
     def _lookup(self, prompt: Prompt, limit: int) -> CacheHit:
+        """The longest cache hit within the first `limit` tokens."""
         if not self._allocator.can_reuse(prompt):
             return CacheHit.none(len(self.groups))
         return CacheHitSearch(self._pages.index, self.groups, self.page_size, prompt).longest(limit)

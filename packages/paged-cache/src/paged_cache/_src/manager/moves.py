@@ -1,4 +1,4 @@
-"""What the device must do to its pages before the next step: copy, zero, swap out, swap in."""
+"""Page moves: what the device must do before the next step. Copy, zero, swap out, swap in."""
 
 import dataclasses
 from typing import Literal
@@ -10,37 +10,37 @@ Verb = Literal["copy", "zero", "out", "in"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PageMoves:
-    """Moves of one phase, int32 page ids. All pages are read before any is written, so their order does not matter.
+    """The moves of one phase, as int32 page ids. All reads of a phase come before its writes, so order is free.
 
-    Page ids are the same for all layers; a move is of a page in every layer.
+    A move applies to the page in every layer.
     """
 
     copy_from: np.ndarray
     copy_to: np.ndarray
-    """Device pages that take the content of `copy_from`."""
+    """Device pages that receive the content of device pages `copy_from`."""
     zero: np.ndarray
-    """Device pages that are filled with zeros."""
+    """Device pages to fill with zeros."""
     out_from: np.ndarray
     out_to: np.ndarray
-    """Host pages that take the content of device pages `out_from`."""
+    """Host pages that receive the content of device pages `out_from`."""
     in_from: np.ndarray
     in_to: np.ndarray
-    """Device pages that take the content of host pages `in_from`."""
+    """Device pages that receive the content of host pages `in_from`."""
 
 
 class MoveLog:
-    """Moves in the order in which they were decided, cut into phases when they are taken."""
+    """A list of moves in order. `take` splits it into phases."""
 
     def __init__(self) -> None:
         self._moves: list[tuple[Verb, np.ndarray, np.ndarray]] = []
 
     def add(self, verb: Verb, source: np.ndarray, target: np.ndarray) -> None:
-        """Note moves from `source` to `target`, which is one of distinct pages; `zero` has no source."""
+        """Add moves from `source` to `target`, an array of distinct pages. For `zero`, `source` is empty."""
         if len(target):
             self._moves.append((verb, source, target))
 
     def take(self) -> list[PageMoves]:
-        """The phases that do, one after the other, what all moves since the last call do in their order."""
+        """Return the moves since the last call as phases. A new phase starts where a page was written before."""
         moves, self._moves = self._moves, []
         phases, written = [], set()
         for verb, source, target in moves:
@@ -54,7 +54,7 @@ class MoveLog:
 
 
 def _places(verb: Verb, source: np.ndarray, target: np.ndarray) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
-    """What a move reads and what it writes, host pages apart from device pages."""
+    """The pages that a move reads and those that it writes, as `(memory, page)`."""
     reads = {("host" if verb == "in" else "device", page) for page in source.tolist()}
     writes = {("host" if verb == "out" else "device", page) for page in target.tolist()}
     return reads, writes

@@ -1,4 +1,4 @@
-"""What a sequence starts with, and all that its keys and values depend on."""
+"""Prompts: token ids, and everything else that their keys and values depend on."""
 
 from collections.abc import Sequence
 
@@ -9,61 +9,62 @@ from paged_cache._src.manager.arrays import least, most
 from paged_cache._src.manager.prefix import Content, Media, hash_page, media_bytes, root_hash
 
 TOKEN_DTYPE = np.dtype("<i4")
-"""Token ids are hashed as they are stored, so in the same order of bytes on every machine."""
+"""The dtype of token ids. Its byte order is fixed, so that hashes are the same on every machine."""
 
 
 class Prompt:
-    """Token ids, and whose they are. Keys of its pages are hashed once, so a prompt that waits costs nothing more.
+    """Token ids with a namespace, an adapter and media. Two prompts share pages only if all of these are equal.
 
-    Sequences share pages only if their namespace and adapter, their tokens and what the tokens stand for are the same.
+    Each full page is hashed once, so a prompt that waits in a queue costs no more hashes.
     """
 
     def __init__(
         self, token_ids: ArrayLike, *, namespace: str = "", adapter: str = "", media: Sequence[Media] = ()
     ) -> None:
-        """A prompt.
+        """Create a prompt.
 
         Args:
-            token_ids: at least one.
-            namespace: give each tenant one of its own, so that none can learn by the clock what others asked.
-            adapter: what else keys and values depend on, such as the name of a LoRA adapter.
-            media: what tokens stand for whose ids do not say it.
+            token_ids: at least one token id.
+            namespace: prompts of different namespaces never share pages. Give each tenant its own: then none can learn
+                from the time to its first token what others have asked.
+            adapter: anything else that keys and values depend on, such as the name of a LoRA adapter.
+            media: pictures or sounds that some of the tokens stand for.
 
         Raises:
-            ValueError: there is no token, or one is no token id.
+            ValueError: there is no token, or an entry is not a token id.
         """
-        array = np.array(token_ids)  # a copy, which stays what was hashed
+        array = np.array(token_ids)  # a copy: the caller may change theirs after it was hashed
         if array.ndim != 1 or not array.size:
             raise ValueError(f"token_ids has shape {array.shape}; it must be a list of at least one token id")
         self.token_ids = check_tokens(array, array.size)
         self._bytes = self.token_ids.tobytes()
-        self.media = tuple(sorted(media, key=lambda item: item.start))  # keys do not depend on how they are listed
+        self.media = tuple(sorted(media, key=lambda item: item.start))  # the same hashes in any order
         self._root = root_hash(namespace, adapter)
         self._full_pages: dict[int, list[Content]] = {}  # by page size
 
     @classmethod
     def of(cls, prompt: "Prompt | ArrayLike") -> "Prompt":
-        """A prompt as it is; of token ids one without namespace, adapter and media."""
+        """The prompt itself, or a new one for token ids."""
         return prompt if isinstance(prompt, Prompt) else cls(prompt)
 
     def __len__(self) -> int:
-        """How many tokens it has."""
+        """The number of tokens."""
         return len(self.token_ids)
 
     def prefix_hash(self, n: int, page_size: int) -> bytes:
-        """The key of the first `n` pages of this size; the root for none."""
+        """The hash of the first `n` pages; the root hash for 0."""
         return self._hash_pages(n, page_size)[n - 1][0] if n else self._root
 
     def prefix_hashes(self, n: int, page_size: int) -> list[bytes]:
-        """The root, and the keys of the first `n` pages of this size."""
+        """The hashes of the first 0, 1, .. `n` pages."""
         return [self._root, *[page_hash for page_hash, _, _, _ in self._hash_pages(n, page_size)[:n]]]
 
-    def full_page(self, index: int, page_size: int) -> Content:
-        """What the page of this index, of this size, holds when it is full."""
-        return self._hash_pages(index + 1, page_size)[index]
+    def full_page(self, page: int, page_size: int) -> Content:
+        """The content of the full page with this number, counted from 0."""
+        return self._hash_pages(page + 1, page_size)[page]
 
     def _hash_pages(self, n: int, page_size: int) -> list[Content]:
-        """All full pages so far, the first `n` among them."""
+        """The contents of at least the first `n` full pages; hashes those that are new."""
         pages, size = self._full_pages.setdefault(page_size, []), page_size * TOKEN_DTYPE.itemsize
         for page in range(len(pages), n):
             parent_hash, token_ids = pages[-1][0] if pages else self._root, self._bytes[page * size : (page + 1) * size]
@@ -73,10 +74,10 @@ class Prompt:
 
 
 def check_tokens(token_ids: ArrayLike, n: int) -> np.ndarray:
-    """`n` token ids.
+    """Return `n` token ids as an array of `TOKEN_DTYPE`.
 
     Raises:
-        ValueError: there are more or fewer, or one is no token id.
+        ValueError: there are not `n` entries, or an entry is not a token id.
     """
     array = np.asarray(token_ids)
     if array.shape != (n,):

@@ -1,4 +1,4 @@
-"""All sequences as a struct of arrays, so that a step of many sequences is a few numpy calls."""
+"""The state of all sequences, as numpy arrays: a step of many sequences takes a few numpy calls."""
 
 import struct
 
@@ -11,21 +11,25 @@ from paged_cache._src.manager.prefix import Content, Media, hash_page, media_byt
 from paged_cache._src.manager.prompt import TOKEN_DTYPE, check_tokens
 
 UNKNOWN = -1
-"""In place of a token id that is not known yet."""
+"""Stands for a token id that is not known yet."""
 _UNKNOWN_BYTES = np.array(UNKNOWN, TOKEN_DTYPE).tobytes()
 
 
 class Sequences:
-    """The indices of a table, one for each sequence there can be; a sequence's id names its index and its turn in it.
+    """A struct of arrays with one entry per sequence. A sequence's id gives its index: `index = seq % max_seqs`.
 
-        tokens of a sequence | computed: keys and values in pages | to be computed | not known to the manager
+        tokens of a sequence | computed: keys and values in pages | to be computed | no slot yet
                              0                                    computed         length
 
-    Arrays are reserved whole and touched where sequences are: longer ones cost address space, not memory.
+        page_tables[g, index] | 0 .. 0 | page ids | 0 .. 0 |
+                              0        first_page ceil(length / page_size)
+
+    The arrays have room for `max_seqs` sequences of full length. The operating system gives memory only to the parts
+    that are used.
     """
 
     def __init__(self, max_seqs: int, max_sequence_length: int, page_size: int, num_groups: int) -> None:
-        """No sequences.
+        """Create arrays without sequences.
 
         Raises:
             ValueError: a size is below 1.
@@ -35,21 +39,25 @@ class Sequences:
         self.page_size = check_integer("page_size", page_size, 1)
         pages_per_seq = -(-self.max_sequence_length // self.page_size)
         self.page_tables = np.zeros((num_groups, max_seqs, pages_per_seq), np.int32)
+        """Page ids; 0, the null page, where a sequence has no page."""
         self.first_page = np.zeros((num_groups, max_seqs), np.int32)
-        """Index of the first table entry that is a page."""
+        """`[groups, max_seqs]`: number of the first page that the sequence still has. Windows release those before."""
         self.lengths = np.zeros(max_seqs, np.int32)
+        """Tokens that have a slot."""
         self.computed = np.zeros(max_seqs, np.int32)
+        """Tokens whose keys and values are in pages."""
         self.cross_tokens = np.zeros(max_seqs, np.int32)
+        """Tokens that cross-attention sees."""
         self.token_ids = np.zeros((max_seqs, pages_per_seq * self.page_size), TOKEN_DTYPE)
         self.num_full_pages = np.zeros(max_seqs, np.int32)
-        """How many pages of a index were full, so that they could have a key, when it last was looked at."""
+        """Full pages already considered for hashing."""
         self.has_private_tail = np.zeros(max_seqs, bool)
         """True if the last page is known to be private and not indexed. False means unknown."""
         self.hashes: list[list[bytes]] = [[] for _ in range(max_seqs)]
-        """The root, then the key of each full page up to the first with a token that is not known."""
+        """The root hash, then the hash of each full page, up to the first page with an unknown token."""
         self.media: list[tuple[Media, ...]] = [() for _ in range(max_seqs)]
         self.host_pages: dict[int, np.ndarray] = {}
-        """Of the indices that are swapped out: their host pages, one group's after another's."""
+        """Host pages of the sequences that are swapped out, by index; one group after another."""
         self._ids = np.full(max_seqs, -1, np.int64)
         self._ones = np.ones(max_seqs, np.int64)
         self._last_lookup: tuple[tuple[np.dtype, tuple[int, ...], bytes], np.ndarray] | None = None
@@ -58,24 +66,24 @@ class Sequences:
 
     @property
     def max_seqs(self) -> int:
-        """How many there can be at once."""
+        """The most sequences at once."""
         return len(self._ids)
 
     @property
     def num_seqs(self) -> int:
-        """How many there are."""
+        """The number of sequences."""
         return self.max_seqs - len(self._free_indices)
 
     def all_on_device(self) -> np.ndarray:
-        """Rows of all sequences that are not swapped out."""
+        """The indices of all sequences that are not swapped out."""
         indices = np.flatnonzero(self._ids >= 0)
         return indices[~np.isin(indices, list(self.host_pages))]
 
     def indices_on_device(self, seqs: ArrayLike) -> np.ndarray:
-        """The indices of some sequences that have their pages.
+        """The indices of these sequences, none of which may be swapped out.
 
         Raises:
-            ValueError: one does not exist, is named twice, or is swapped out.
+            ValueError: a sequence does not exist, is named twice, or is swapped out.
         """
         indices = self.indices(seqs)
         if self.host_pages and (swapped := self.host_pages.keys() & indices.tolist()):
@@ -83,35 +91,36 @@ class Sequences:
         return indices
 
     def index_on_device(self, seq: int) -> int:
-        """The index of one sequence that has its pages.
+        """The index of one sequence, which must not be swapped out.
 
         Raises:
-            ValueError: it does not exist or is swapped out, or there are several.
+            ValueError: it does not exist, is swapped out, or `seq` is not one id.
         """
-        return _only(self.indices_on_device(seq), seq)
+        return _single(self.indices_on_device(seq), seq)
 
     def index(self, seq: int) -> int:
-        """The index of one sequence, be it swapped out or not.
+        """The index of one sequence, swapped out or not.
 
         Raises:
-            ValueError: it does not exist, or there are several.
+            ValueError: it does not exist, or `seq` is not one id.
         """
-        return _only(self.indices(seq), seq)
+        return _single(self.indices(seq), seq)
 
     def indices(self, seqs: ArrayLike) -> np.ndarray:
-        """The indices of some sequences, be they swapped out or not.
+        """The indices of these sequences, swapped out or not.
 
-        A step names the same sequences in several calls, so the last answer is kept until a sequence comes or goes.
+        A step asks for the same sequences several times, so the last result is remembered. It is dropped when a
+        sequence is added or removed.
 
         Raises:
-            ValueError: one does not exist, or is named twice.
+            ValueError: a sequence does not exist, or is named twice.
         """
         ids = np.asarray(seqs)
-        asked = ids.dtype, ids.shape, ids.tobytes()
-        if self._last_lookup is None or self._last_lookup[0] != asked:
+        query = ids.dtype, ids.shape, ids.tobytes()
+        if self._last_lookup is None or self._last_lookup[0] != query:
             if ids.ndim > 1 or (ids.size and ids.dtype.kind not in "iu"):
                 raise ValueError(f"seqs={seqs!r} must be one sequence id or a list of them")
-            self._last_lookup = asked, self._find_indices(ids.astype(np.int64).reshape(-1))
+            self._last_lookup = query, self._find_indices(ids.astype(np.int64).reshape(-1))
         return self._last_lookup[1]
 
     def _find_indices(self, ids: np.ndarray) -> np.ndarray:
@@ -125,10 +134,10 @@ class Sequences:
         return indices
 
     def check_room(self, n: int) -> None:
-        """Refuse `n` more sequences.
+        """Check that `n` more sequences fit.
 
         Raises:
-            ValueError: there would be more than `max_seqs`.
+            ValueError: there would be more than `max_seqs` sequences.
         """
         if n > len(self._free_indices):
             raise ValueError(
@@ -137,10 +146,10 @@ class Sequences:
             )
 
     def check_lengths(self, lengths: ArrayLike) -> None:
-        """Refuse sequences that are too long.
+        """Check that sequences of these lengths fit.
 
         Raises:
-            ValueError: there would be more than `max_sequence_length` tokens.
+            ValueError: a length is above `max_sequence_length`.
         """
         longest = most(np.asarray(lengths).reshape(-1), if_none=0)
         if longest > self.max_sequence_length:
@@ -150,10 +159,10 @@ class Sequences:
             )
 
     def check_counts(self, counts: ArrayLike, n: int) -> np.ndarray:
-        """One whole number of at least 1 for each of `n` sequences.
+        """Return one positive count for each of `n` sequences; a single number counts for all.
 
         Raises:
-            ValueError: there is another number of counts, or one is below 1 or beyond int32.
+            ValueError: the number of counts is wrong, or a count is below 1 or not an int32.
         """
         if type(counts) is int and counts == 1:  # a decode step
             return self._ones[:n]
@@ -166,10 +175,10 @@ class Sequences:
         return np.full(n, array, np.int64)
 
     def computed_after(self, indices: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """How many tokens of each index are computed when `counts` more are.
+        """Tokens of each sequence that are computed after `counts` more.
 
         Raises:
-            ValueError: a index has fewer that have a slot.
+            ValueError: a sequence has fewer tokens left to compute.
         """
         computed, lengths = self.computed[indices] + counts, self.lengths[indices]
         if (at := first_true(computed > lengths)) is not None:
@@ -178,10 +187,10 @@ class Sequences:
         return computed
 
     def check_all_computed(self, index: int, doing: str) -> None:
-        """Refuse what needs all tokens in pages.
+        """Check that all tokens of a sequence are computed.
 
         Raises:
-            ValueError: some are left to compute.
+            ValueError: some tokens are left to compute.
         """
         left = self.lengths[index] - self.computed[index]
         if left:
@@ -190,10 +199,10 @@ class Sequences:
             )
 
     def set_token_ids(self, places: tuple[np.ndarray, np.ndarray], token_ids: ArrayLike) -> np.ndarray:
-        """These are the tokens at these places, which were not known, or are the same; returns what was known.
+        """Set the token ids at these `(indices, positions)`. Returns the ids that were there before.
 
         Raises:
-            ValueError: another token is there.
+            ValueError: a different id is already known for a position.
         """
         known = self.token_ids[places]
         tokens = check_tokens(token_ids, len(known))
@@ -205,21 +214,21 @@ class Sequences:
         return known
 
     def add(self, new: Admission) -> tuple[int, int]:
-        """The index and the id of a new sequence, which has no pages yet; there is room for it."""
-        index, seq = self._take_index()
+        """Add a sequence without pages, and return its index and id. The caller has called `check_room`."""
+        index, seq = self._new_index()
         self.lengths[index] = new.length
         self.computed[index] = new.hit.num_tokens
         self.cross_tokens[index] = new.cross_tokens
         self.token_ids[index, : new.length] = new.prompt.token_ids[: new.length]
         self.num_full_pages[index] = new.hit.num_pages
-        self.has_private_tail[index] = True  # all pages after the full ones that were found are new
+        self.has_private_tail[index] = True  # all pages after the shared full ones are new
         self.hashes[index] = new.prompt.prefix_hashes(new.hit.num_pages, self.page_size)
         self.media[index] = new.prompt.media
         return index, seq
 
     def add_fork(self, index: int) -> int:
-        """The id of a new sequence with all that this one has; there is room for it."""
-        twin, seq = self._take_index()
+        """Add a copy of a sequence, with the same pages, and return its id. The caller has called `check_room`."""
+        twin, seq = self._new_index()
         length = self.lengths[index]
         num_pages = -(-int(max(length, self.cross_tokens[index])) // self.page_size)
         self.page_tables[:, twin, :num_pages] = self.page_tables[:, index, :num_pages]
@@ -233,7 +242,7 @@ class Sequences:
         return seq
 
     def truncate(self, index: int, length: int) -> None:
-        """The sequence has only its first `length` tokens."""
+        """Shorten a sequence to its first `length` tokens. The caller releases the pages."""
         num_full = length // self.page_size
         self.lengths[index] = length
         self.computed[index] = min(self.computed[index], length)
@@ -242,7 +251,7 @@ class Sequences:
         del self.hashes[index][num_full + 1 :]
 
     def remove(self, index: int) -> None:
-        """The sequence is no more; its pages have been taken out of the tables."""
+        """Remove a sequence. The caller has released its pages."""
         self.first_page[:, index] = 0
         for array in (self.lengths, self.computed, self.cross_tokens, self.num_full_pages):
             array[index] = 0
@@ -256,15 +265,15 @@ class Sequences:
         """The tokens of these full pages as bytes; empty for a page with an unknown token."""
         data = self.token_ids.reshape(self.max_seqs, -1, self.page_size)[places].tobytes()
         size = TOKEN_DTYPE.itemsize * self.page_size
-        pages = struct.unpack(f"{size}s" * (len(data) // size), data)  # the fastest way to cut it up
-        if _UNKNOWN_BYTES in data:  # nowhere else, since the last byte of an id that is known is below 128
+        pages = struct.unpack(f"{size}s" * (len(data) // size), data)  # the fastest way to split bytes
+        if _UNKNOWN_BYTES in data:  # only from unknown tokens: the last byte of a known id is below 128
             return [b"" if _UNKNOWN_BYTES in page else page for page in pages]
         return list(pages)
 
     def hash_pages(self, places: tuple[np.ndarray, np.ndarray]) -> list[Content]:
-        """What the pages at these indices and table entries hold, which have become full, and what they are found by.
+        """Hash full pages, and return their contents. `places` are the pages' `(indices, page numbers)`, in order.
 
-        A page with a token that is not known has no key, nor have those after it in its index.
+        A page with an unknown token gets no hash, and neither do the later pages of its sequence.
         """
         contents, last, page_hash = [], -1, b""
         for index, page, token_ids in zip(
@@ -279,35 +288,35 @@ class Sequences:
         return contents
 
     def clear_hashes(self) -> None:
-        """No sequence of now has a key, so nobody can find what it has and will compute."""
+        """Drop the hashes of all sequences, so that their present and future pages are not indexed."""
         for hashes in self.hashes:
             hashes.clear()
 
     def page_media(self, index: int, page: int) -> bytes:
-        """What media add to the key of a page."""
+        """The `media_bytes` of a page, by its number."""
         media = self.media[index]
         return media_bytes(media, page * self.page_size, (page + 1) * self.page_size) if media else b""
 
-    def _take_index(self) -> tuple[int, int]:
+    def _new_index(self) -> tuple[int, int]:
         self._last_lookup = None
         index = self._free_indices.pop()
         seq = int(self._next_ids[index])
-        self._next_ids[index] += self.max_seqs  # so no id comes twice
+        self._next_ids[index] += self.max_seqs  # no id is used twice
         self._ids[index] = seq
         return index, seq
 
 
-def _only(indices: np.ndarray, seq: int) -> int:
+def _single(indices: np.ndarray, seq: int) -> int:
     if len(indices) != 1:
         raise ValueError(f"seq={seq!r} must be one sequence id")
     return int(indices[0])
 
 
 def check_integer(name: str, value: int, least: int) -> int:
-    """A whole number of at least `least`, as Python's: numpy's unsigned ones cannot be negated.
+    """Return `value` as a Python int of at least `least`: unsigned numpy integers cannot be negated.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is not a whole number, or below `least`.
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
