@@ -34,14 +34,18 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str, list[str]]]:
             yield node.lineno, "." * node.level + (node.module or ""), [alias.name for alias in node.names]
 
 
-def public_names(package: str) -> set[str]:
-    """Returns the names in `__all__` of a package. It may be extended by `+=`."""
-    source = (ROOT / "packages" / package.replace("_", "-") / "src" / package / "__init__.py").read_text()
-    names = set()
-    for node in ast.parse(source).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if isinstance(node, ast.Assign | ast.AugAssign) and target is not None and ast.unparse(target) == "__all__":
-            names |= set(ast.literal_eval(node.value))
+def public_names(module: str) -> set[str]:
+    """Returns the names in `__all__` of a package, or of a module beside its `__init__`; none for any other module."""
+    package, *inner = module.split(".")
+    source = ROOT / "packages" / package.replace("_", "-") / "src" / package
+    path = source / f"{inner[0] if inner else '__init__'}.py"
+    if len(inner) > 1 or not path.exists():
+        return set()
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign | ast.AugAssign):
+            target = node.target if isinstance(node, ast.AugAssign) else node.targets[0]
+            names |= set(ast.literal_eval(node.value)) if ast.unparse(target) == "__all__" else set()
     return names
 
 
@@ -51,10 +55,11 @@ def breach(package: str, module: str, names: list[str]) -> str | None:
     if top in LAYERS and top != package:
         if LAYERS.index(top) > LAYERS.index(package):
             return f"{package} is below {top} and must not import it"
-        if module != top:
+        public = public_names(module)
+        if module != top and not public:
             return f"{module} is private to {top}; import from {top}"
-        private = set(names) - public_names(top)
-        return f"{', '.join(sorted(private))} is not in {top}.__all__" if private else None
+        private = set(names) - public
+        return f"{', '.join(sorted(private))} is not in {module}.__all__" if private else None
     if module.startswith("."):
         return "relative import; write the module's full name"
     if top == package or top in sys.stdlib_module_names or top in THIRD_PARTY[package]:

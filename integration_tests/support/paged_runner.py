@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, PagePool, ScheduledSequence
+from paged_cache import BatchShapes, CacheConfig, KVShape, PagedAttentionCache, PageManager
 
 PAGE_SIZE = 16
 
@@ -17,20 +17,18 @@ class PagedRunner:
     def __init__(self, model, *, mesh=None, tokens=(96,), seqs=8, pages_per_seq=8, kv_dtype=jnp.float32):
         self._model = model
         self._shapes = BatchShapes(tokens=tokens, max_seqs=seqs, pages_per_seq=pages_per_seq)
-        self._pool = PagePool(1 + seqs * pages_per_seq)
-        self._pages: dict[int, list[int]] = {}
-        self._lengths: dict[int, int] = {}
-        sizes = CacheConfig(
-            num_hidden_layers=model.config.num_hidden_layers,
-            num_pages=self._pool.num_pages,
+        sizes = {"max_seqs": seqs, "max_sequence_length": pages_per_seq * PAGE_SIZE}
+        self._manager = PageManager(1 + seqs * pages_per_seq, PAGE_SIZE, **sizes, prefix_reuse=False)
+        self._seqs: dict[int, int] = {}
+        shape = KVShape(num_kv_heads=model.config.num_key_value_heads, head_dim=model.config.head_dim)
+        config = CacheConfig(
+            views=(shape,) * model.config.num_hidden_layers,
+            num_pages=self._manager.num_pages,
             page_size=PAGE_SIZE,
-            num_kv_heads=model.config.num_key_value_heads,
-            head_dim=model.config.head_dim,
-            max_sequence_length=pages_per_seq * PAGE_SIZE,
-            batch_size=seqs,
             dtype=kv_dtype,
+            **sizes,
         )
-        self._cache = PagedAttentionCache.init_cache(mesh, None, sizes, None)
+        self._cache = PagedAttentionCache.init_cache(mesh, None, config, None)
 
     def step(self, work: dict[int, list[int]]) -> dict[int, np.ndarray]:
         """Feed each sequence its next tokens; the logits `[tokens, vocab]` of every one of them."""
@@ -44,26 +42,28 @@ class PagedRunner:
         return dict(zip(work, logits.argmax(axis=1).tolist(), strict=False))
 
     def _compute(self, work: dict[int, list[int]], rows) -> np.ndarray:
-        scheduled = [self._schedule(sequence, len(tokens)) for sequence, tokens in work.items()]
-        step = self._shapes.build(scheduled, num_pages=self._pool.num_pages, page_size=PAGE_SIZE)
-        ids = np.zeros(step.positions.shape, np.int32)
-        flat = [token for tokens in work.values() for token in tokens]
-        ids[: len(flat)] = flat
-        logits, self._cache = self._model(jnp.asarray(ids), step.positions, self._cache, step.batch, rows(step))
+        seqs = [self._extended(sequence, tokens) for sequence, tokens in work.items()]
+        counts = np.array([len(tokens) for tokens in work.values()], np.int32)
+        ids = np.concatenate(list(work.values())).astype(np.int32)
+        step = self._shapes.pack_seqs(self._manager, seqs, ids, q_lens=counts)
+        logits, self._cache = self._model(step.token_ids, step.positions, self._cache, step.batch, rows(step))
+        self._manager.commit(seqs, counts)
         return np.asarray(logits)
 
     def feed(self, tokens: list[int], chunks: list[int]) -> np.ndarray:
         """Logits of every token of one new sequence, fed in chunks of these sizes."""
         assert sum(chunks) == len(tokens)
-        sequence, ends = len(self._pages), np.cumsum(chunks).tolist()
+        sequence, ends = len(self._seqs), np.cumsum(chunks).tolist()
         parts = [tokens[end - size : end] for end, size in zip(ends, chunks, strict=True)]
         return np.concatenate([self.step({sequence: part})[sequence] for part in parts])
 
-    def _schedule(self, sequence: int, count: int) -> ScheduledSequence:
-        pages = self._pages.setdefault(sequence, [])
-        length = self._lengths[sequence] = self._lengths.get(sequence, 0) + count
-        pages += self._pool.allocate(-(-length // PAGE_SIZE) - len(pages)).tolist()
-        return ScheduledSequence(list(pages), length, count)
+    def _extended(self, sequence: int, tokens: list[int]) -> int:
+        """The page manager's id of a sequence that has these tokens too now."""
+        if sequence in self._seqs:
+            self._manager.extend(self._seqs[sequence], len(tokens), tokens)
+        else:
+            self._seqs[sequence] = self._manager.admit(tokens)
+        return self._seqs[sequence]
 
 
 def serve_greedy(runner: PagedRunner, prompts: list[list[int]], new_tokens: int, *, budget: int, chunk: int):

@@ -9,7 +9,7 @@ from tiny_checkpoints import CONFIG
 
 from paged_attn_layer._src.blocks.rope import apply_rope
 from paged_attn_layer._src.models import ModelConfig, decoder
-from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, ScheduledSequence
+from paged_cache import BatchShapes, CacheConfig, KVShape, PagedAttentionCache, ScheduledSequence
 
 SHAPES = BatchShapes(tokens=(8,), max_seqs=2, pages_per_seq=4)
 PAGE_SIZE, NUM_PAGES = 4, 9
@@ -23,11 +23,9 @@ def make(**settings):
 
 def make_cache(model, num_layers=2):
     config = CacheConfig(
-        num_hidden_layers=num_layers,
+        views=(KVShape(num_kv_heads=model.config.num_key_value_heads, head_dim=model.config.head_dim),) * num_layers,
         num_pages=NUM_PAGES,
         page_size=PAGE_SIZE,
-        num_kv_heads=model.config.num_key_value_heads,
-        head_dim=model.config.head_dim,
         max_sequence_length=16,
         max_seqs=2,
         dtype=jnp.float32,

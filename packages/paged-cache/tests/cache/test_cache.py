@@ -5,16 +5,14 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from paged_cache import CacheConfig, PagedAttentionCache
+from paged_cache import CacheConfig, KVShape, PagedAttentionCache
 
 CONFIG = CacheConfig(
-    num_hidden_layers=3,
+    views=(KVShape(num_kv_heads=4, head_dim=8),) * 3,
     num_pages=6,
     page_size=4,
-    num_kv_heads=4,
-    head_dim=8,
     max_sequence_length=20,
-    batch_size=2,
+    max_seqs=2,
     dtype="float32",
 )
 

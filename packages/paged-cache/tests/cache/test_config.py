@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import AxisType
 
 from paged_cache import CacheConfig, PagedAttentionCacheMetaData
-from paged_cache._src.cache import config
+from paged_cache._src.cache import fitting
 from paged_kernels import KVPages
 
 SIZES = {
@@ -30,7 +30,7 @@ def mesh_of(*sizes):
 
 def report_memory(monkeypatch, stats):
     """Let devices say this of their memory, as an accelerator's do."""
-    monkeypatch.setattr(config, "_devices", lambda mesh: [FakeDevice(each) for each in stats])
+    monkeypatch.setattr(fitting, "_devices", lambda mesh: [FakeDevice(each) for each in stats])
 
 
 class FakeDevice:
@@ -41,10 +41,11 @@ class FakeDevice:
         return self.stats
 
 
-def test_the_seeds_name_and_positions():
+def test_easydels_name_and_positions():
     made = PagedAttentionCacheMetaData.create(None, 4, 3, 70, 16, 4, 8, 0.9, 11)
     assert made == create(num_pages=11)
-    assert (made.max_sequences, made.kv_head_dim_size, made.num_pages_per_layer) == (70, 8, 11)
+    assert (made.max_sequences, made.kv_head_dim_size, made.num_pages_per_layer, made.batch_size) == (70, 8, 11, 4)
+    assert (made.num_hidden_layers, made.num_kv_heads, made.head_dim, made.v_head_dim) == (3, 4, 8, None)
 
 
 def test_sizes_follow_from_the_fields():
@@ -73,24 +74,24 @@ def test_page_count_from_the_fullest_device(monkeypatch):
     assert create(hbm_utilization=0.5).num_pages == 20
 
 
-def test_fault_14_a_full_device_is_an_error_not_a_negative_page_count(monkeypatch):
+def test_a_full_device_is_an_error_not_a_negative_page_count(monkeypatch):
     report_memory(monkeypatch, [{"bytes_limit": 100, "bytes_in_use": 99}])
     with pytest.raises(ValueError, match=rf"need {2 * PAGE_BYTES:,} bytes a device, but 0 are available.*hbm_util"):
         create()
 
 
-def test_fault_14_devices_without_stats_use_a_share_of_host_memory(monkeypatch):
-    monkeypatch.setattr(config.os, "sysconf", lambda name: {"SC_PHYS_PAGES": 16 * PAGE_BYTES, "SC_PAGE_SIZE": 8}[name])
+def test_devices_without_stats_use_a_share_of_host_memory(monkeypatch):
+    monkeypatch.setattr(fitting.os, "sysconf", lambda name: {"SC_PHYS_PAGES": 16 * PAGE_BYTES, "SC_PAGE_SIZE": 8}[name])
     assert create(hbm_utilization=1.0).num_pages == 16
     assert create(mesh_of(2), num_kv_heads=1, hbm_utilization=1.0).num_pages == 21  # as many as are of use
 
 
-def test_fault_14_sizing_works_on_this_machine():
+def test_sizing_works_on_this_machine():
     assert 2 <= create().num_pages <= 4 * 5 + 1
 
 
 def test_without_any_report_of_memory_the_size_must_be_given(monkeypatch):
-    monkeypatch.delattr(config.os, "sysconf_names")
+    monkeypatch.delattr(fitting.os, "sysconf_names")
     with pytest.raises(ValueError, match="give num_pages or byte_budget"):
         create()
     assert create(num_pages=5).num_pages == 5
@@ -114,9 +115,9 @@ def test_not_one_usable_page_is_an_error_that_says_needed_and_available(budget):
         ({"num_pages": 8, "kv_head_dim_size": 0}, "head_dim=0 must be"),
         ({"num_pages": 8, "num_kv_heads": 2.0}, r"num_kv_heads=2\.0 must be a whole number"),
         ({"num_pages": 8, "max_sequences": 0}, "max_sequence_length=0 must be"),
-        ({"num_pages": 8, "batch_size": True}, "batch_size=True must be a whole number"),
+        ({"num_pages": 8, "batch_size": True}, "max_seqs=True must be a whole number"),
         ({"num_pages": 8, "dtype": "int32"}, "dtype=int32 must be one of"),
-        ({"num_pages": 8, "v_head_dim": 0}, "v_head_dim=0 must be at least 1"),
+        ({"num_pages": 8, "v_head_dim": 0}, "v_head_dim=0 must be a whole number of at least 1"),
         ({"num_pages": 8, "v_head_dim": 9, "latent": True}, "v_head_dim=9 must be at most head_dim=8"),
         ({"hbm_utilization": 0}, r"hbm_utilization=0 must lie in \(0, 1\]"),
         ({"hbm_utilization": 1.5}, r"hbm_utilization=1\.5 must lie"),
@@ -130,7 +131,7 @@ def test_each_size_is_checked(change, message):
 @pytest.mark.parametrize(
     ("dtype", "row_bytes"), [("int8", 256), ("float8_e4m3fn", 256), ("float8_e5m2", 256), ("int4", 128)]
 )
-def test_fault_6_quantised_pages_are_sized_with_their_scales(dtype, row_bytes):
+def test_quantised_pages_are_sized_with_their_scales(dtype, row_bytes):
     pages = KVPages.zeros(1, 16, 4, 128, dtype)
     page_bytes = 3 * (pages.data.nbytes + pages.scales.nbytes)
     made = create(mesh_of(2), kv_head_dim_size=128, dtype=dtype, byte_budget=5 * page_bytes)

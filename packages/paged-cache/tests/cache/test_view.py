@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 from paged_cache import (
     BatchShapes,
     CacheConfig,
+    KVShape,
     PagedAttentionCache,
     PagedAttentionCacheView,
     PagedAttentionMetadata,
@@ -27,16 +28,14 @@ def mesh_of(kind=AxisType.Auto, **sizes):
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(kind,) * len(sizes))
 
 
-def view_on(mesh=None, heads=HEADS, data_axis=None, **changes):
+def view_on(mesh=None, heads=HEADS, data_axis=None, dtype="float32", **shape):
     config = CacheConfig(
-        num_hidden_layers=1,
+        views=(KVShape(**{"num_kv_heads": heads, "head_dim": HEAD_DIM} | shape),),
         num_pages=NUM_PAGES,
         page_size=PAGE_SIZE,
-        num_kv_heads=heads,
-        head_dim=HEAD_DIM,
         max_sequence_length=12,
-        batch_size=4,
-        **{"dtype": "float32"} | changes,
+        max_seqs=4,
+        dtype=dtype,
     )
     return PagedAttentionCache.init_cache(mesh, None, config, None, data_axis=data_axis).views[0]
 
@@ -331,7 +330,7 @@ def test_a_data_axis_needs_stacked_arguments():
     view = view_on(mesh_of(dp=2, tp=4), data_axis="dp")
     batch = RaggedBatch.from_lists([[1]], [1], [1], max_q_len=1)
     k, v = rows(1)
-    with pytest.raises(ValueError, match=r"key \(1, 4, 2\) must be \[groups, tokens, kv_heads, head_dim\]"):
+    with pytest.raises(ValueError, match=r"key \(1, 4, 2\) must be \[replicas, tokens, kv_heads, head_dim\]"):
         view.write(k, v, batch)
     stacked = jnp.stack([k, k]), jnp.stack([v, v])
     with pytest.raises(ValueError, match="batch must be stacked, one for each of 2 replicas; use stack_batches"):

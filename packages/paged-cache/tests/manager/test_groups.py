@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from managing import computed, new_manager, refused, table, write
 
-from paged_cache._src.manager import LayerGroup, Media, Prompt
+from paged_cache._src.manager import KVShape, LayerGroup, Media, Prompt
 
 FULL, WINDOW, CHUNKED, CROSS = LayerGroup.full(), LayerGroup.window(5), LayerGroup.chunked(6), LayerGroup.cross()
 
@@ -144,3 +146,50 @@ def test_keys_depend_on_the_other_text_so_only_prompts_that_name_it_share_pages(
     for digest in (b"", b"hello"):
         manager.release(computed(manager, prompt(digest), cross_tokens=4))
     assert [manager.cached_tokens(prompt(digest)) for digest in (b"", b"hello", b"bonjour")] == [0, 11, 0]
+
+
+forgetting = st.builds(LayerGroup.window, st.integers(1, 20)) | st.builds(LayerGroup.chunked, st.integers(1, 20))
+any_group = st.just(FULL) | forgetting
+
+
+def most_pages_by_count(group, length, new_tokens, page_size):
+    """The most pages of a sequence, by going through every step that it can make."""
+    return max(
+        -(-(computed + new) // page_size) - group.first_needed(computed) // page_size
+        for computed in range(length)
+        for new in range(1, min(new_tokens, length - computed) + 1)
+    )
+
+
+@given(group=any_group, length=st.integers(1, 120), new_tokens=st.integers(1, 20), page_size=st.integers(1, 10))
+def test_no_sequence_holds_more_than_the_most_pages(group, length, new_tokens, page_size):
+    most = group.most_pages(length, new_tokens, page_size)
+    assert most_pages_by_count(group, length, new_tokens, page_size) <= most
+    assert group.most_pages(np.array([length, 1]), new_tokens, page_size).tolist() == [most, 1]
+
+
+@pytest.mark.parametrize("group", [FULL, *(f(n) for n in (1, 4, 6) for f in (LayerGroup.window, LayerGroup.chunked))])
+@pytest.mark.parametrize("new_tokens", [1, 2, 7])
+@pytest.mark.parametrize("page_size", [1, 4, 5])
+def test_a_long_sequence_holds_the_most_pages(group, new_tokens, page_size):
+    length = 60  # long enough for every place in a page to come
+    assert group.most_pages(length, new_tokens, page_size) == most_pages_by_count(group, length, new_tokens, page_size)
+
+
+def test_a_shape_has_one_spelling():
+    assert KVShape(num_kv_heads=2, head_dim=8, v_head_dim=8) == KVShape(num_kv_heads=2, head_dim=8)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"num_kv_heads": 0}, "num_kv_heads=0 must be a whole number of at least 1"),
+        ({"num_kv_heads": True}, "num_kv_heads=True must be a whole number"),
+        ({"head_dim": 8.0}, r"head_dim=8\.0 must be a whole number"),
+        ({"v_head_dim": -1}, "v_head_dim=-1 must be a whole number"),
+        ({"v_head_dim": 9, "latent": True}, "v_head_dim=9 must be at most head_dim=8: a latent value is the start of"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        KVShape(**{"num_kv_heads": 1, "head_dim": 8} | sizes)

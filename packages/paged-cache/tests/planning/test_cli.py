@@ -61,11 +61,23 @@ def test_notes_of_windows_and_what_the_file_leaves_out(command):
     assert f"of 32,768 tokens holds {held:,} pages of 16; it would hold {7 * 2048:,} if no layer" in out
 
 
+def test_layers_of_two_shapes_and_layers_that_store_none(command):
+    config = {"model_type": "gemma4_text", "num_hidden_layers": 12, "num_key_value_heads": 2, "head_dim": 256}
+    config |= {"sliding_window": 512, "num_kv_shared_layers": 6}
+    _, out, _ = command(config, "--memory", "1GB", "--tensor-parallel", "2", "--page-size", "16", "--context", "512")
+    assert (
+        "12 layers (5 with a window of 512, 1 full, 6 with the keys of others); 5 layers of 2 KV heads of 256, " in out
+    )
+    assert ", 1 layer of 2 KV heads of 512\n" in out
+    assert "- A page takes room in all 2 views of 2 shapes, of which its group uses at most 1.\n" in out
+    assert out.splitlines()[5].split()[2] == f"{6 * (512 + 1024) * 2:,}"
+
+
 def test_a_latent_model_with_windows_alone(command):
     latent = LLAMA_3_8B | {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
     options = ("--memory", "1GB", "--tensor-parallel", "2", "--set", "sliding_window=64", "model_type=mistral")
     _, out, _ = command(latent, *options)
-    assert "32 layers (32 with a window of 64); latent rows of 576, of which 512 are the value\n" in out
+    assert "32 layers (32 with a window of 64); latent entries of 576, of which 512 are the value\n" in out
     assert "2 devices do not divide 1 KV head" in out
     assert out.splitlines()[4].endswith("  any")
 
@@ -111,7 +123,7 @@ def test_sizes(text, expected):
         (LLAMA_3_8B, ("--memory", "1GB", "--page-size", "0"), "page_size=0 must be"),
         (LLAMA_3_8B, ("--memory", "1GB", "--context", "0"), "context=0 must be"),
         (LLAMA_3_8B, ("--memory", "1GB", "--set", "head_dim"), "argument --set: 'head_dim' must be KEY=VALUE"),
-        ({}, ("--memory", "1GB"), "the config has no num_hidden_layers; add it to the mapping, or give --set"),
+        ({}, ("--memory", "1GB"), "whole number of at least 1, so add it (--set KEY=VALUE sets a key of config.json)"),
         (LLAMA_3_8B | {"index_topk": 2048}, ("--memory", "1GB"), "a model with index_topk is not supported"),
         ("{", ("--memory", "1GB"), "config.json is not JSON"),
         ("[]", ("--memory", "1GB"), "config.json holds a list, not an object"),

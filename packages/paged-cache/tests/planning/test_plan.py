@@ -6,22 +6,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
-from paged_cache import CacheConfig, CacheSpec, PagedAttentionCache, plan
+from paged_cache import CacheConfig, CacheSpec, KVShape, PagedAttentionCache
 from paged_cache._src.manager import LayerGroup, OutOfPages, PageManager
-from paged_cache._src.planning.plan import most_pages
+from paged_cache.planning import plan
 
 GIB = 2**30
-LLAMA_3_8B = CacheSpec(groups=(LayerGroup.full(range(32)),), num_kv_heads=8, head_dim=128)
-DEEPSEEK_V3 = CacheSpec(groups=(LayerGroup.full(range(61)),), num_kv_heads=1, head_dim=576, v_head_dim=512, latent=True)
-GEMMA_3_27B = CacheSpec(
-    groups=(
-        LayerGroup.window(1024, [layer for layer in range(62) if (layer + 1) % 6]),
-        LayerGroup.full(range(5, 62, 6)),
-    ),
-    num_kv_heads=16,
-    head_dim=128,
+LLAMA_3_8B = CacheSpec.uniform(32, KVShape(num_kv_heads=8, head_dim=128))
+DEEPSEEK_V3 = CacheSpec.uniform(61, KVShape(num_kv_heads=1, head_dim=576, v_head_dim=512, latent=True))
+GEMMA_3_27B = CacheSpec.of_layers(
+    (LayerGroup.window(1024) if (layer + 1) % 6 else LayerGroup.full(), KVShape(num_kv_heads=16, head_dim=128))
+    for layer in range(62)
 )
-TINY = CacheSpec(groups=(LayerGroup.window(8, (0, 1, 2)), LayerGroup.full((3, 4))), num_kv_heads=4, head_dim=8)
+
+
+def tiny(full=None, **shape):
+    """Three layers with a window and two that see all; these may have another shape."""
+    kv = KVShape(**{"num_kv_heads": 4, "head_dim": 8} | shape)
+    return CacheSpec(groups=(LayerGroup.window(8, (0, 1, 2), kv), LayerGroup.full((3, 4), full or kv)))
+
+
+TINY = tiny()
+TWO_SHAPES = tiny(full=KVShape(num_kv_heads=2, head_dim=16, dtype="float32"))
 DTYPES = ("float32", "float16", "bfloat16", "int8", "float8_e4m3fn", "float8_e5m2", "int4")
 
 forgetting = st.builds(LayerGroup.window, st.integers(1, 20)) | st.builds(LayerGroup.chunked, st.integers(1, 20))
@@ -34,11 +39,12 @@ def shapes(draw):
     seen = draw(st.lists(groups, min_size=1, max_size=3, unique=True))
     counts = [draw(st.integers(1, 3)) for _ in seen]
     starts = [sum(counts[:index]) for index in range(len(counts))]
+    kv = KVShape(num_kv_heads=1, head_dim=8)
     layered = tuple(
-        dataclasses.replace(group, layers=tuple(range(start, start + count)))
+        dataclasses.replace(group, layers=tuple(range(start, start + count)), kv=kv)
         for group, start, count in zip(seen, starts, counts, strict=True)
     )
-    return CacheSpec(groups=layered, num_kv_heads=1, head_dim=8)
+    return CacheSpec(groups=layered)
 
 
 @st.composite
@@ -67,7 +73,7 @@ def test_deepseek_v3_pads_its_latent_rows():
 def test_gemma_3_27b_keeps_little_in_its_windows():
     fits = plan(GEMMA_3_27B, 64 * GIB, chunk=1)
     assert len(fits.groups) == 7  # ten layers each; the last has two
-    assert fits.layers_per_page == 10
+    assert len(fits.views) == 10
     assert fits.bytes_per_token == 70 * 16 * 256 * 2
     assert fits.padding_bytes_per_token == 8 * 16 * 256 * 2
     assert fits.pages_of(32768, 1) == 2048 + 6 * 65
@@ -89,51 +95,42 @@ def test_a_number_of_int4_is_half_a_byte():
 @pytest.mark.parametrize(("tensor_parallel", "heads"), [(1, 8), (2, 4), (8, 1), (3, 8), (16, 8)])
 def test_heads_are_split_or_replicated(tensor_parallel, heads):
     fits = plan(LLAMA_3_8B, GIB, tensor_parallel=tensor_parallel)
-    assert fits.kv_heads_per_device == heads
+    assert {shape.num_kv_heads for shape in fits.views} == {heads}
     assert fits.bytes_per_token == 131072 * heads / 8
 
 
 @pytest.mark.parametrize("tensor_parallel", [1, 2, 3, 4])
-def test_is_what_cache_config_creates(tensor_parallel):
+@pytest.mark.parametrize("spec", [TINY, TWO_SHAPES], ids=["one shape", "two shapes"])
+def test_is_what_cache_config_creates(spec, tensor_parallel):
     mesh = jax.make_mesh((tensor_parallel,), ("tp",), axis_types=(AxisType.Auto,))
     budget = 1_000_000
-    fits = plan(TINY, budget, page_size=16, tensor_parallel=tensor_parallel)
-    made = CacheConfig.create(mesh, 4, fits.layers_per_page, 70, 16, 4, 8, byte_budget=budget)
+    fits = plan(spec, budget, page_size=16, tensor_parallel=tensor_parallel)
+    made = CacheConfig.for_spec(
+        spec, mesh, max_seqs=4, max_sequence_length=70, page_size=16, byte_budget=budget, dtype="bfloat16"
+    )
     assert fits.cache_config(max_seqs=4, max_sequence_length=70) == made
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [TINY, dataclasses.replace(TINY, num_kv_heads=1, v_head_dim=4, latent=True)])
-def test_is_what_the_cache_allocates(shape, dtype):
-    fits = plan(shape, 100_000, page_size=4, dtype=dtype)
+@pytest.mark.parametrize(
+    "spec", [TINY, TWO_SHAPES, tiny(num_kv_heads=1, v_head_dim=4, latent=True)], ids=["tiny", "two shapes", "latent"]
+)
+def test_is_what_the_cache_allocates(spec, dtype):
+    fits = plan(spec, 100_000, page_size=4, dtype=dtype)
     cache = PagedAttentionCache.init_cache(None, None, fits.cache_config(max_seqs=2, max_sequence_length=16), None)
     allocated = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
     assert allocated == fits.num_pages * fits.bytes_per_page
     assert allocated <= fits.memory_bytes < allocated + fits.bytes_per_page
 
 
-def most_pages_by_count(group, length, new_tokens, page_size):
-    """The same, by going through every step that a sequence can make."""
-    return max(
-        -(-(computed + new) // page_size) - group.first_needed(computed) // page_size
-        for computed in range(length)
-        for new in range(1, min(new_tokens, length - computed) + 1)
-    )
-
-
-@given(group=groups, length=st.integers(1, 120), new_tokens=st.integers(1, 20), page_size=st.integers(1, 10))
-def test_no_sequence_holds_more_pages(group, length, new_tokens, page_size):
-    assert most_pages_by_count(group, length, new_tokens, page_size) <= most_pages(group, length, new_tokens, page_size)
-
-
-@pytest.mark.parametrize(
-    "group", [LayerGroup.full(), *(f(n) for n in (1, 4, 6) for f in (LayerGroup.window, LayerGroup.chunked))]
-)
-@pytest.mark.parametrize("new_tokens", [1, 2, 7])
-@pytest.mark.parametrize("page_size", [1, 4, 5])
-def test_a_long_sequence_holds_as_many(group, new_tokens, page_size):
-    args = group, 60, new_tokens, page_size  # long enough for every place in a page to come
-    assert most_pages(*args) == most_pages_by_count(*args)
+def test_a_page_takes_room_in_the_views_of_every_shape():
+    fits = plan(TWO_SHAPES, 10**6, page_size=16)
+    assert [len(group.layers) for group in fits.groups] == [2, 1, 2]
+    small, large = 16 * 4 * 128 * 2, 16 * 2 * 128 * 4  # tokens, heads, lanes of an entry, bytes
+    assert fits.bytes_per_page == 2 * small + 2 * large
+    assert fits.bytes_per_token == 3 * fits.bytes_per_page / 16
+    assert fits.number_bytes_per_token == 3 * 4 * 16 * 2 + 2 * 2 * 32 * 4
+    assert fits.padding_bytes_per_token == fits.bytes_per_token - fits.number_bytes_per_token
 
 
 @given(shape=shapes(), pages=st.integers(2, 200), more=st.integers(0, 100_000), context=st.integers(1, 200))
@@ -197,8 +194,8 @@ def test_one_more_is_not_admitted():
 
 
 def test_windows_alone_hold_a_sequence_of_any_length():
-    shape = CacheSpec(groups=(LayerGroup.window(4096, range(32)),), num_kv_heads=8, head_dim=128)
-    assert plan(shape, 16 * GIB).longest_sequence == 2**31 - 1
+    window = LayerGroup.window(4096, range(32), KVShape(num_kv_heads=8, head_dim=128))
+    assert plan(CacheSpec(groups=(window,)), 16 * GIB).longest_sequence == 2**31 - 1
 
 
 @pytest.mark.parametrize(
@@ -218,7 +215,7 @@ def test_windows_alone_hold_a_sequence_of_any_length():
 )
 def test_sizes_that_make_no_sense_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        plan(**({"shape": LLAMA_3_8B, "memory_bytes": GIB} | changes))
+        plan(**({"spec": LLAMA_3_8B, "memory_bytes": GIB} | changes))
 
 
 def test_a_context_below_one_is_named():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from paged_cache import BatchShapes, ScheduledSequence, StepBatch, StepLayout, StepShape, stack_batches
+from paged_cache import BatchShapes, ScheduledSequence, StepBatch, StepShape, stack_batches
+from paged_cache._src.step.step_batch import StepLayout
 from paged_kernels import RaggedBatch, pack_tree_masks
 
 SHAPES = BatchShapes(tokens=(8, 16), max_seqs=4, pages_per_seq=3, groups=2)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
-from paged_cache import CacheConfig, PagedAttentionCache
+from paged_cache import CacheConfig, KVShape, PagedAttentionCache
 from paged_cache._src.manager import PageMoves
 
 NUM_PAGES, PAGE_SIZE = 12, 4
+SHAPE = {"num_kv_heads": 2, "head_dim": 8}
 
 KINDS = {
     "bfloat16": {"dtype": "bfloat16"},
@@ -25,15 +26,18 @@ def mesh_of(kind=AxisType.Auto, **sizes):
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(kind,) * len(sizes))
 
 
-def filled_cache(mesh=None, data_axis=None, seed=0, views=2, **changes):
-    """A cache of random numbers, some of them NaN where the type has any; null pages hold NaNs alone."""
+def filled_cache(mesh=None, data_axis=None, seed=0, views=2, num_pages=NUM_PAGES, dtype="bfloat16", **shape):
+    """A cache of random numbers, some of them NaN where the type has any; null pages hold NaNs alone.
+
+    `views` are the shapes of its views, or how many there are alike.
+    """
     config = CacheConfig(
-        num_hidden_layers=views,
+        views=views if isinstance(views, tuple) else (KVShape(**SHAPE | shape),) * views,
+        num_pages=num_pages,
         page_size=PAGE_SIZE,
-        head_dim=8,
         max_sequence_length=32,
         max_seqs=4,
-        **{"dtype": "bfloat16", "num_pages": NUM_PAGES, "num_kv_heads": 2} | changes,
+        dtype=dtype,
     )
     cache = PagedAttentionCache.init_cache(mesh, None, config, None, data_axis=data_axis)
     rng = np.random.default_rng(seed)

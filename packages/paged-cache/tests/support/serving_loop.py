@@ -9,7 +9,7 @@ import numpy as np
 from paged_cache import (
     BatchShapes,
     CacheConfig,
-    HostPages,
+    KVShape,
     LayerGroup,
     PagedAttentionCache,
     PageManager,
@@ -17,6 +17,7 @@ from paged_cache import (
     sharded_call,
     stack_batches,
 )
+from paged_cache.transfer import HostPages
 from paged_kernels import AttentionSpec, paged_attention
 
 PAGE_SIZE, HEAD_DIM = 4, 4
@@ -42,9 +43,7 @@ class ServingLoop:
     def __init__(self, mesh=None, heads=4, data_axis=None):
         config = CacheConfig(
             **POOL,
-            num_hidden_layers=1,
-            num_kv_heads=heads,
-            head_dim=HEAD_DIM,
+            views=(KVShape(num_kv_heads=heads, head_dim=HEAD_DIM),),
             max_sequence_length=LENGTHS["max_sequence_length"],
             max_seqs=SHAPES.max_seqs,
             dtype="float32",

@@ -1,6 +1,7 @@
-"""The pages of all layers."""
+"""The pages of all layers, in views."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Self
 
 import jax
@@ -8,15 +9,19 @@ from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from paged_cache._src.cache.config import CacheConfig
-from paged_cache._src.cache.sharding import PartitionManager, axis_size, kv_head_axis
+from paged_cache._src.cache.sharding import MeshAxis, PartitionManager, axis_size, kv_head_axis
 from paged_cache._src.cache.view import PagedAttentionCacheView
+from paged_cache._src.manager.groups import KVShape
 from paged_kernels import KVPages
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PagedAttentionCache:
-    """One view a layer. A pytree: pass it through `jax.jit`, and donate it so that writes happen in place."""
+    """The pages of all layers: one view a layer, or views that several layers share (`CacheSpec.places`).
+
+    A pytree: pass it through `jax.jit`, and donate it so that writes happen in place.
+    """
 
     views: tuple[PagedAttentionCacheView, ...]
 
@@ -35,13 +40,14 @@ class PagedAttentionCache:
 
         Args:
             mesh: the devices that share the cache; `None` for the default one.
-            dtype: type of the stored keys and values; `None` for the config's, by which `create` sized it. With a type
-                that needs scales (int8, float8_e4m3fn, float8_e5m2, int4) a write quantises.
+            dtype: type of the stored keys and values, where a view's shape names none; `None` for the config's, by
+                which it was sized. With a type that needs scales (int8, float8_e4m3fn, float8_e5m2, int4) a write
+                quantises.
             metadata: the sizes.
             partition_manager: names the mesh axis that heads are split over; `None` means `"tp"` if the mesh has it.
-                Heads that it does not divide are replicated.
+                Each view has its own heads; those that the axis does not divide are replicated.
             quantizer: must be `None`; the dtype says how the cache is quantised.
-            data_axis: mesh axis for data parallelism; each of its groups gets a pool of `metadata.num_pages` pages.
+            data_axis: mesh axis for data parallelism; each replica gets a pool of `metadata.num_pages` pages.
 
         Raises:
             ValueError: `data_axis` is not an axis of the mesh, or splits heads already.
@@ -53,38 +59,42 @@ class PagedAttentionCache:
                 'pass None, and dtype="int8" (or float8_e4m3fn, float8_e5m2, int4)'
             )
         config = metadata if dtype is None else dataclasses.replace(metadata, dtype=dtype)
-        head_axis = kv_head_axis(mesh, config.num_kv_heads, partition_manager)
-        _check_data_axis(mesh, head_axis, data_axis)
-        layers = _allocate(config, mesh, head_axis, data_axis)
-        return cls(tuple(PagedAttentionCacheView(pages, mesh, head_axis, data_axis) for pages in layers))
+        axes = [kv_head_axis(mesh, shape.num_kv_heads, partition_manager) for shape in config.views]
+        for head_axis in dict.fromkeys(axes):
+            _check_data_axis(mesh, head_axis, data_axis)
+        pages = _allocate(config, mesh, axes, data_axis)
+        views = zip(pages, axes, strict=True)
+        return cls(tuple(PagedAttentionCacheView(each, mesh, head_axis, data_axis) for each, head_axis in views))
 
 
 def _allocate(
-    config: CacheConfig, mesh: Mesh | None, head_axis: str | tuple[str, ...] | None, data_axis: str | None
+    config: CacheConfig, mesh: Mesh | None, head_axes: Sequence[MeshAxis | None], data_axis: str | None
 ) -> list[KVPages]:
-    groups = 1 if mesh is None else axis_size(mesh, data_axis)
+    """The pages of each view, made on the devices that hold them."""
+    replicas = 1 if mesh is None else axis_size(mesh, data_axis)
 
     def zeros() -> list[KVPages]:
-        return [_zeros(config, groups * config.num_pages) for _ in range(config.num_hidden_layers)]
+        return [_zeros(config, shape, replicas * config.num_pages) for shape in config.views]
 
     if mesh is None:
         return zeros()
-    return jax.jit(zeros, out_shardings=NamedSharding(mesh, KVPages.partition_spec(head_axis, data_axis)))()
+    where = [NamedSharding(mesh, KVPages.partition_spec(head_axis, data_axis)) for head_axis in head_axes]
+    return jax.jit(zeros, out_shardings=where)()
 
 
-def _zeros(config: CacheConfig, num_pages: int) -> KVPages:
+def _zeros(config: CacheConfig, shape: KVShape, num_pages: int) -> KVPages:
     return KVPages.zeros(
         num_pages,
         config.page_size,
-        config.num_kv_heads,
-        config.head_dim,
-        config.dtype,
-        v_head_dim=config.v_head_dim,
-        latent=config.latent,
+        shape.num_kv_heads,
+        shape.head_dim,
+        shape.dtype or config.dtype,
+        v_head_dim=shape.v_head_dim,
+        latent=shape.latent,
     )
 
 
-def _check_data_axis(mesh: Mesh | None, head_axis: str | tuple[str, ...] | None, data_axis: str | None) -> None:
+def _check_data_axis(mesh: Mesh | None, head_axis: MeshAxis | None, data_axis: str | None) -> None:
     if data_axis is None:
         return
     names = () if mesh is None else mesh.axis_names

@@ -73,17 +73,18 @@ def _wanted_axes(partition_manager: PartitionManager | None) -> tuple[str, ...]:
 def sharded_call(
     function: Callable[..., Result],
     mesh: Mesh,
-    in_specs: tuple[PartitionSpec, ...],
+    in_specs: tuple[Any, ...],  # for each argument a PartitionSpec, or a pytree of them like the argument
     out_specs: Any,  # a PartitionSpec, or a pytree of them like the result
     *args: Any,
 ) -> Result:
     """`function(*args)` on each device's part of the arguments: `jax.shard_map` that also places them.
 
-    A spec serves every leaf of its argument. Placing them first makes the call work alike inside `jax.jit` and in
+    A spec serves every leaf under it. Placing them first makes the call work alike inside `jax.jit` and in
     eager code, with arrays that live on one device, and on a mesh with Explicit axes (`jax.make_mesh`'s default),
     where `jax.shard_map` alone refuses arrays that are not split yet. What is in place already is not moved.
     """
-    placed = [jax.device_put(arg, NamedSharding(mesh, spec)) for arg, spec in zip(args, in_specs, strict=True)]
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), in_specs)
+    placed = [jax.device_put(arg, where) for arg, where in zip(args, shardings, strict=True)]
     # The kernels' outputs carry no replication types, so shard_map cannot check them.
     mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return mapped(*placed)

@@ -2,7 +2,7 @@
 
 from paged_cache._src.manager.cache_hit import Pin
 from paged_cache._src.manager.events import EventKind, PageEvent, Subscriber
-from paged_cache._src.manager.groups import LayerGroup
+from paged_cache._src.manager.groups import KVShape, LayerGroup
 from paged_cache._src.manager.manager import PageManager
 from paged_cache._src.manager.moves import PageMoves
 from paged_cache._src.manager.pool import OutOfPages, PagePool
@@ -13,6 +13,7 @@ from paged_cache._src.manager.stats import PageStats
 __all__ = [
     "CachedPage",
     "EventKind",
+    "KVShape",
     "LayerGroup",
     "Media",
     "OutOfPages",

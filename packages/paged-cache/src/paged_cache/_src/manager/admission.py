@@ -26,6 +26,21 @@ def plan_admission(allocator: Allocator, prompt: Prompt, hit: CacheHit, *, chunk
     raise OutOfPages(asked=needed, free=free)
 
 
+def pages_to_admit(allocator: Allocator, prompt: Prompt, hit: CacheHit, *, chunk: int | None, cross_tokens: int) -> int:
+    """The number of free pages that `admit` and later calls of `extend` take for a whole prompt, with cached pages.
+
+    With `chunk`, a windowed group takes at most the pages that it holds at once, since it releases pages as it goes.
+    """
+    new_pages = allocator.num_pages(len(prompt)) - hit.num_pages
+    total = allocator.num_pages(cross_tokens) * len(allocator.cross_attention)
+    for group in allocator.self_attention:
+        pages = new_pages + int((allocator.pages.pool.refcounts(hit.pages[group]) == 0).sum())
+        if chunk is not None:
+            pages = min(pages, allocator.groups[group].most_pages(len(prompt), chunk, allocator.page_size))
+        total += pages
+    return total
+
+
 def num_new_pages(allocator: Allocator, hit: CacheHit, length: int, cross_tokens: int) -> int:
     """The number of pages to allocate for `length` tokens of a prompt, besides the pages of the cache hit."""
     per_group = allocator.num_pages(length) - hit.num_pages

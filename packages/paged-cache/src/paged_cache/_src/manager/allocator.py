@@ -108,6 +108,15 @@ class Allocator:
         self.seqs.token_ids[places] = tokens
         self.seqs.lengths[indices] = ends
 
+    def pages_to_grow(self, indices: np.ndarray, lengths: np.ndarray, chunk: int) -> int:
+        """The most pages that sequences may still take to have `lengths` tokens, with at most `chunk` more a step."""
+        ends, total = self.num_pages(self.seqs.lengths[indices]), 0
+        for group in self.self_attention:
+            held = ends - self.seqs.first_page[group, indices]
+            most = self.groups[group].most_pages(lengths, chunk, self.page_size)
+            total += int(np.maximum(most - held, 0).sum())
+        return total
+
     def fill_page_tables(self, places: tuple[np.ndarray, np.ndarray], pages: np.ndarray) -> None:
         """Write new pages, one group after another, to these `(indices, page numbers)` of each self-attention group."""
         for group, of_group in zip(self.self_attention, pages.reshape(len(self.self_attention), -1), strict=True):

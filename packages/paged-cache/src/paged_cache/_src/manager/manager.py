@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from paged_cache._src.manager.admission import num_cached_pages, num_new_pages, plan_admission
+from paged_cache._src.manager.admission import pages_to_admit, plan_admission
 from paged_cache._src.manager.allocator import Allocator, last_pages_first
 from paged_cache._src.manager.cache_hit import CacheHit, CacheHitSearch, Pin
 from paged_cache._src.manager.events import Subscriber
@@ -183,16 +183,60 @@ class PageManager:
         prompt = Prompt.of(prompt)
         return self._lookup(prompt, len(prompt) - 1).num_tokens
 
-    def pages_to_admit(self, prompt: Prompt | ArrayLike, *, cross_tokens: int = 0) -> int:
-        """The number of free pages that `admit` would take for this whole prompt, including its cached pages.
+    def pages_for(self, num_tokens: int, *, chunk: int, cross_tokens: int = 0) -> int:
+        """The most pages that one sequence holds at once while it grows to `num_tokens`, at most `chunk` tokens a step.
+
+        If this is at most `num_pages - 1`, the sequence can be finished, by preempting all others if need be.
+
+        Args:
+            num_tokens: the sequence's tokens at its end.
+            chunk: the most tokens that one call of `admit` or `extend` adds.
+            cross_tokens: tokens that cross-attention groups see.
 
         Raises:
-            ValueError: `cross_tokens` does not fit the groups.
+            ValueError: a number is below its minimum, or `cross_tokens` does not fit the groups.
+        """
+        num_tokens, chunk = check_integer("num_tokens", num_tokens, 0), check_integer("chunk", chunk, 1)
+        cross_tokens = self._allocator.check_cross_tokens(cross_tokens)
+        lengths = [num_tokens if group.is_self_attention else cross_tokens for group in self.groups]
+        each = zip(self.groups, lengths, strict=True)
+        return sum(group.most_pages(length, chunk, self.page_size) for group, length in each)
+
+    def pages_to_admit(self, prompt: Prompt | ArrayLike, *, chunk: int | None = None, cross_tokens: int = 0) -> int:
+        """The most free pages that this prompt takes until all of it is computed, including its cached pages.
+
+        Args:
+            prompt: as for `admit`.
+            chunk: the most tokens that one step computes of it. A windowed group then counts only the pages that it
+                holds at once. `None`: `admit` adds slots for the whole prompt.
+            cross_tokens: as for `admit`.
+
+        Raises:
+            ValueError: `chunk` is below 1, or `cross_tokens` does not fit the groups.
         """
         prompt = Prompt.of(prompt)
         cross_tokens = self._allocator.check_cross_tokens(cross_tokens)
+        chunk = None if chunk is None else check_integer("chunk", chunk, 1)
         hit = self._lookup(prompt, len(prompt) - 1).without_tail(self.page_size)
-        return num_new_pages(self._allocator, hit, len(prompt), cross_tokens) + num_cached_pages(self._allocator, hit)
+        return pages_to_admit(self._allocator, prompt, hit, chunk=chunk, cross_tokens=cross_tokens)
+
+    def pages_to_extend(self, seqs: ArrayLike, lengths: ArrayLike, *, chunk: int) -> int:
+        """The most pages that these sequences may still take until each has `lengths` tokens.
+
+        Does not count the copies of last pages that forked sequences share.
+
+        Args:
+            seqs: the sequences.
+            lengths: tokens that each sequence is to have.
+            chunk: the most tokens that one step adds to a sequence.
+
+        Raises:
+            ValueError: an argument is wrong, or a sequence is swapped out.
+        """
+        indices = self._seqs.indices_on_device(seqs)
+        chunk = check_integer("chunk", chunk, 1)
+        lengths = self._seqs.check_counts(lengths, len(indices), "lengths")
+        return self._allocator.pages_to_grow(indices, lengths, chunk)
 
     def admit(
         self, prompt: Prompt | ArrayLike, *, chunk: int | None = None, cross_tokens: int = 0, imported: bool = False

@@ -158,7 +158,7 @@ class Sequences:
                 f"{self.max_sequence_length}; end it, or raise max_sequence_length"
             )
 
-    def check_counts(self, counts: ArrayLike, n: int) -> np.ndarray:
+    def check_counts(self, counts: ArrayLike, n: int, name: str = "counts") -> np.ndarray:
         """Return one positive count for each of `n` sequences; a single number counts for all.
 
         Raises:
@@ -168,10 +168,10 @@ class Sequences:
             return self._ones[:n]
         array = np.asarray(counts)
         if array.shape not in ((), (n,)) or (array.size and array.dtype.kind not in "iu"):
-            raise ValueError(f"counts={counts!r} must be a whole number, or one for each of {n} sequences")
+            raise ValueError(f"{name}={counts!r} must be a whole number, or one for each of {n} sequences")
         if array.size and not 1 <= array.min() <= array.max() < 2**31:
             wrong = array.min() if array.min() < 1 else array.max()
-            raise ValueError(f"counts holds {wrong}; each must lie in 1 .. 2**31 - 1; leave out sequences without any")
+            raise ValueError(f"{name} holds {wrong}; each must lie in 1 .. 2**31 - 1; leave out sequences without any")
         return np.full(n, array, np.int64)
 
     def computed_after(self, indices: np.ndarray, counts: np.ndarray) -> np.ndarray:

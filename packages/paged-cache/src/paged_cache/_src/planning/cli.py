@@ -7,14 +7,15 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
 
 from paged_cache._src.cache.config import MAX_SIZE
-from paged_cache._src.planning.cache_spec import CacheSpec
+from paged_cache._src.manager.groups import KVShape
 from paged_cache._src.planning.plan import Plan, plan
+from paged_cache._src.spec.cache_spec import CacheSpec
 
 DESCRIPTION = """\
 How many pages, tokens and sequences of a model fit into a budget of bytes, by type and page size.
@@ -141,10 +142,10 @@ def run(args: argparse.Namespace) -> str:
         NotImplementedError: the model's cache is not of a kind that is planned here.
         OSError: the file cannot be read.
     """
-    shape = CacheSpec.from_hf_config(read_config(args.model_config) | dict(args.set))
+    spec = read_spec(args.model_config, dict(args.set))
     plans = [
         plan(
-            shape,
+            spec,
             args.memory,
             page_size=page_size,
             dtype=dtype,
@@ -159,11 +160,12 @@ def run(args: argparse.Namespace) -> str:
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The keys of a config.json; of its text_config, where the language model is nested.
+def read_spec(path: Path, changes: Mapping[str, Any]) -> CacheSpec:
+    """What cache the model of a config.json needs, with `changes` to its keys.
 
     Raises:
-        ValueError: it is not a JSON object.
+        ValueError: it is not a JSON object, or a key is missing or makes no sense.
+        NotImplementedError: the model keeps something else than keys and values.
         OSError: it cannot be read.
     """
     try:
@@ -172,15 +174,22 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}); give a model's config.json") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds a {type(config).__name__}, not an object; give a model's config.json")
-    return config.get("text_config") or config
+    if isinstance(text := config.get("text_config"), dict):
+        changed = {**config, "text_config": {**text, **changes}}
+    else:
+        changed = {**config, **changes}
+    try:
+        return CacheSpec.from_hf_config(changed)
+    except ValueError as error:
+        raise ValueError(f"{error} (--set KEY=VALUE sets a key of {path.name})") from None
 
 
 def heading(path: Path, of: Plan) -> list[str]:
     """What was read, and what it is planned for."""
-    shape = of.shape
-    lines = [f"{path.name}: {_layers(shape)}; {_heads(shape)}"]
-    if shape.assumed:
-        lines.append(f"not in the file, so as its model type has it: {', '.join(shape.assumed)}")
+    spec = of.spec
+    lines = [f"{path.name}: {_layers(spec)}; {_heads(spec)}"]
+    if spec.assumed:
+        lines.append(f"not in the file, so as its model type has it: {', '.join(spec.assumed)}")
     where = f"on each of {of.tensor_parallel} devices" if of.tensor_parallel > 1 else "on one device"
     lines.append(f"{of.memory_bytes:,} bytes ({of.memory_bytes / 2**30:.4g} GiB) for pages {where}")
     return lines
@@ -201,17 +210,17 @@ def table(plans: Sequence[Plan], contexts: Sequence[int]) -> list[str]:
 def notes(plans: Sequence[Plan], context: int) -> list[str]:
     """What the figures leave out, or what explains them."""
     one = plans[0]
-    shape, views = one.shape, one.layers_per_page
+    spec = one.spec
     most = max(plans, key=_last_page_bytes)
     lines = [
         f"A sequence's last page is up to page size - 1 tokens empty: at most {_last_page_bytes(most) / 2**20:.3g} MiB "
         f"a sequence ({most.dtype}, pages of {most.page_size})."
     ]
-    if one.kv_heads_per_device * one.tensor_parallel > shape.num_kv_heads:
-        heads = "1 KV head" if shape.num_kv_heads == 1 else f"{shape.num_kv_heads} KV heads"
-        lines.append(f"{one.tensor_parallel} devices do not divide {heads}: each of them holds all.")
-    if empty := views * len(one.groups) - shape.num_layers:
-        lines.append(f"{shape.num_layers} layers in {len(one.groups)} groups of {views} leave room for {empty} unused.")
+    for heads in dict.fromkeys(shape.num_kv_heads for shape in spec.shapes):
+        if heads % one.tensor_parallel:
+            asked = f"{one.tensor_parallel} devices do not divide {_count(heads, 'KV head')}"
+            lines.append(f"{asked}: each of them holds all.")
+    lines += _unused_views(one)
     if any(group.is_windowed for group in one.groups):
         without = len(one.groups) * -(-context // one.page_size)
         lines.append(
@@ -224,8 +233,6 @@ def notes(plans: Sequence[Plan], context: int) -> list[str]:
 def record(of: Plan, contexts: Sequence[int]) -> dict[str, Any]:
     """A plan as JSON."""
     derived = (
-        "kv_heads_per_device",
-        "layers_per_page",
         "bytes_per_page",
         "bytes_per_token",
         "number_bytes_per_token",
@@ -238,22 +245,47 @@ def record(of: Plan, contexts: Sequence[int]) -> dict[str, Any]:
     return {
         **dataclasses.asdict(of),
         **{name: getattr(of, name) for name in derived},
+        "views": [dataclasses.asdict(shape) for shape in of.views],
         "groups": [dataclasses.asdict(group) for group in of.groups],
         "sequences": {str(context): of.sequences(context) for context in contexts},
     }
 
 
-def _layers(shape: CacheSpec) -> str:
+def _layers(spec: CacheSpec) -> str:
     sees = {"full": "full", "window": "with a window of {:,}", "chunked": "in chunks of {:,}"}
-    parts = [f"{len(group.layers)} {sees[group.kind].format(group.tokens)}" for group in shape.groups]
-    return f"{shape.num_layers} layers ({', '.join(parts)})"
+    parts = [f"{len(group.layers)} {sees[group.kind].format(group.tokens)}" for group in spec.groups]
+    if spec.shared_layers:
+        parts.append(f"{len(spec.shared_layers)} with the keys of others")
+    return f"{spec.num_layers} layers ({', '.join(parts)})"
 
 
-def _heads(shape: CacheSpec) -> str:
+def _heads(spec: CacheSpec) -> str:
+    """What layers store; how many of them, where they differ."""
+    if len(spec.shapes) == 1:
+        return _shape(spec.shapes[0])
+    layers = {shape: sum(len(group.layers) for group in spec.groups if group.kv == shape) for shape in spec.shapes}
+    return ", ".join(f"{_count(number, 'layer')} of {_shape(shape)}" for shape, number in layers.items())
+
+
+def _shape(shape: KVShape) -> str:
     if shape.latent:
-        return f"latent rows of {shape.head_dim}, of which {shape.v_head_dim} are the value"
-    values = "" if shape.v_head_dim in (None, shape.head_dim) else f", values of {shape.v_head_dim}"
-    return f"{shape.num_kv_heads} KV head{'s' * (shape.num_kv_heads > 1)} of {shape.head_dim}{values}"
+        return f"latent entries of {shape.head_dim}, of which {shape.v_head_dim or shape.head_dim} are the value"
+    values = "" if shape.v_head_dim is None else f", values of {shape.v_head_dim}"
+    return f"{_count(shape.num_kv_heads, 'KV head')} of {shape.head_dim}{values}"
+
+
+def _unused_views(of: Plan) -> list[str]:
+    """A note on the room that pages take in views which their own group does not use, if there is any."""
+    views, groups, layers = len(of.views), len(of.groups), of.spec.num_stored_layers
+    if (shapes := len(of.spec.shapes)) > 1:
+        used = max(len(group.layers) for group in of.groups)
+        return [f"A page takes room in all {views} views of {shapes} shapes, of which its group uses at most {used}."]
+    empty = views * groups - layers
+    return [f"{layers} layers in {groups} groups of {views} leave room for {empty} unused."] if empty else []
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _row(of: Plan, contexts: Sequence[int]) -> list[str]:

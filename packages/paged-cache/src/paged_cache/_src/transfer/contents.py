@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32, Shaped
 
 from paged_cache._src.cache.cache import PagedAttentionCache
@@ -99,10 +99,17 @@ def staging_slices(n: int) -> list[slice]:
     return [slice(start, min(start + STAGED_PAGES, n)) for start in range(0, n, STAGED_PAGES)]
 
 
-def on_devices(function: Callable[..., Any], cache: PagedAttentionCache, page_ids: Any, *contents: Any) -> Any:
+def on_devices(
+    function: Callable[..., Any],
+    cache: PagedAttentionCache,
+    page_ids: Any,
+    *contents: Any,
+    out_specs: PartitionSpec | None = None,
+) -> Any:
     """`function(views' pages, page_ids, *contents)` on each device's part of the pages, with the ids of its replica.
 
-    `page_ids` has a leading axis `[groups]`, which `function` does not see. The result is split as pages are.
+    `page_ids` has a leading axis `[replicas]`, which `function` does not see. `out_specs` says how the result is split;
+    `None`: it is the pages of each view, split as they are.
     """
     view = cache.views[0]
 
@@ -112,8 +119,9 @@ def on_devices(function: Callable[..., Any], cache: PagedAttentionCache, page_id
     views = [each.pages for each in cache.views]
     if view.mesh is None:
         return part(views, page_ids, *contents)
-    specs = (view.pages_spec, view.batch_spec, *[view.pages_spec] * len(contents))
-    return sharded_call(part, view.mesh, specs, view.pages_spec, views, page_ids, *contents)
+    of_views = [each.pages_spec for each in cache.views]
+    in_specs = (of_views, view.batch_spec, *[view.pages_spec] * len(contents))
+    return sharded_call(part, view.mesh, in_specs, out_specs or of_views, views, page_ids, *contents)
 
 
 def sent(cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "*lead n"]) -> Int32[Array, "*lead n"]:
@@ -174,7 +182,7 @@ def _read(cache: PagedAttentionCache, page_ids: Int32[Array, "replicas n"]) -> l
         stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays, axis=1), *taken)  # [n, views, kv_heads, ...]
         return [jax.tree.map(lambda array, i=i: array[i], stacked) for i in range(len(page_ids))]
 
-    return on_devices(part, cache, page_ids)
+    return on_devices(part, cache, page_ids, out_specs=cache.views[0].pages_spec)
 
 
 def _write_all(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from paged_cache._src.cache.cache import PagedAttentionCache
-from paged_cache._src.manager import LayerGroup, Media, PageManager, Prompt
+from paged_cache._src.manager import KVShape, LayerGroup, Media, PageManager, Prompt
 from paged_cache._src.transfer.apply_moves import apply_moves_by_replica, moves_of_one
 from paged_cache._src.transfer.archive import Archive
 from paged_cache._src.transfer.host_pages import HostPages
@@ -78,7 +78,7 @@ class SequencePages:
     @classmethod
     def _from(cls, archive: Archive) -> Self:
         arrays, facts = dict(archive.arrays), archive.facts
-        groups = tuple(LayerGroup(**group | {"layers": tuple(group["layers"])}) for group in facts["groups"])
+        groups = tuple(map(_group, facts["groups"]))
         return cls(
             token_ids=arrays.pop(TOKEN_IDS),
             cross_tokens=facts["cross_tokens"],
@@ -87,6 +87,12 @@ class SequencePages:
             layout=facts["layout"],
             arrays=arrays,
         )
+
+
+def _group(facts: dict[str, Any]) -> LayerGroup:
+    """A group of layers, from what `dataclasses.asdict` and JSON made of it."""
+    kv = None if facts["kv"] is None else KVShape(**facts["kv"])
+    return LayerGroup(**facts | {"layers": tuple(facts["layers"]), "kv": kv})
 
 
 def export_sequence(cache: PagedAttentionCache, manager: PageManager, seq: int, *, replica: int = 0) -> SequencePages:

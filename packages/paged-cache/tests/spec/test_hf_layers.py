@@ -1,7 +1,6 @@
 import pytest
 
-from paged_cache import CacheSpec
-from paged_cache._src.manager.groups import LayerGroup
+from paged_cache import CacheSpec, KVShape
 
 LLAMA_3_8B = {
     "model_type": "llama",
@@ -10,6 +9,7 @@ LLAMA_3_8B = {
     "num_key_value_heads": 8,
     "hidden_size": 4096,
 }
+SLIDING, FULL = "sliding_attention", "full_attention"
 ONE_LAYER = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
 
 
@@ -17,19 +17,23 @@ def read(config, **changes):
     return CacheSpec.from_hf_config(config | changes)
 
 
-def kinds(shape):
-    return [(group.kind, group.tokens, len(group.layers)) for group in shape.groups]
+def kinds(spec):
+    return [(group.kind, group.tokens, len(group.layers)) for group in spec.groups]
+
+
+def heads(spec):
+    return [(shape.num_kv_heads, shape.head_dim) for shape in spec.shapes]
 
 
 def test_llama():
-    shape = read(LLAMA_3_8B)
-    assert shape == CacheSpec(groups=(LayerGroup.full(range(32)),), num_kv_heads=8, head_dim=128)
-    assert shape.assumed == ()
+    spec = read(LLAMA_3_8B)
+    assert spec == CacheSpec.uniform(32, KVShape(num_kv_heads=8, head_dim=128))
+    assert spec.assumed == ()
 
 
 def test_llama_without_kv_heads_has_as_many_as_query_heads():
-    shape = read({key: value for key, value in LLAMA_3_8B.items() if key != "num_key_value_heads"})
-    assert (shape.num_kv_heads, shape.assumed) == (32, ("num_key_value_heads=null",))
+    spec = read({key: value for key, value in LLAMA_3_8B.items() if key != "num_key_value_heads"})
+    assert (heads(spec), spec.assumed) == ([(32, 128)], ("num_key_value_heads=null",))
 
 
 def test_null_counts_as_left_out():
@@ -38,11 +42,11 @@ def test_null_counts_as_left_out():
 
 def test_gemma_3_says_what_its_file_leaves_out():
     config = {"text_config": {"model_type": "gemma3_text", "num_hidden_layers": 34, "sliding_window": 1024}}  # 4B
-    shape = read(config)
-    assert kinds(shape) == [("window", 1024, 29), ("full", 0, 5)]
-    assert shape.groups[1].layers == (5, 11, 17, 23, 29)
-    assert (shape.num_kv_heads, shape.head_dim) == (4, 256)
-    assert shape.assumed == ("sliding_window_pattern=6", "num_key_value_heads=4", "head_dim=256")
+    spec = read(config)
+    assert kinds(spec) == [("window", 1024, 29), ("full", 0, 5)]
+    assert spec.groups[1].layers == (5, 11, 17, 23, 29)
+    assert heads(spec) == [(4, 256)]
+    assert spec.assumed == ("sliding_window_pattern=6", "num_key_value_heads=4", "head_dim=256")
 
 
 def test_gemma_2_has_a_window_in_every_other_layer():
@@ -52,17 +56,17 @@ def test_gemma_2_has_a_window_in_every_other_layer():
 
 def test_gpt_oss_names_its_layers():
     config = {"num_hidden_layers": 24, "num_key_value_heads": 8, "head_dim": 64, "sliding_window": 128}  # 20B
-    shape = read(config, layer_types=["sliding_attention", "full_attention"] * 12)
-    assert kinds(shape) == [("window", 128, 12), ("full", 0, 12)]
-    assert shape.groups[0].layers == tuple(range(0, 24, 2))
+    spec = read(config, layer_types=["sliding_attention", "full_attention"] * 12)
+    assert kinds(spec) == [("window", 128, 12), ("full", 0, 12)]
+    assert spec.groups[0].layers == tuple(range(0, 24, 2))
 
 
 @pytest.mark.parametrize("no_rope_layers", [None, [], [1, 1, 1, 0] * 12])
 def test_llama_4_sees_its_chunk_where_it_has_rotary_embedding(no_rope_layers):
     config = {"model_type": "llama4_text", "num_hidden_layers": 48, "num_key_value_heads": 8, "head_dim": 128}
-    shape = read(config, attention_chunk_size=8192, no_rope_layers=no_rope_layers)
-    assert kinds(shape) == [("chunked", 8192, 36), ("full", 0, 12)]
-    assert shape.groups[1].layers == tuple(range(3, 48, 4))
+    spec = read(config, attention_chunk_size=8192, no_rope_layers=no_rope_layers)
+    assert kinds(spec) == [("chunked", 8192, 36), ("full", 0, 12)]
+    assert spec.groups[1].layers == tuple(range(3, 48, 4))
 
 
 def test_layer_types_name_chunks_too():
@@ -72,8 +76,8 @@ def test_layer_types_name_chunks_too():
 
 def test_deepseek_v3_keeps_one_latent_row():
     config = {"num_hidden_layers": 61, "num_attention_heads": 128, "num_key_value_heads": 128, "v_head_dim": 128}
-    shape = read(config, kv_lora_rank=512, qk_rope_head_dim=64)
-    assert (shape.num_kv_heads, shape.head_dim, shape.v_head_dim, shape.latent) == (1, 576, 512, True)
+    spec = read(config, kv_lora_rank=512, qk_rope_head_dim=64)
+    assert spec.shapes == (KVShape(num_kv_heads=1, head_dim=576, v_head_dim=512, latent=True),)
 
 
 def test_mistral_has_its_window_in_every_layer_or_none():
@@ -82,35 +86,64 @@ def test_mistral_has_its_window_in_every_layer_or_none():
     assert kinds(read(config, sliding_window=None)) == [("full", 0, 32)]
 
 
+@pytest.mark.parametrize("named", [{"model_type": "mistral"}, {"architectures": ["MistralForCausalLM"]}])
+def test_mistral_has_a_window_unless_the_file_says_null(named):
+    config = {key: LLAMA_3_8B[key] for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")} | named
+    spec = read(config)
+    assert (kinds(spec), heads(spec)) == ([("window", 4096, 32)], [(8, 128)])
+    assert spec.assumed == ("sliding_window=4096", "num_key_value_heads=8")
+
+
+def test_qwen_2_says_what_its_file_leaves_out():
+    config = {"model_type": "qwen2", "num_hidden_layers": 30, "num_attention_heads": 32, "head_dim": 64}
+    spec = read(config, sliding_window=8)
+    assert (kinds(spec), heads(spec)) == ([("full", 0, 30)], [(32, 64)])
+    assert kinds(read(config, sliding_window=8, use_sliding_window=True)) == [("full", 0, 28), ("window", 8, 2)]
+    assert kinds(read(config, sliding_window=8, layer_types=[SLIDING] * 30)) == [("full", 0, 30)]
+
+
 def test_qwen_has_its_window_where_it_says_so():
     config = LLAMA_3_8B | {"model_type": "qwen2", "sliding_window": 4096, "max_window_layers": 28}
     assert kinds(read(config, use_sliding_window=False)) == [("full", 0, 32)]
-    shape = read(config, use_sliding_window=True)
-    assert kinds(shape) == [("full", 0, 28), ("window", 4096, 4)]
+    spec = read(config, use_sliding_window=True)
+    assert kinds(spec) == [("full", 0, 28), ("window", 4096, 4)]
     assert kinds(read(config, use_sliding_window=True, max_window_layers=0)) == [("window", 4096, 32)]
 
 
 def test_layers_that_read_the_keys_of_others_keep_none():
     config = ONE_LAYER | {"num_hidden_layers": 5, "num_kv_shared_layers": 2, "sliding_window": 8}
-    sliding, full = "sliding_attention", "full_attention"
-    shape = read(config, layer_types=[sliding, full, sliding, full, full])
-    assert [group.layers for group in shape.groups] == [(0, 2), (1,)]
+    spec = read(config, layer_types=[SLIDING, FULL, SLIDING, FULL, SLIDING])
+    assert [group.layers for group in spec.groups] == [(0, 2), (1,)]
+    assert spec.shared_layers == ((3, 1), (4, 2))
+
+
+def test_gemma_4_has_other_heads_where_it_sees_all():
+    config = {"model_type": "gemma4_text", "num_hidden_layers": 12, "num_key_value_heads": 16, "head_dim": 256}
+    config |= {"sliding_window": 1024, "num_global_key_value_heads": 4}
+    spec = read(config, attention_k_eq_v=True)
+    assert [(group.kind, group.layers[-1], group.kv.num_kv_heads, group.kv.head_dim) for group in spec.groups] == [
+        ("window", 10, 16, 256),
+        ("full", 11, 4, 512),
+    ]
+    assert spec.assumed == ("sliding_window_pattern=6", "global_head_dim=512")
+    assert heads(read(config, attention_k_eq_v=False, global_head_dim=128)) == [(16, 256), (16, 128)]
+
+
+def test_llama_does_not_read_a_window():
+    assert kinds(read(LLAMA_3_8B, sliding_window=8)) == [("full", 0, 32)]
 
 
 def test_values_of_another_size():
-    assert read(ONE_LAYER, v_head_dim=32).v_head_dim == 32
+    assert read(ONE_LAYER, v_head_dim=32).shapes[0].v_head_dim == 32
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_hidden_layers": None}, "the config has no num_hidden_layers; add it.*--set num_hidden_layers=N"),
+        ({"num_hidden_layers": None}, "no num_hidden_layers; it must be a whole number of at least 1, so add it"),
         ({"num_attention_heads": None, "head_dim": None, "hidden_size": 64}, "has no num_attention_heads"),
         ({"head_dim": None}, "has no hidden_size"),
-        (
-            {"head_dim": None, "hidden_size": 6},
-            "hidden_size=6 is not divisible by num_attention_heads=4.*--set head_dim",
-        ),
+        ({"head_dim": None, "hidden_size": 6}, "hidden_size=6 is not divisible by num_attention_heads=4; add head_dim"),
         ({"head_dim": 0}, "head_dim=0 must be a whole number of at least 1"),
         ({"num_key_value_heads": [2]}, r"num_key_value_heads=\[2\] must be a whole number"),
         ({"num_key_value_heads": True}, "num_key_value_heads=True must be a whole number"),
@@ -121,9 +154,13 @@ def test_values_of_another_size():
         ({"attention_chunk_size": 64}, "has no no_rope_layer_interval"),
         ({"sliding_window": 8}, "sliding_window=8, but which layers of model_type=None have it.*add layer_types"),
         ({"sliding_window": 8, "sliding_window_pattern": "LG"}, "sliding_window_pattern='LG' must be a whole number"),
-        ({"sliding_window": 8, "model_type": "qwen2", "use_sliding_window": True}, "has no max_window_layers"),
+        ({"sliding_window": 8, "model_type": "qwen3", "use_sliding_window": True}, "has no max_window_layers"),
         ({"kv_lora_rank": 512}, "has no qk_rope_head_dim"),
         ({"num_kv_shared_layers": 1}, "num_kv_shared_layers=1 must be less than num_hidden_layers=1"),
+        (
+            {"num_kv_shared_layers": 1, "num_hidden_layers": 2, "layer_types": [SLIDING, FULL], "sliding_window": 8},
+            "num_kv_shared_layers=1, but none of the first 1 layers is of the kind 'full'",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named(changes, message):
@@ -144,7 +181,7 @@ def test_missing_kv_heads_are_not_guessed():
         ({"mamba_d_state": 128}, "mamba_d_state is not supported: what layers keep that is no keys and values"),
         (
             {"per_layer_config": {"05": {"head_dim": 512}}},
-            "per_layer_config is not supported: layers must have KV heads",
+            "per_layer_config is not supported: how its layers' KV heads",
         ),
         ({"layer_types": ["linear_attention"]}, "layer_types linear_attention are not supported"),
     ],
@@ -152,17 +189,3 @@ def test_missing_kv_heads_are_not_guessed():
 def test_caches_of_another_kind_are_refused(changes, message):
     with pytest.raises(NotImplementedError, match=message):
         read(ONE_LAYER, **changes)
-
-
-def test_groups_are_cut_to_the_size_of_the_smallest():
-    shape = CacheSpec(
-        groups=(LayerGroup.window(8, (0, 1, 3, 4, 6)), LayerGroup.full((2, 5))), num_kv_heads=1, head_dim=8
-    )
-    cut = shape.equal_groups()
-    assert [group.layers for group in cut] == [(0, 1), (3, 4), (6,), (2, 5)]
-    assert [group.tokens for group in cut] == [8, 8, 8, 0]
-
-
-def test_a_group_without_layers_is_refused():
-    with pytest.raises(ValueError, match="each with the layers that are in it"):
-        CacheSpec(groups=(LayerGroup.full(),), num_kv_heads=1, head_dim=8)
