@@ -24,7 +24,7 @@ import pytest
         ),
         ("paged_cache", "paged_attn_layer", ["Engine"], "paged_cache is below paged_attn_layer and must not import it"),
         ("paged_cache", "flax", [], "flax is not a dependency of paged_cache"),
-        ("paged_cache", ".view", [], "relative import; name the module in full"),
+        ("paged_cache", ".view", [], "relative import; write the module's full name"),
     ],
 )
 def test_an_import_against_the_rules_is_named(package, module, names, message):
