@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from paged_kernels import KVPages, RaggedBatch
-from paged_kernels._src.attention.tpu.enlarge_pages import enlarge_pages, native_page_size
+from paged_kernels._src.attention.tpu.enlarge_pages import enlarge, native_page_size
 
 
 @pytest.mark.parametrize(
@@ -27,15 +27,10 @@ def test_groups_hold_the_same_keys_in_order(dtype, page_size):
     k, v = (jnp.asarray(rng.normal(size=(2, 9, page_size, dim)), jnp.float32) for dim in (16, 8))
     pages = KVPages.from_kv(k, v, dtype)
     batch = RaggedBatch.from_lists([[3, 1, 8, 2, 7], [5]], kv_lens=[5 * page_size, 1], q_lens=[1, 1])
-    grouped, of_groups = enlarge_pages(pages, batch)
+    grouped, of_groups = enlarge(pages, batch)
     assert grouped.page_size == native_page_size(grouped)
     for seq, used in enumerate([5, 1]):
         page_table, groups = batch.page_table[seq, :used], of_groups.page_table[seq]
         for have, want in ((grouped.k, pages.k), (grouped.v, pages.v)):
             keys = want[:, page_table].reshape(2, used * page_size, -1)
             np.testing.assert_array_equal(have[:, groups].reshape(2, -1, keys.shape[2])[:, : keys.shape[1]], keys)
-
-
-def test_pages_that_fit_are_left_alone():
-    pages, batch = KVPages.zeros(3, 16, 1, 64), RaggedBatch.from_lists([[1]], [3], [1])
-    assert enlarge_pages(pages, batch) == (pages, batch)

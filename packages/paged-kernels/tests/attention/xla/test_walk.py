@@ -23,7 +23,7 @@ from kernel_data import (
 
 from paged_kernels import AttentionSpec, KVPages, RaggedBatch, get_backend, paged_attention
 from paged_kernels._src.attention.block_sizes import BlockSizes
-from paged_kernels._src.attention.xla.walk import default_block_sizes
+from paged_kernels._src.attention.xla.prepare import default_block_sizes
 
 SMALL = BlockSizes(q_rows=5, kv_pages=2)
 

@@ -7,8 +7,9 @@ import pytest
 
 from paged_kernels import AttentionSpec, HeadParams, KVPages, RaggedBatch
 from paged_kernels._src.attention.block_sizes import BlockSizes
-from paged_kernels._src.attention.tpu import launch
+from paged_kernels._src.attention.tpu.fit import make_config
 from paged_kernels._src.attention.tpu.sizes import q_rows_for, with_kv_pages
+from paged_kernels._src.call import Call
 from paged_kernels._src.tpu.chip import CHIPS, SMALLEST
 from paged_kernels._src.tpu.tuning import lookup as tuning
 from paged_kernels._src.tpu.tuning.lookup import Entry, Shape, entries, lookup
@@ -41,7 +42,8 @@ def config_of(chip, shape, block_sizes=None, pages_per_seq=512):
     )
     pages = KVPages.shapes(2, shape.page_size, shape.kv_heads, shape.head_dim, shape.kv_dtype)
     q = np.broadcast_to(jnp.zeros((), jnp.bfloat16), (rows, shape.q_per_kv * shape.kv_heads, shape.head_dim))
-    return launch.make_config(q, pages, batch, AttentionSpec(), HeadParams(), block_sizes=block_sizes, chip=chip)
+    call = Call.of_attention(q, pages, batch, AttentionSpec(), HeadParams()).attention
+    return make_config(call, block_sizes=block_sizes, chip=chip)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -167,16 +166,12 @@ class PreparedBatch:
         return self.fitted.backend
 
 
-def without_gradient(backend: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator that refuses a gradient by the backend's name, not by an error from inside jax."""
+def without_gradient(backend: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` of positional arguments, except that a gradient is refused by the backend's name, not from inside jax."""
+    refusing = jax.custom_jvp(fn)
 
-    def wrap(fn: Callable[..., Any]) -> Callable[..., Any]:
-        refusing = jax.custom_jvp(fn)
+    @refusing.defjvp
+    def refuse(primals, tangents):
+        raise NotImplementedError(f"backend={backend!r} has no gradient; use backend='reference'")
 
-        @refusing.defjvp
-        def refuse(primals, tangents):
-            raise NotImplementedError(f"backend={backend!r} has no gradient; use backend='reference'")
-
-        return functools.wraps(fn)(refusing)
-
-    return wrap
+    return refusing

@@ -1,18 +1,21 @@
 """The Pallas TPU kernels (docs/kernels/tpu.md)."""
 
 import dataclasses
-from collections.abc import Hashable
+import functools
+from typing import Any
 
 from jaxtyping import Array, Float
 
 from paged_kernels._src.attention.block_sizes import BlockSizes
-from paged_kernels._src.attention.tpu.launch import fit, paged_attention_tpu
+from paged_kernels._src.attention.tpu import launch
+from paged_kernels._src.attention.tpu.fit import LaunchConfig, fit
+from paged_kernels._src.attention.tpu.prepare import AttentionWork, prepare
 from paged_kernels._src.backends.base import Backend, PreparedBatch, without_gradient
 from paged_kernels._src.batch import RaggedBatch
 from paged_kernels._src.call import AttentionCall, WriteCall
 from paged_kernels._src.head_params import HeadParams
 from paged_kernels._src.kv_pages import KVPages
-from paged_kernels._src.page_write.tpu.launch import check_supported, write_kv_tpu
+from paged_kernels._src.page_write.tpu import launch as page_write
 from paged_kernels._src.tpu.interpreter import Interpret
 
 
@@ -31,13 +34,13 @@ class TpuBackend(Backend):
         """As `Backend.with_block_sizes`."""
         return dataclasses.replace(self, block_sizes=BlockSizes(q_rows=q_rows, kv_pages=kv_pages))
 
-    def fit_attention(self, call: AttentionCall) -> AttentionCall:
+    def fit_attention(self, call: AttentionCall) -> LaunchConfig:
         """As `Backend.fit_attention`."""
-        fit(call, self.block_sizes)
-        return call
+        return fit(call, self.block_sizes)
 
-    def prepare_attention(self, batch: RaggedBatch, fitted: AttentionCall) -> None:
+    def prepare_attention(self, batch: RaggedBatch, fitted: LaunchConfig) -> AttentionWork:
         """As `Backend.prepare_attention`."""
+        return prepare(batch, fitted)
 
     def attend(
         self,
@@ -49,30 +52,17 @@ class TpuBackend(Backend):
         return_lse: bool,
     ) -> tuple[Float[Array, "tokens q_heads v_head_dim"], Float[Array, "tokens q_heads"] | None]:
         """As `Backend.attend`."""
-        spec = prepared.fitted.attention.spec
+        config = prepared.fitted.attention
+        attend = functools.partial(launch.attend, config=config, interpret=self.interpret, return_lse=return_lse)
+        return without_gradient(self.name, attend)(q, pages, prepared.attention, head_params)
 
-        @without_gradient(self.name)
-        def attend(q, pages, batch, head_params):
-            return paged_attention_tpu(
-                q,
-                pages,
-                batch,
-                spec,
-                head_params,
-                block_sizes=self.block_sizes,
-                interpret=self.interpret,
-                return_lse=return_lse,
-            )
-
-        return attend(q, pages, prepared.batch, head_params)
-
-    def fit_write(self, call: WriteCall) -> Hashable:
+    def fit_write(self, call: WriteCall) -> page_write.WriteConfig:
         """As `Backend.fit_write`."""
-        check_supported(call.pages, call.batch)
-        return call
+        return page_write.fit(call)
 
-    def prepare_write(self, batch: RaggedBatch, fitted: WriteCall) -> None:
+    def prepare_write(self, batch: RaggedBatch, fitted: page_write.WriteConfig) -> Any:
         """As `Backend.prepare_write`."""
+        return page_write.prepare(batch, fitted)
 
     def write(
         self,
@@ -82,12 +72,8 @@ class TpuBackend(Backend):
         prepared: PreparedBatch,
     ) -> KVPages:
         """As `Backend.write`."""
-
-        @without_gradient(self.name)
-        def write(pages, k, v, batch):
-            return write_kv_tpu(pages, k, v, batch, interpret=self.interpret)
-
-        return write(pages, k, v, prepared.batch)
+        write = functools.partial(page_write.write, config=prepared.fitted.write, interpret=self.interpret)
+        return without_gradient(self.name, write)(pages, k, v, prepared.write)
 
 
 BACKEND = TpuBackend()

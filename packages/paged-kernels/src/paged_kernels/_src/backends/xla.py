@@ -1,11 +1,13 @@
 """Plain XLA, on every platform (docs/kernels/xla.md)."""
 
 import dataclasses
+import functools
 
 from jaxtyping import Array, Float
 
 from paged_kernels._src.attention.block_sizes import BlockSizes
-from paged_kernels._src.attention.xla.walk import check_supported, paged_attention_xla
+from paged_kernels._src.attention.xla.prepare import WalkConfig, WalkWork, fit, prepare
+from paged_kernels._src.attention.xla.walk import attend
 from paged_kernels._src.backends.base import Backend, PreparedBatch, without_gradient
 from paged_kernels._src.batch import RaggedBatch
 from paged_kernels._src.call import AttentionCall
@@ -25,13 +27,13 @@ class XlaBackend(Backend):
         """As `Backend.with_block_sizes`."""
         return dataclasses.replace(self, block_sizes=BlockSizes(q_rows=q_rows, kv_pages=kv_pages))
 
-    def fit_attention(self, call: AttentionCall) -> AttentionCall:
+    def fit_attention(self, call: AttentionCall) -> WalkConfig:
         """As `Backend.fit_attention`."""
-        check_supported(call.q, call.pages)
-        return call
+        return fit(call, self.block_sizes)
 
-    def prepare_attention(self, batch: RaggedBatch, fitted: AttentionCall) -> None:
+    def prepare_attention(self, batch: RaggedBatch, fitted: WalkConfig) -> WalkWork:
         """As `Backend.prepare_attention`."""
+        return prepare(batch, fitted)
 
     def attend(
         self,
@@ -43,14 +45,8 @@ class XlaBackend(Backend):
         return_lse: bool,
     ) -> tuple[Float[Array, "tokens q_heads v_head_dim"], Float[Array, "tokens q_heads"] | None]:
         """As `Backend.attend`."""
-        call: AttentionCall = prepared.fitted.attention
-
-        @without_gradient(self.name)
-        def attend(q, pages, batch, head_params):
-            return paged_attention_xla(q, pages, batch, call.spec, head_params, block_sizes=self.block_sizes)
-
-        out, lse = attend(q, pages, prepared.batch, head_params)
-        return out, lse if return_lse else None
+        walk = functools.partial(attend, config=prepared.fitted.attention, return_lse=return_lse)
+        return without_gradient(self.name, walk)(q, pages, prepared.batch, prepared.attention, head_params)
 
 
 BACKEND = XlaBackend()

@@ -6,10 +6,10 @@ from jaxtyping import Array, Int32
 from paged_kernels._src.batch import RaggedBatch, token_rows
 from paged_kernels._src.kv_pages import KVPages
 
+RowSlots = tuple[Int32[Array, " tokens"], Int32[Array, " tokens"]]
 
-def row_slots(
-    pages: KVPages, batch: RaggedBatch, tokens: int
-) -> tuple[Int32[Array, " tokens"], Int32[Array, " tokens"]]:
+
+def row_slots(pages: KVPages, batch: RaggedBatch, tokens: int) -> RowSlots:
     """Returns the page of each of `tokens` rows, and the slot in that page.
 
     The page is 0, the null page, for rows that are not stored: padding, gaps, positions that are negative or past the

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Int32, Shaped
 
 from paged_kernels._src.batch import RaggedBatch
 from paged_kernels._src.kv_pages import KVPages
@@ -27,22 +27,36 @@ def native_page_size(pages: KVPages) -> int:
     return size
 
 
-def enlarge_pages(pages: KVPages, batch: RaggedBatch) -> tuple[KVPages, RaggedBatch]:
-    """Returns pages that the kernel can copy, and a batch whose page table points into them.
+def joined_page_ids(
+    page_table: Int32[Array, "seqs pages_per_seq"], pages_joined: int
+) -> Int32[Array, "large_pages pages_joined"]:
+    """Returns the pages that make up each large page: the page table's pages in order, so many at a time."""
+    padding = -page_table.shape[1] % pages_joined
+    return jnp.pad(page_table, ((0, 0), (0, padding))).reshape(-1, pages_joined)
 
-    If the page size is already native, both are returned as they are. Otherwise every page in the page table is copied.
-    This is correct but slow, and needs memory for as many tokens as the page table can hold.
+
+def enlarge_page_table(batch: RaggedBatch, pages_joined: int) -> RaggedBatch:
+    """Returns the batch whose page table points into the large pages."""
+    width = cdiv(batch.pages_per_seq, pages_joined)
+    page_table = jnp.arange(batch.max_seqs * width, dtype=jnp.int32).reshape(-1, width)
+    return dataclasses.replace(batch, page_table=page_table)
+
+
+def enlarge_pages(pages: KVPages, joined_ids: Int32[Array, "large_pages pages_joined"]) -> KVPages:
+    """Returns pages that the kernel can copy.
+
+    Every page in the page table is copied. This is correct but slow, and needs memory for as many tokens as the page
+    table can hold.
     """
-    count = native_page_size(pages) // pages.page_size
-    if count == 1:
-        return pages, batch
-    large_per_seq = cdiv(batch.pages_per_seq, count)
-    page_table = jnp.pad(batch.page_table, ((0, 0), (0, large_per_seq * count - batch.pages_per_seq)))
-    ids = page_table.reshape(-1, count)
-    entries, scales = pages.take(ids)
-    large_pages = KVPages.from_entries(_join(entries), None if scales is None else _join(scales), pages.layout)
-    page_table = jnp.arange(len(ids), dtype=jnp.int32).reshape(-1, large_per_seq)
-    return large_pages, dataclasses.replace(batch, page_table=page_table)
+    entries, scales = pages.take(joined_ids)
+    return KVPages.from_entries(_join(entries), None if scales is None else _join(scales), pages.layout)
+
+
+def enlarge(pages: KVPages, batch: RaggedBatch) -> tuple[KVPages, RaggedBatch]:
+    """Returns the large pages, and the batch whose page table points into them."""
+    pages_joined = native_page_size(pages) // pages.page_size
+    joined_ids = joined_page_ids(batch.page_table, pages_joined)
+    return enlarge_pages(pages, joined_ids), enlarge_page_table(batch, pages_joined)
 
 
 def _join(

@@ -10,8 +10,8 @@ from jax.experimental.pallas import tpu as pltpu
 from paged_kernels._src.attention.tpu import arrange
 from paged_kernels._src.attention.tpu.config import Config, Memory
 from paged_kernels._src.attention.tpu.copies import PageBuffers, RowBuffers
+from paged_kernels._src.attention.tpu.prepare import KernelWork
 from paged_kernels._src.attention.tpu.subblocks import notes_shape
-from paged_kernels._src.batch import RaggedBatch
 from paged_kernels._src.head_params import HeadParams
 from paged_kernels._src.kv_pages import KVPages
 from paged_kernels._src.tpu.registers import LANES
@@ -32,15 +32,15 @@ class KernelInputs:
 
     @classmethod
     def arranged(
-        cls, q: jax.Array, pages: KVPages, batch: RaggedBatch, head_params: HeadParams, c: Config
+        cls, q: jax.Array, pages: KVPages, work: KernelWork, head_params: HeadParams, c: Config
     ) -> "KernelInputs":
         """Returns the arguments of the call, in the order and types that the kernel reads."""
         return cls(
-            page_table=arrange.arrange_page_table(batch.page_table, pages.num_pages, c),
+            page_table=work.page_table,
             q=arrange.arrange_q(q, c),
             data=pages.data,
             scales=pages.scales,
-            tree=None if batch.tree_mask is None else arrange.arrange_tree(batch.tree_mask, c),
+            tree=work.tree,
             sinks=None if head_params.sinks is None else arrange.arrange_heads(head_params.sinks, c),
             slopes=None if head_params.alibi_slopes is None else arrange.arrange_heads(head_params.alibi_slopes, c),
         )

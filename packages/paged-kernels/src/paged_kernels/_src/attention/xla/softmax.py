@@ -42,10 +42,16 @@ class SoftmaxState:
             values=decay[..., None] * self.values + jnp.einsum("hrp,hpd->hrd", weights, v, precision="highest"),
         )
 
-    def finish(self) -> tuple[Float[Array, "kv_heads rows v_head_dim"], Float[Array, "kv_heads rows"]]:
-        """Returns each row's output and log-sum-exp; 0 and -inf for a row that saw no key."""
-        total = jnp.where(self.total > 0, self.total, 1)
-        return self.values / total[..., None], self.top + jnp.log(total)
+    def output(self) -> Float[Array, "kv_heads rows v_head_dim"]:
+        """Returns each row's output; 0 for a row that saw no key."""
+        return self.values / self._divisor()[..., None]
+
+    def lse(self) -> Float[Array, "kv_heads rows"]:
+        """Returns each row's log-sum-exp; -inf for a row that saw no key."""
+        return self.top + jnp.log(self._divisor())
+
+    def _divisor(self) -> Float[Array, "kv_heads rows"]:
+        return jnp.where(self.total > 0, self.total, 1)
 
 
 def logits(

@@ -8,104 +8,72 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
-from paged_kernels._src.attention.block_sizes import BlockSizes
 from paged_kernels._src.attention.mask import in_tree, visible
+from paged_kernels._src.attention.xla.prepare import TreeRows, WalkConfig, WalkWork, pad_rows
 from paged_kernels._src.attention.xla.softmax import SoftmaxState, logits
-from paged_kernels._src.attention.xla.work_list import WorkList, make_work_list
+from paged_kernels._src.attention.xla.work_list import WorkList
 from paged_kernels._src.batch import RaggedBatch
 from paged_kernels._src.head_params import HeadParams
 from paged_kernels._src.kv_pages import KVPages
 from paged_kernels._src.spec import AttentionSpec
 
-DEFAULT_Q_ROWS = 64
-DEFAULT_KEYS = 256
-MOST_BLOCK_BYTES = 2 * 2**20
-
 Output = Float[Array, "tokens q_heads v_head_dim"]
 LogSumExp = Float[Array, "tokens q_heads"]
 
 
-def paged_attention_xla(
+def attend(
     q: Float[Array, "tokens q_heads head_dim"],
     pages: KVPages,
     batch: RaggedBatch,
-    spec: AttentionSpec,
+    work: WalkWork,
     head_params: HeadParams,
     *,
-    block_sizes: BlockSizes | None,
-) -> tuple[Output, LogSumExp]:
-    """Returns the output in `q.dtype`, and the log of each row's softmax denominator in float32.
+    config: WalkConfig,
+    return_lse: bool,
+) -> tuple[Output, LogSumExp | None]:
+    """Returns the output in `q.dtype` and, if `return_lse`, the log of each row's softmax denominator in float32.
 
     Rows that are not tokens get 0 and -inf. Single-row sequences are walked in tiles of one row, the others in tiles of
-    `block_sizes.q_rows`. The number of iterations depends on the data: one compilation serves all lengths, and a call
-    costs what its own lengths cost.
-
-    Raises:
-        NotImplementedError: q or the pages are float64.
+    `config.q_rows`. The number of iterations depends on the data: one compilation serves all lengths, and a call costs
+    what its own lengths cost.
     """
-    check_supported(q, pages)
-    tokens = q.shape[0]
-    blocks = block_sizes or default_block_sizes(pages)
-    most_rows = max(1, min(blocks.q_rows, tokens, batch.max_q_len or tokens))
-    q, tree_mask = jax.tree.map(  # the last tile may extend past the end
-        lambda rows: jnp.pad(rows, ((0, most_rows - 1), *[(0, 0)] * (rows.ndim - 1))), (q, batch.tree_mask)
-    )
-    batch = dataclasses.replace(batch, tree_mask=tree_mask)
-    results = (
-        jnp.zeros((*q.shape[:2], pages.v_head_dim), q.dtype),
-        jnp.full(q.shape[:2], -jnp.inf, jnp.float32),
-    )
-    for single_rows in (True,) if batch.max_q_len == 1 else (True, False):
-        walk = Walk(
-            q, pages, batch, spec, head_params, q_rows=1 if single_rows else most_rows, kv_pages=blocks.kv_pages
-        )
-        results = walk.fill(results, tokens, single_rows=single_rows)
-    out, lse = results
-    return out[:tokens], lse[:tokens]
-
-
-def default_block_sizes(pages: KVPages) -> BlockSizes:
-    """Returns 64 rows, and pages for at most 256 keys. A block of 2 MiB in float32 fits in the CPU's cache."""
-    key_bytes = 4 * pages.num_kv_heads * (pages.head_dim + pages.v_head_dim)
-    keys = min(DEFAULT_KEYS, MOST_BLOCK_BYTES // key_bytes)
-    return BlockSizes(q_rows=DEFAULT_Q_ROWS, kv_pages=max(1, keys // pages.page_size))
-
-
-def check_supported(q: Array, pages: KVPages) -> None:
-    for name, dtype in (("q", q.dtype), ("pages", pages.dtype)):
-        if dtype == jnp.float64:
-            raise NotImplementedError(
-                f"{name} has dtype float64; the xla backend computes in float32: cast it, or use backend='reference'"
-            )
+    q = pad_rows(q, config)
+    results = [jnp.zeros((*q.shape[:2], pages.v_head_dim), q.dtype)]
+    if return_lse:
+        results.append(jnp.full(q.shape[:2], -jnp.inf, jnp.float32))
+    for q_rows, (work_list, count) in zip(config.tile_rows, work.lists, strict=True):
+        walk = Walk(q, pages, batch, head_params, config=config, tree=work.tree, q_rows=q_rows, return_lse=return_lse)
+        results = walk.fill(results, work_list, count)
+    out, *lse = (rows[: config.tokens] for rows in results)
+    return out, lse[0] if lse else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """One loop over all tiles of `q_rows` rows; each tile loops over blocks of `kv_pages` pages."""
+    """One loop over all tiles of `q_rows` rows; each tile loops over blocks of `config.kv_pages` pages."""
 
     q: Float[Array, "padded_tokens q_heads head_dim"]
     pages: KVPages
     batch: RaggedBatch
-    spec: AttentionSpec
     head_params: HeadParams
+    _: dataclasses.KW_ONLY
+    config: WalkConfig
+    tree: TreeRows | None
     q_rows: int
-    kv_pages: int
+    return_lse: bool
+
+    @property
+    def spec(self) -> AttentionSpec:
+        """The attention to compute."""
+        return self.config.spec
 
     @property
     def q_per_kv(self) -> int:
         """Query heads per KV head."""
         return self.q.shape[1] // self.pages.num_kv_heads
 
-    def fill(self, results, tokens: int, *, single_rows: bool):
-        """Returns `results`, the padded output and log-sum-exp, with the rows of all tiles filled in."""
-        work, count = make_work_list(
-            self.batch,
-            self.spec,
-            tokens=tokens,
-            page_size=self.pages.page_size,
-            q_rows=self.q_rows,
-            single_rows=single_rows,
-        )
+    def fill(self, results: list[Array], work: WorkList, count: Int32[Array, ""]) -> list[Array]:
+        """Returns `results`, the padded output and maybe log-sum-exp, with the rows of `count` tiles filled in."""
 
         def fill_tile(index, results):
             tile = work[index]
@@ -113,15 +81,15 @@ class Walk:
 
         return jax.lax.fori_loop(0, count, fill_tile, results)
 
-    def attend(self, tile: WorkList) -> tuple[Float[Array, "kv_heads rows v_head_dim"], Float[Array, "kv_heads rows"]]:
-        """Returns the output and the log-sum-exp of the tile's rows, in float32."""
+    def attend(self, tile: WorkList) -> list[Float[Array, "kv_heads rows ..."]]:
+        """Returns the output and, if `return_lse`, the log-sum-exp of the tile's rows, in float32."""
         page_size = self.pages.page_size
         q = self.take_rows(tile)
         t = tile.position + jnp.arange(self.q_rows, dtype=jnp.int32)[:, None]
 
         def attend_block(block, state):
-            first_page = tile.first_page + block * self.kv_pages
-            p = first_page * page_size + jnp.arange(self.kv_pages * page_size, dtype=jnp.int32)
+            first_page = tile.first_page + block * self.config.kv_pages
+            p = first_page * page_size + jnp.arange(self.config.kv_pages * page_size, dtype=jnp.int32)
             sees = self.is_token(t) & visible(self.spec, t, p, tile.kv_end, self.in_tree(tile, p))  # [rows, keys]
             k, v = self.fetch(tile, first_page)
             s = logits(q, k, self.spec.soft_cap) + self.bias(t, p)
@@ -130,14 +98,15 @@ class Walk:
             return state.add_keys(s, jnp.where(sees.any(axis=0)[:, None], v, 0))
 
         start = SoftmaxState.initial(self.sinks(t), self.pages.v_head_dim)
-        blocks = tile.num_blocks(page_size, self.kv_pages)
-        return jax.lax.fori_loop(0, blocks, attend_block, start).finish()
+        blocks = tile.num_blocks(page_size, self.config.kv_pages)
+        end = jax.lax.fori_loop(0, blocks, attend_block, start)
+        return [end.output(), end.lse()] if self.return_lse else [end.output()]
 
     def fetch(
         self, tile: WorkList, first_page: Int32[Array, ""]
     ) -> tuple[Float[Array, "kv_heads keys head_dim"], Float[Array, "kv_heads keys v_head_dim"]]:
         """Returns K and V of a block of pages, in float32. Past the tile's last page, that page is repeated."""
-        index = first_page + jnp.arange(self.kv_pages, dtype=jnp.int32)
+        index = first_page + jnp.arange(self.config.kv_pages, dtype=jnp.int32)
         index = jnp.minimum(index, tile.end_page(self.pages.page_size) - 1)
         k, v = take_float32(self.pages, self.batch.page_table[tile.seq, index])
         return _by_head(k), _by_head(v)
@@ -148,11 +117,11 @@ class Walk:
 
     def in_tree(self, tile: WorkList, p: Int32[Array, " keys"]) -> Bool[Array, "q_rows keys"] | None:
         """True where the tree mask shows a row a key; None without a tree mask."""
-        if self.batch.tree_mask is None:
+        if self.tree is None:
             return None
-        rows = jax.lax.dynamic_slice_in_dim(self.batch.tree_mask, tile.first_row, self.q_rows)
+        rows = jax.lax.dynamic_slice_in_dim(self.tree.words, tile.first_row, self.q_rows)
         words = [rows[:, index : index + 1] for index in range(rows.shape[1])]
-        return in_tree(words, self.batch.first_positions[tile.seq], p)
+        return in_tree(words, self.tree.first_new[tile.seq], p)
 
     def bias(
         self, t: Int32[Array, "q_rows 1"], p: Int32[Array, " keys"]

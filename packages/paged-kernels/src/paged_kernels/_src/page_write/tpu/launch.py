@@ -11,9 +11,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Shaped
 
 from paged_kernels._src.batch import RaggedBatch
+from paged_kernels._src.call import WriteCall
 from paged_kernels._src.kv_layout import LARGEST
 from paged_kernels._src.kv_pages import KVPages
-from paged_kernels._src.page_write.slots import row_slots
+from paged_kernels._src.page_write.slots import RowSlots, row_slots
 from paged_kernels._src.page_write.tpu.copies import Buffers
 from paged_kernels._src.page_write.tpu.kernel import write_runs_kernel
 from paged_kernels._src.page_write.tpu.runs import Runs, list_runs, max_runs
@@ -90,55 +91,67 @@ class WriteSizes:
         return max((sizes for sizes in choices if sizes.depth >= 4), key=lambda sizes: sizes.span, default=choices[0])
 
 
-def write_kv_tpu(
-    pages: KVPages,
-    k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads v_head_dim"] | None,
-    batch: RaggedBatch,
-    *,
-    interpret: Interpret,
-) -> KVPages:
-    """Returns pages with each row in its slot, in place if `pages` is donated. Rows without a slot are dropped.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WriteConfig:
+    """The static facts of a page write."""
 
-    Rows are packed first (`KVLayout.pack`). Slots that get no row keep their bits. Pages that cannot be copied as they
-    are stored are written by XLA's scatter.
+    call: WriteCall
+    sizes: WriteSizes | None
+    """`None` for pages that cannot be copied as they are stored: XLA's scatter writes them."""
 
-    Args:
-        pages: one layer's pages.
-        k: the new keys.
-        v: the new values; `None` for latent pages.
-        batch: where the rows go. Its `max_q_len` bounds how much of a page is read and written for a few rows.
-        interpret: the parameters of Pallas's TPU interpreter; `False` compiles.
+
+def fit(call: WriteCall) -> WriteConfig:
+    """Returns the sizes for these shapes.
 
     Raises:
         NotImplementedError: the kernel does not have the type of the pages, or pages with scales are too large.
     """
-    check_supported(pages, batch)
-    if not copies_fit(pages):
-        return pages.put_entries(*row_slots(pages, batch, k.shape[0]), k, v)
-    sizes = WriteSizes.choose(pages, batch.max_q_len)
-    tokens = k.shape[0]
-    new = _new_by_head(*pages.layout.pack(k, v), sizes)
-    with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
-        page_ids, slots = row_slots(pages, batch, tokens)
-        runs = list_runs(page_ids, slots, span=sizes.span, size=max_runs(tokens, batch.max_seqs, sizes.span))
-        data, *scales = _call_kernel(runs, new, pages, sizes, interpret)
-        return dataclasses.replace(pages, data=data, scales=scales[0] if scales else None)
-
-
-def check_supported(pages: KVPages, batch: RaggedBatch) -> None:
-    """Refuse pages that the kernel does not have.
-
-    Raises:
-        NotImplementedError: says why.
-    """
+    pages = call.pages
     if pages.dtype.name not in DTYPES:
         raise NotImplementedError(
             f"pages of {pages.dtype.name} cannot be written by the TPU kernel; use {', '.join(DTYPES)}, "
             "or backend='xla'"
         )
-    if copies_fit(pages):
-        WriteSizes.choose(pages, batch.max_q_len)
+    return WriteConfig(call=call, sizes=WriteSizes.choose(pages, call.batch.max_q_len) if copies_fit(pages) else None)
+
+
+def prepare(batch: RaggedBatch, config: WriteConfig) -> Runs | RowSlots:
+    """Returns the runs of a step's rows or, for XLA's scatter, the place of each row."""
+    call, sizes = config.call, config.sizes
+    with jax.enable_x64(False):  # the hardware has no 64-bit integers
+        slots = row_slots(call.pages, batch, call.tokens)
+        if sizes is None:
+            return slots
+        return list_runs(*slots, span=sizes.span, size=max_runs(call.tokens, batch.max_seqs, sizes.span))
+
+
+def write(
+    pages: KVPages,
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads v_head_dim"] | None,
+    work: Runs | RowSlots,
+    *,
+    config: WriteConfig,
+    interpret: Interpret,
+) -> KVPages:
+    """Returns pages with each row in its slot, in place if `pages` is donated. Rows without a slot are dropped.
+
+    Rows are packed first (`KVLayout.pack`). Slots that get no row keep their bits.
+
+    Args:
+        pages: one layer's pages.
+        k: the new keys.
+        v: the new values; `None` for latent pages.
+        work: where the rows go, from `prepare`.
+        config: the sizes, from `fit`.
+        interpret: the parameters of Pallas's TPU interpreter; `False` compiles.
+    """
+    if not isinstance(work, Runs):
+        return pages.put_entries(*work, k, v)
+    new = _new_by_head(*pages.layout.pack(k, v), config.sizes)
+    with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
+        data, *scales = _call_kernel(work, new, pages, config.sizes, interpret)
+        return dataclasses.replace(pages, data=data, scales=scales[0] if scales else None)
 
 
 def copies_fit(pages: KVPages) -> bool:
