@@ -249,7 +249,7 @@ SINKS = HeadParams(sinks=jnp.zeros(4))
         ),
         (
             {"spec": lambda spec: SPECS["window"]},
-            "spec does not fit the prepared batch: it is .*window=20",
+            "spec does not fit the prepared batch: it is .*window=21",
         ),
         ({"head_params": lambda _: SINKS}, r"head_params does not fit the prepared batch: it is \['sinks'\]"),
         ({"backend": lambda _: "reference"}, "backend='reference' is not the backend of the prepared batch, 'xla'"),
