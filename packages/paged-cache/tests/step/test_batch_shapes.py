@@ -182,7 +182,7 @@ def test_each_group_of_layers_has_its_tables_and_shares_the_rest():
     assert step.group(1).page_table.tolist() == [[0, 6, 7], [5, 0, 0], [0] * 3, [0] * 3]  # a window dropped page 0
     assert step.group(1).cu_q_lens is not step.group(0).cu_q_lens
     assert step.group(1).cu_q_lens.tolist() == step.batch.cu_q_lens.tolist() == [0, 1, 3, 3, 3]
-    with pytest.raises(ValueError, match=r"index=2 must lie in 0\.\.1, the groups of layers"):
+    with pytest.raises(ValueError, match=r"index=2 must lie in 0\.\.1, the layer groups"):
         step.group(2)
 
 
@@ -290,7 +290,7 @@ def test_a_page_belongs_to_one_group():
         pack([[[1, 2, 0]], [[3, 2, 0]]], [6], [1], shapes=GROUPS)
     with pytest.raises(ValueError, match=r"sequence 0 has page_ids\[0\]=-1 of group 1; it must lie in 1\.\.11"):
         pack([[[1, 2, 0]], [[-1, 2, 0]]], [6], [1], shapes=GROUPS)
-    with pytest.raises(ValueError, match="groups=2, but a scheduled sequence has pages of one group; use pack"):
+    with pytest.raises(ValueError, match="groups=2, but a ScheduledSequence has pages of one group; use pack"):
         build(([1], 1, 1), shapes=GROUPS)
 
 

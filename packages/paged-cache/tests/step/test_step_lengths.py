@@ -20,6 +20,6 @@ def test_rows_and_written_pages_agree_with_a_loop(pairs):
     assert lengths.positions().tolist() == [position for _, position in positions]
     written = list(dict.fromkeys(seq * 6 + position // PAGE_SIZE for seq, position in positions))
     assert lengths.written_entries(6, PAGE_SIZE).tolist() == written
-    assert lengths.used(PAGE_SIZE).tolist() == [-(-kv // PAGE_SIZE) for _, kv in pairs]
-    assert lengths.rows == len(positions)
+    assert lengths.num_pages(PAGE_SIZE).tolist() == [-(-kv // PAGE_SIZE) for _, kv in pairs]
+    assert lengths.num_tokens == len(positions)
     assert lengths.is_decode == all(q == 1 for q, _ in pairs)

@@ -1,4 +1,4 @@
-"""From sequences to a step's arrays, in a small, fixed set of shapes: the one place that does it."""
+"""Packs the sequences of a step into arrays of a few fixed shapes."""
 
 import dataclasses
 import functools
@@ -16,34 +16,34 @@ from paged_cache._src.step.step_lengths import StepLengths
 
 @dataclasses.dataclass(frozen=True)
 class ScheduledSequence:
-    """What one sequence does in a step: its newest `q_len` tokens are computed."""
+    """One sequence of a step, which computes its newest `q_len` tokens."""
 
     page_ids: Sequence[int] | np.ndarray
-    """Its pages in order, at least `ceil(kv_len / page_size)` of them."""
+    """Its pages in order, at least `ceil(kv_len / page_size)`."""
     kv_len: int
-    """Its tokens, this step's included."""
+    """All its tokens, including those of this step."""
     q_len: int
     """Tokens of this step, at least 1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchShapes:
-    """The fixed set of shapes that steps are padded to, so that a function of them compiles once a shape.
+    """The shapes that steps are padded to. A compiled function of a step is compiled once per shape.
 
-    A step in which every sequence has one new token (decode) uses `seqs` rows and `max_q_len=1`. Any other uses the
-    smallest of `tokens` that holds it. Page tables are always `[groups, seqs, pages_per_seq]`.
+    A decode step (every sequence computes one token) has `max_seqs` rows and `max_q_len=1`. Any other step has the
+    smallest of `tokens` that fits. Page tables are always `[groups, max_seqs, pages_per_seq]`.
     """
 
     tokens: tuple[int, ...]
-    """Row counts of steps that are not decode only, ascending."""
+    """Numbers of rows of steps that are not decode steps, ascending."""
     max_seqs: int
-    """Most sequences in a step."""
+    """The most sequences in a step."""
     pages_per_seq: int
-    """Most pages of a sequence."""
+    """The most pages of a sequence."""
     groups: int = 1
-    """Groups of layers with page tables of their own (`LayerGroup`)."""
+    """Number of layer groups; each has its own page tables (`LayerGroup`)."""
     cross_groups: tuple[int, ...] = ()
-    """Which of the groups, by index, are of cross-attention: read only, their keys counted by `cross_tokens`."""
+    """Indices of the cross-attention groups. Steps only read their pages; `cross_tokens` counts their keys."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(self.tokens))
@@ -54,11 +54,11 @@ class BatchShapes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not set(self.cross_groups) <= set(range(self.groups)):
-            raise ValueError(f"cross_groups={self.cross_groups} must lie in 0..{self.groups - 1}, the groups of layers")
+            raise ValueError(f"cross_groups={self.cross_groups} must lie in 0..{self.groups - 1}, the layer groups")
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens that a step which is not decode only can hold."""
+        """The most tokens of a step that is not a decode step."""
         return self.tokens[-1]
 
     @functools.cached_property
@@ -68,7 +68,7 @@ class BatchShapes:
         return {shape: StepLayout(shape, *sizes) for shape in shapes}
 
     def all_shapes(self) -> list[StepShape]:
-        """Every shape that a step can have; warm them all up and nothing compiles later.
+        """All shapes that a step can have. Warm them all up, and nothing compiles later.
 
         >>> BatchShapes(tokens=(64, 256), max_seqs=8, pages_per_seq=4).all_shapes()
         [StepShape(tokens=8, max_q_len=1), StepShape(tokens=64, max_q_len=64), StepShape(tokens=256, max_q_len=256)]
@@ -76,9 +76,9 @@ class BatchShapes:
         return list(self._layouts)
 
     def shape_for(self, *q_lens: np.ndarray) -> StepShape:
-        """The smallest shape that holds a step of sequences with these query lengths, or each of several such steps.
+        """The smallest shape that fits a step with these query lengths; with several arguments, every one of the steps.
 
-        Replicas run as one, so their steps need one shape: that of all of them.
+        Replicas run together, so their steps need the same shape.
 
         >>> shapes = BatchShapes(tokens=(64, 256), max_seqs=8, pages_per_seq=4)
         >>> shapes.shape_for(np.array([1, 1]), np.array([100, 1]))
@@ -91,10 +91,10 @@ class BatchShapes:
         return self._smallest(max(map(len, q_lens)), int(max(each.sum() for each in q_lens)), is_decode)
 
     def warm_up_batch(self, shape: StepShape) -> StepBatch:
-        """A step of this shape without any sequence: it reads and writes nothing, so it is safe on a live cache.
+        """A step of this shape without sequences. It reads and writes no page, so it is safe on a live cache.
 
         Raises:
-            ValueError: there is no such shape.
+            ValueError: `shape` is not one of `all_shapes()`.
         """
         step = self._empty_step(shape)
         step.array("page_tables")[...] = 0
@@ -112,26 +112,25 @@ class BatchShapes:
         cross_tokens: np.ndarray | None = None,
         shape: StepShape | None = None,
     ) -> StepBatch:
-        """The step that computes these sequences, in their order, on the host: `jax.device_put` sends it.
+        """Pack the step that computes these sequences. It is on the host; `jax.device_put` sends it to the devices.
 
-        The same arguments give the same buffer, bit for bit, so on many hosts every process can pack for itself.
+        Equal arguments give equal buffers, bit for bit. So each process of many hosts can pack its own copy.
 
         Args:
             page_tables: int32 `[groups, n, pages_per_seq]`, the pages of each sequence in order
-                (`PageManager.page_tables`).
-                Pages that are not written in this step may be the null page: those which no query of a group with
-                a window sees any more, and those past the sequence's end, which are ignored.
-            kv_lens: tokens of each sequence, this step's included, `[n]`.
-            q_lens: tokens of each sequence that this step computes, `[n]`, at least 1.
-            token_ids: those tokens, one sequence's after another's; `None` leaves zeros.
-            num_pages: pages of the pool, the null page included.
-            page_size: tokens a page holds.
-            cross_tokens: keys that cross-attention of each sequence sees, `[n]`; `None` without cross groups.
-            shape: the shape to pad to, for replicas that need the same (`shape_for`); `None` takes the smallest.
+                (`PageManager.page_tables`). Entries may be the null page where the step does not write: pages that a
+                window has released, and entries past the sequence's end, which are ignored.
+            kv_lens: int32 `[n]`, all tokens of each sequence, including those of this step.
+            q_lens: int32 `[n]`, tokens of each sequence that this step computes, at least 1.
+            token_ids: int32, the tokens of this step, one sequence after another; `None` leaves zeros.
+            num_pages: pages of the pool, including the null page.
+            page_size: tokens per page.
+            cross_tokens: int32 `[n]`, keys that cross-attention of each sequence sees; `None` without cross groups.
+            shape: the shape to pad to, if replicas need the same (`shape_for`); `None` takes the smallest.
 
         Raises:
-            ValueError: an array has the wrong shape or type; too many sequences, tokens or pages for the shapes; a
-                length or page id that makes no sense; or a page that would be written twice.
+            ValueError: an array has the wrong shape or type; there are too many sequences, tokens or pages; a length
+                or a page id is impossible; or a page would be written twice.
         """
         n = np.size(kv_lens)
         _check_array("kv_lens", kv_lens, (n,))
@@ -156,22 +155,22 @@ class BatchShapes:
         q_lens: np.ndarray | None = None,
         shape: StepShape | None = None,
     ) -> StepBatch:
-        """The step that computes the next tokens of a page manager's sequences, on the host, as `pack`.
+        """Pack the step that computes the next tokens of a page manager's sequences; on the host, as `pack`.
 
-        Their pages are copied once, and need no look: the manager gives tokens that are not computed slots in pages
-        that nobody else has. Afterwards `manager.commit(seqs, q_lens)`.
+        The page tables are copied once and not checked: the manager writes only to private pages. After the step, call
+        `manager.commit(seqs, q_lens)`.
 
         Args:
-            manager: its groups and the width of its page tables are those of these shapes.
+            manager: a manager with the same groups and the same `pages_per_seq` as these shapes.
             seqs: the sequences.
-            token_ids: the tokens that are computed, int32, one sequence's after another's; `None` leaves zeros.
-            q_lens: how many of each sequence, int32 `[n]`, at least 1; `None`: all that have a slot and are not
-                computed.
+            token_ids: int32, the tokens of this step, one sequence after another; `None` leaves zeros.
+            q_lens: int32 `[n]`, tokens of each sequence to compute, at least 1; `None`: all tokens that have a slot
+                and are not computed.
             shape: as in `pack`.
 
         Raises:
-            ValueError: a sequence does not exist, is swapped out, or has not so many tokens left to compute; too many
-                sequences or tokens for the shapes; an array has the wrong shape or type, or the manager has.
+            ValueError: a sequence does not exist, is swapped out, or has fewer tokens left to compute; there are too
+                many sequences or tokens; an array has the wrong shape or type; or the manager has other sizes.
         """
         self._check_manager(manager)
         computed = manager.computed(seqs)
@@ -196,50 +195,49 @@ class BatchShapes:
         page_size: int,
         token_ids: Sequence[int] | np.ndarray | None = None,
     ) -> StepBatch:
-        """`pack` from a list of sequences, in Python time a sequence; without any, all of the step is padding.
+        """Pack a step from a list of sequences. Slower than `pack`: a Python loop. An empty list gives only padding.
 
         Args:
-            sequences: what each sequence does.
-            num_pages: pages of the pool, the null page included.
-            page_size: tokens a page holds.
-            token_ids: the tokens of this step, one sequence's after another's; `None` leaves zeros.
+            sequences: the sequences of the step, in order.
+            num_pages: pages of the pool, including the null page.
+            page_size: tokens per page.
+            token_ids: the tokens of this step, one sequence after another; `None` leaves zeros.
 
         Raises:
-            ValueError: as `pack`; or a sequence has fewer pages than its tokens take, or has the null page, or there
-                is more than one group of layers.
+            ValueError: as `pack`; or a sequence has too few pages or the null page; or there are several layer groups.
         """
         if self.groups > 1:
-            raise ValueError(f"groups={self.groups}, but a scheduled sequence has pages of one group; use pack")
+            raise ValueError(f"groups={self.groups}, but a ScheduledSequence has pages of one group; use pack")
         n = len(sequences)
         kv_lens = np.fromiter((s.kv_len for s in sequences), np.int32, n)
         q_lens = np.fromiter((s.q_len for s in sequences), np.int32, n)
         lengths = StepLengths.of(kv_lens, q_lens)
         lengths.check(self.pages_per_seq, page_size)
-        used = lengths.used(page_size)
-        _check_held(sequences, kv_lens, used, page_size)
-        tables = _page_tables(sequences, used, self.pages_per_seq)
+        num_pages_of = lengths.num_pages(page_size)
+        _check_page_ids(sequences, kv_lens, num_pages_of, page_size)
+        tables = _page_tables(sequences, num_pages_of, self.pages_per_seq)
         ids = None if token_ids is None else np.asarray(token_ids, np.int32)
         step = self.pack(tables, kv_lens, q_lens, ids, num_pages=num_pages, page_size=page_size)
-        _check_no_null_page(tables, used, num_pages)
+        _check_no_null_page(tables, num_pages_of, num_pages)
         return step
 
     def _step_of(self, lengths: StepLengths, token_ids: np.ndarray | None, shape: StepShape | None) -> StepBatch:
-        """A step with these rows and tokens, whose page tables are not set yet."""
-        smallest = self._smallest(len(lengths.q), lengths.rows, lengths.is_decode)
+        """A step with these lengths and tokens; the caller sets its page tables."""
+        smallest = self._smallest(len(lengths.q), lengths.num_tokens, lengths.is_decode)
         step = self._empty_step(shape or smallest)
         if shape:
             _check_room(shape, lengths)
-        _write_rows(step, lengths)
+        _write_lengths(step, lengths)
         if token_ids is not None:
-            _check_array("token_ids", token_ids, (lengths.rows,))
+            _check_array("token_ids", token_ids, (lengths.num_tokens,))
             step.array("token_ids")[: len(token_ids)] = token_ids
         return step
 
     def _empty_step(self, shape: StepShape) -> StepBatch:
-        """A step of zeros, whose page tables are not set yet: they are nearly all of the buffer.
+        """A step of zeros; the caller sets its page tables, which take most of the buffer.
 
         Raises:
-            ValueError: there is no such shape.
+            ValueError: `shape` is not one of `all_shapes()`.
         """
         layout = self._layouts.get(shape)
         if layout is None:
@@ -248,29 +246,29 @@ class BatchShapes:
         buffer[: layout.slices["page_tables"].start] = 0
         return StepBatch(buffer, layout)
 
-    def _smallest(self, seqs: int, rows: int, is_decode: bool) -> StepShape:
+    def _smallest(self, seqs: int, num_tokens: int, is_decode: bool) -> StepShape:
         if seqs > self.max_seqs:
             raise ValueError(
                 f"{seqs} sequences are more than max_seqs={self.max_seqs}; schedule fewer, or raise max_seqs"
             )
         if is_decode:
             return StepShape(self.max_seqs, 1)
-        if rows > self.max_tokens:
+        if num_tokens > self.max_tokens:
             raise ValueError(
-                f"{rows} tokens are more than the largest of tokens={self.tokens}; schedule smaller chunks, "
+                f"{num_tokens} tokens are more than the largest of tokens={self.tokens}; schedule smaller chunks, "
                 "or add a larger size"
             )
-        tokens = next(size for size in self.tokens if size >= rows)
+        tokens = next(size for size in self.tokens if size >= num_tokens)
         return StepShape(tokens, tokens)
 
     def _check_manager(self, manager: PageManager) -> None:
-        """Refuse a manager whose page tables are not those of these shapes."""
+        """Check that the manager has page tables of the same sizes."""
         ours = self.groups, self.pages_per_seq, self.cross_groups
         its = len(manager.groups), manager.pages_per_seq, manager.cross_groups
         if ours != its:
             raise ValueError(
-                f"manager has groups, pages_per_seq and cross_groups {its}, and these shapes {ours}; make both of the "
-                "same sizes"
+                f"manager has groups, pages_per_seq and cross_groups {its}, but these shapes have {ours}; make both "
+                "of the same sizes"
             )
 
     def _write_cross_tokens(self, step: StepBatch, cross_tokens: np.ndarray | None, n: int, page_size: int) -> None:
@@ -289,14 +287,14 @@ class BatchShapes:
 
 
 def _check_array(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Refuse what is no numpy array of int32 and of this shape."""
+    """Check that `array` is a numpy array of int32 with this shape."""
     if not isinstance(array, np.ndarray) or array.dtype != np.int32 or array.shape != shape:
         got = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
         raise ValueError(f"{name} is {got}; it must be a numpy array, int32{list(shape)}")
 
 
 def _check_left(q_lens: np.ndarray, left: np.ndarray) -> None:
-    """Refuse to compute no token of a sequence, or more than have a slot and are not computed."""
+    """Check that each sequence computes at least 1 token and at most those that are left."""
     _check_array("q_lens", q_lens, left.shape)
     if least(q_lens, if_none=1) < 1 or most(q_lens - left, if_none=0) > 0:
         at = first_true((q_lens < 1) | (q_lens > left))
@@ -307,51 +305,54 @@ def _check_left(q_lens: np.ndarray, left: np.ndarray) -> None:
 
 
 def _check_room(shape: StepShape, lengths: StepLengths) -> None:
-    """Refuse a shape that does not hold the rows: one that was given."""
-    if lengths.rows > shape.tokens or (shape.max_q_len == 1 and not lengths.is_decode):
+    """Check that a given shape fits the step."""
+    if lengths.num_tokens > shape.tokens or (shape.max_q_len == 1 and not lengths.is_decode):
         raise ValueError(
-            f"shape={shape} is too small for {lengths.rows} rows of {len(lengths.q)} sequences; take shape_for(...) of "
-            "all steps that run as one"
+            f"shape={shape} is too small for {lengths.num_tokens} rows of {len(lengths.q)} sequences; take "
+            "shape_for(...) of all steps that run together"
         )
 
 
-def _write_rows(step: StepBatch, lengths: StepLengths) -> None:
-    """Write whose rows are whose into a step without sequences."""
-    n, rows = len(lengths.q), lengths.rows
+def _write_lengths(step: StepBatch, lengths: StepLengths) -> None:
+    """Write the lengths and positions into an empty step."""
+    n, num_tokens = len(lengths.q), lengths.num_tokens
     starts = step.array("cu_q_lens")
     starts[1 : n + 1] = lengths.ends
-    starts[n + 1 :] = rows
+    starts[n + 1 :] = num_tokens
     step.array("num_seqs")[...] = n
     step.array("kv_lens")[:n] = lengths.kv
     step.array("last_rows")[:n] = lengths.ends - 1
-    step.array("positions")[:rows] = lengths.positions()
+    step.array("positions")[:num_tokens] = lengths.positions()
 
 
-def _page_tables(sequences: Sequence[ScheduledSequence], used: np.ndarray, width: int) -> np.ndarray:
-    """The pages in use, `[1, n, width]`, of sequences that have enough."""
+def _page_tables(sequences: Sequence[ScheduledSequence], num_pages_of: np.ndarray, width: int) -> np.ndarray:
+    """The page tables `[1, n, width]`, with the pages that the sequences need."""
     tables = np.zeros((1, len(sequences), width), np.int32)
-    for row, sequence, count in zip(tables[0], sequences, used.tolist(), strict=True):
-        row[:count] = sequence.page_ids[:count]
+    for table, sequence, count in zip(tables[0], sequences, num_pages_of.tolist(), strict=True):
+        table[:count] = sequence.page_ids[:count]
     return tables
 
 
-def _check_held(sequences: Sequence[ScheduledSequence], kv_lens: np.ndarray, used: np.ndarray, page_size: int) -> None:
-    held = np.fromiter((len(s.page_ids) for s in sequences), np.int32, len(sequences))
-    if (at := first_true(used > held)) is not None:
+def _check_page_ids(
+    sequences: Sequence[ScheduledSequence], kv_lens: np.ndarray, num_pages_of: np.ndarray, page_size: int
+) -> None:
+    """Check that each sequence has enough pages."""
+    given = np.fromiter((len(s.page_ids) for s in sequences), np.int32, len(sequences))
+    if (at := first_true(num_pages_of > given)) is not None:
         raise ValueError(
-            f"sequence {at} with kv_len={kv_lens[at]} needs {used[at]} pages of {page_size}, but has "
-            f"{held[at]}; allocate more before it is scheduled"
+            f"sequence {at} with kv_len={kv_lens[at]} needs {num_pages_of[at]} pages of {page_size}, but has "
+            f"{given[at]}; allocate more before it is scheduled"
         )
 
 
 def _check_ids(tables: np.ndarray, num_pages: int) -> None:
-    """Refuse page ids outside the pool."""
-    if tables.view(np.uint32).max() >= num_pages:  # a single pass: as unsigned, what is negative is large
+    """Check that all page ids lie in the pool."""
+    if tables.view(np.uint32).max() >= num_pages:  # one pass: a negative id is large as an unsigned number
         raise _bad_page(tables, (tables < 0) | (tables >= num_pages), num_pages)
 
 
 def _check_writes(step: StepBatch, lengths: StepLengths, num_pages: int, page_size: int) -> None:
-    """Refuse to write the null page, or a page twice; only the pages that are written are looked at."""
+    """Check that the step writes neither the null page nor a page twice. Looks only at pages that it writes."""
     layout, tables = step.layout, step.array("page_tables")
     entries = lengths.written_entries(layout.pages_per_seq, page_size)
     written = tables.reshape(layout.groups, -1).take(entries, axis=1)
@@ -371,14 +372,15 @@ def _check_writes(step: StepBatch, lengths: StepLengths, num_pages: int, page_si
         )
 
 
-def _check_no_null_page(tables: np.ndarray, used: np.ndarray, num_pages: int) -> None:
-    null = (tables == 0) & (np.arange(tables.shape[2]) < used[:, None])
+def _check_no_null_page(tables: np.ndarray, num_pages_of: np.ndarray, num_pages: int) -> None:
+    """Check that no sequence uses the null page."""
+    null = (tables == 0) & (np.arange(tables.shape[2]) < num_pages_of[:, None])
     if null.any():
         raise _bad_page(tables, null, num_pages)
 
 
 def _bad_page(tables: np.ndarray, wrong: np.ndarray, num_pages: int) -> ValueError:
-    """What is wrong with the first of these entries."""
+    """The error for the first wrong entry of the page tables."""
     group, at, index = np.argwhere(wrong)[0]
     where = f" of group {group}" if len(tables) > 1 else ""
     return ValueError(

@@ -1,4 +1,4 @@
-"""One step's arrays in one int32 buffer: sent to the device in one transfer, cut up again inside `jax.jit`."""
+"""The arrays of one step in one int32 buffer: one transfer to the device, sliced again inside `jax.jit`."""
 
 import dataclasses
 import functools
@@ -18,20 +18,22 @@ Batch = TypeVar("Batch", RaggedBatch, "StepBatch")
 
 
 class StepShape(NamedTuple):
-    """What a compiled step depends on, beside the sizes of `BatchShapes`."""
+    """The part of a step's shape that varies. Each shape is compiled once."""
 
     tokens: int
-    """Rows, padding included."""
+    """Rows, including padding."""
     max_q_len: int
-    """No sequence has more rows than this."""
+    """The most rows of one sequence."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StepLayout:
-    """Where each array of a step lies in its buffer: one after the other, page tables last.
+    """The place of each array in a step's buffer. They lie one after another, page tables last.
 
         num_seqs | kv_lens | cu_q_lens | last_rows | cross_tokens | positions | token_ids | page_tables
-        1          seqs      seqs + 1    seqs        seqs or 0      tokens      tokens      groups * seqs * pages
+        1          S         S + 1       S           S or 0         tokens      tokens      groups * S * pages_per_seq
+
+    with `S = max_seqs`.
 
     >>> StepLayout(StepShape(tokens=8, max_q_len=8), max_seqs=2, pages_per_seq=3).slices["page_tables"]
     slice(24, 30, None)
@@ -40,17 +42,17 @@ class StepLayout:
     shape: StepShape
     """Rows of the step."""
     max_seqs: int
-    """Sequence slots."""
+    """The most sequences."""
     pages_per_seq: int
-    """Width of a page table."""
+    """Length of a page table."""
     groups: int = 1
-    """Groups of layers, a page table each."""
+    """Number of layer groups; each has its own page tables."""
     cross_groups: tuple[int, ...] = ()
-    """Which of them are of cross-attention; without any, there are no `cross_tokens`."""
+    """Indices of the cross-attention groups. Without any, `cross_tokens` is empty."""
 
     @functools.cached_property
     def array_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each array, in the buffer's order."""
+        """The shape of each array, in the order of the buffer."""
         return {
             "num_seqs": (),
             "kv_lens": (self.max_seqs,),
@@ -64,7 +66,7 @@ class StepLayout:
 
     @functools.cached_property
     def slices(self) -> dict[str, slice]:
-        """The part of the buffer that each array takes."""
+        """The slice of the buffer that holds each array."""
         ends = itertools.accumulate(map(math.prod, self.array_shapes.values()), initial=0)
         return dict(zip(self.array_shapes, itertools.starmap(slice, itertools.pairwise(ends)), strict=True))
 
@@ -77,35 +79,36 @@ class StepLayout:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepBatch:
-    """A step: who computes which rows, in one buffer. Sequence `i` of it is the `i`-th that was given.
+    """One step: its sequences, rows and page tables, in one buffer. The sequences are in the order given.
 
-    Its only leaf is the buffer, on the host (from `BatchShapes.pack`) or on a device (from `jax.device_put` of that),
-    so that a step is one transfer. The arrays are static slices of it: cut them inside `jax.jit`, where all of them
-    cost at most one copy of the buffer; in eager code each is a call of its own, on the host a view. A stacked step
+    The buffer is its only pytree leaf: a numpy array from `BatchShapes.pack`, or a device array after `jax.device_put`.
+    So a step is one transfer. The arrays are static slices of the buffer. Take them inside `jax.jit`, where all slices
+    together cost at most one copy. In eager code each slice is a call; on the host it is a view. A stacked step
     (`stack_batches`) has stacked arrays.
     """
 
     buffer: Int32[Array | np.ndarray, "*replicas size"]
-    """All arrays of the step, as `layout` says."""
+    """All arrays of the step, in the order of `layout`."""
     layout: StepLayout = dataclasses.field(metadata={"static": True})
-    """Where each array lies."""
+    """The place of each array."""
 
     @property
     def batch(self) -> RaggedBatch:
-        """Whose rows are whose, with the page tables of the first group of layers."""
+        """The batch for the first layer group."""
         return self.group(0)
 
     def group(self, index: int) -> RaggedBatch:
-        """Whose rows are whose, with the page tables of this group of layers; the rest is the same for all.
+        """The batch for one layer group. Only the page tables differ between groups.
 
-        But the keys of cross-attention are not the sequence's own tokens: there `kv_lens` counts the `cross_tokens`,
-        `q_starts` places the rows, and nothing can be written. Attend with `AttentionSpec(causal=False)`.
+        For a cross-attention group the keys are not the sequence's own tokens. So `kv_lens` holds the `cross_tokens`,
+        `q_starts` gives the position of each sequence's first row, and the step writes nothing. Attend with
+        `AttentionSpec(causal=False)`.
 
         Raises:
-            ValueError: there is no such group.
+            ValueError: `index` is not a group.
         """
         if not 0 <= index < self.layout.groups:
-            raise ValueError(f"index={index} must lie in 0..{self.layout.groups - 1}, the groups of layers")
+            raise ValueError(f"index={index} must lie in 0..{self.layout.groups - 1}, the layer groups")
         starts, kv_lens = self.array("cu_q_lens"), self.array("kv_lens")
         is_cross = index in self.layout.cross_groups
         return RaggedBatch(
@@ -119,34 +122,34 @@ class StepBatch:
 
     @property
     def positions(self) -> Int32[Array, "*replicas tokens"]:
-        """Position of each row in its sequence; 0 on padding."""
+        """The position of each row in its sequence; 0 for padding."""
         return self.array("positions")
 
     @property
     def token_ids(self) -> Int32[Array, "*replicas tokens"]:
-        """Token of each row; 0 on padding, and everywhere when the step was packed without."""
+        """The token id of each row; 0 for padding, and everywhere if the step was packed without token ids."""
         return self.array("token_ids")
 
     @property
     def last_rows(self) -> Int32[Array, "*replicas seqs"]:
-        """Row of each sequence's newest token, the one to sample from; 0 where there is no sequence."""
+        """The row of each sequence's newest token, the row to sample from; 0 where there is no sequence."""
         return self.array("last_rows")
 
-    def array(self, name: str) -> Any:  # numpy's or jax's array, as the buffer
-        """The array of this name in `layout`; of a buffer on the host, a view that writes through."""
+    def array(self, name: str) -> Any:  # a numpy or a jax array, like the buffer
+        """The array with this name in `layout`. On the host it is a view: writes go to the buffer."""
         part, shape = self.buffer[..., self.layout.slices[name]], self.layout.array_shapes[name]
         return part if len(shape) == 1 else part.reshape(self.buffer.shape[:-1] + shape)
 
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:
-    """One batch for each replica, stacked: every array gets a leading `[groups]` axis.
+    """Stack the batches of all replicas: every array gets a leading `[replicas]` axis.
 
-    Batches on the host stay there, so that all groups' steps can be placed by one
+    Batches on the host stay there, so that the steps of all replicas can be sent by one
     `jax.device_put(stack_batches(steps), NamedSharding(mesh, PartitionSpec("dp")))`.
 
     Raises:
-        ValueError: there is none, or they differ in shapes, `max_q_len`, layout, or which of the optional arrays they
-            have; build them with one `BatchShapes`, and steps with one `shape`.
+        ValueError: there are no batches, or they differ in shapes, `max_q_len`, layout or optional arrays. Build them
+            with one `BatchShapes`, and steps with one `shape`.
     """
     if not batches:
         raise ValueError("batches is empty; give one for each replica")
@@ -164,7 +167,7 @@ def _static_part(batch: RaggedBatch | StepBatch) -> StepLayout | int | None:
 
 
 def _shapes(batch: RaggedBatch | StepBatch) -> list[tuple[str, tuple[int, ...]]]:
-    """The fields that are arrays, and their shapes."""
+    """Name and shape of each array."""
     return [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(batch)]
 
 

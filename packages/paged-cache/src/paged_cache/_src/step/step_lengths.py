@@ -1,4 +1,4 @@
-"""What the sequences of a step ask for: which rows, which pages, and whether that makes sense."""
+"""The lengths of a step's sequences, checked; positions and written pages follow from them."""
 
 from typing import NamedTuple
 
@@ -8,37 +8,37 @@ from paged_cache._src.manager.arrays import first_true, least, most, runs
 
 
 class StepLengths(NamedTuple):
-    """Lengths of a step's sequences, `[n]` each."""
+    """Lengths of a step's `n` sequences; each array is `[n]`."""
 
     q: np.ndarray
-    """Tokens that the step computes."""
+    """Tokens that the step computes for each sequence."""
     kv: np.ndarray
-    """Tokens, those included."""
+    """All tokens of each sequence, including those of this step."""
     before: np.ndarray
-    """Tokens, those not included: the position of the sequence's first row."""
+    """Tokens before this step: the position of the sequence's first row."""
     ends: np.ndarray
-    """Row after each sequence's last."""
-    rows: int
-    """Rows of the step."""
+    """The row after each sequence's last row."""
+    num_tokens: int
+    """Tokens of the step: its rows without padding."""
     is_decode: bool
-    """Whether each sequence has one row, if no length is below 1, as `check` makes sure."""
+    """True if each sequence computes one token. Only valid after `check`."""
 
     @classmethod
     def of(cls, kv_lens: np.ndarray, q_lens: np.ndarray) -> "StepLengths":
-        """The lengths, not checked yet."""
-        ends = np.add.accumulate(q_lens, dtype=np.int64)  # the sum of lengths that each are too large must not wrap
-        rows = int(ends[-1]) if len(ends) else 0
-        return cls(q_lens, kv_lens, kv_lens - q_lens, ends, rows, rows == len(q_lens))
+        """Create from lengths; call `check` before use."""
+        ends = np.add.accumulate(q_lens, dtype=np.int64)  # int64: unchecked lengths must not overflow
+        num_tokens = int(ends[-1]) if len(ends) else 0
+        return cls(q_lens, kv_lens, kv_lens - q_lens, ends, num_tokens, num_tokens == len(q_lens))
 
-    def used(self, page_size: int) -> np.ndarray:
-        """Pages that the tokens take: `ceil(kv / page_size)`."""
+    def num_pages(self, page_size: int) -> np.ndarray:
+        """Pages of each sequence: `ceil(kv / page_size)`."""
         return -(-self.kv // page_size)
 
     def check(self, pages_per_seq: int, page_size: int) -> None:
-        """Refuse lengths that make no sense, or whose pages no table holds.
+        """Check that the lengths are possible and fit the page tables.
 
         Raises:
-            ValueError: names the sequence, what its length is, and what it must be.
+            ValueError: a length is wrong; names the sequence.
         """
         if least(self.q, if_none=1) < 1:
             at = self.q.argmin()
@@ -50,16 +50,16 @@ class StepLengths(NamedTuple):
         if most(self.kv, if_none=0) > pages_per_seq * page_size:
             at = self.kv.argmax()
             raise ValueError(
-                f"sequence {at} with kv_len={self.kv[at]} needs {self.used(page_size)[at]} pages of {page_size}, more "
-                f"than pages_per_seq={pages_per_seq}; end it, or raise pages_per_seq"
+                f"sequence {at} with kv_len={self.kv[at]} needs {self.num_pages(page_size)[at]} pages of {page_size}, "
+                f"more than pages_per_seq={pages_per_seq}; end it, or raise pages_per_seq"
             )
 
     def positions(self) -> np.ndarray:
-        """Position of each row, `[rows]`."""
+        """The position of each row in its sequence, `[num_tokens]`."""
         return self.before if self.is_decode else runs(self.before, self.q)
 
     def written_entries(self, pages_per_seq: int, page_size: int) -> np.ndarray:
-        """Entries of the flattened page table, `[seqs * pages_per_seq]`, whose pages the step writes."""
-        table_rows = np.arange(0, len(self.q) * pages_per_seq, pages_per_seq, dtype=np.int32)
+        """Indices into the flattened page tables `[n * pages_per_seq]` of the pages that the step writes."""
+        table_starts = np.arange(0, len(self.q) * pages_per_seq, pages_per_seq, dtype=np.int32)
         first = self.before // page_size
-        return table_rows + first if self.is_decode else runs(table_rows + first, self.used(page_size) - first)
+        return table_starts + first if self.is_decode else runs(table_starts + first, self.num_pages(page_size) - first)
