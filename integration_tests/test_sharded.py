@@ -11,7 +11,7 @@ from paged_runner import PagedRunner, serve_greedy
 from safetensors.numpy import save_file
 
 from paged_attn_layer import load_model
-from paged_attn_layer._src.convert import open_checkpoint
+from paged_attn_layer._src.convert.load import open_checkpoint
 
 DEVICES = [1, 2, 3, 4, 8]
 

@@ -3,7 +3,9 @@
 from paged_attn_layer._src.attention.mesh import resolve_mesh
 from paged_attn_layer._src.blocks.attention import AttentionConfig, PagedAttention
 from paged_attn_layer._src.blocks.rope import RopeConfig, apply_rope, rope_frequencies
-from paged_attn_layer._src.convert import ConversionError, load_model, load_tokenizer
+from paged_attn_layer._src.convert.load import load_model
+from paged_attn_layer._src.convert.source import ConversionError
+from paged_attn_layer._src.convert.tokenizer import load_tokenizer
 from paged_attn_layer._src.easydel.operator import PagedAttn
 from paged_attn_layer._src.easydel.registry import AttentionImpl, AttentionMetadata, AttentionOutput, AttentionRegistry
 from paged_attn_layer._src.engine import Completion, Engine, EngineConfig, EngineStats, Request, Scheduler

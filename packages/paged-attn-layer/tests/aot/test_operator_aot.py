@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from paged_attn_layer import AttentionMetadata, LlamaForCausalLM, ModelConfig, PagedAttn
-from paged_attn_layer._src.models.sharding import partition_spec
+from paged_attn_layer._src.models import llama
 from paged_cache import PagedAttentionCache, PagedAttentionCacheView
 from paged_kernels import KVPages, RaggedBatch
 
@@ -104,10 +104,13 @@ def test_a_model_on_four_chips(mesh, mode):
     )
     model = nnx.eval_shape(lambda: LlamaForCausalLM(config, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
+
+    def placed(path, weight):
+        spec = llama.FAMILY.partition_spec(".".join(map(str, path)), config, mesh)
+        return weight.replace(array(weight.shape, NamedSharding(mesh, spec)))
+
     weights = nnx.map_state(
-        lambda path, weight: weight.replace(
-            array(weight.shape, NamedSharding(mesh, partition_spec(".".join(map(str, path)), config, mesh)))
-        ),
+        placed,
         state,
     )
     everywhere = NamedSharding(mesh, P())

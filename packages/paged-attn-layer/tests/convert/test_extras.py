@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from paged_attn_layer._src.convert import load_tokenizer
 from paged_attn_layer._src.convert.extras import needs_extra
+from paged_attn_layer._src.convert.tokenizer import load_tokenizer
 
 
 def test_what_to_install_is_said(monkeypatch, tmp_path):

@@ -49,9 +49,7 @@ def test_a_type_that_cannot_be_read_is_a_problem(path):
     kind = gguf.GGMLQuantizationType.Q8_K
     writer.add_tensor("token_embd.weight", np.zeros((1, 292), np.uint8), raw_dtype=kind)
     finish(writer)
-    assert GGUFFile(path).problems == [
-        "1 weights are stored as Q8_K, such as model.embed_tokens.weight; requantise the file"
-    ]
+    assert GGUFFile(path).problems == ["1 weights are stored as Q8_K, such as token_embd.weight; requantise the file"]
 
 
 def test_only_files_of_the_llama_architecture_interleave_heads(path):
@@ -66,6 +64,25 @@ def test_only_files_of_the_llama_architecture_interleave_heads(path):
     assert source.config["architectures"] == ["Qwen2ForCausalLM"]
     for name in source.shapes:
         np.testing.assert_array_equal(source.read(name), given[name])
+
+
+def test_a_tensor_that_no_rule_names_keeps_its_name(path):
+    finish(writer_with(path, "rope_freqs.weight"))
+    source = GGUFFile(path)
+    assert source.shapes == {"rope_freqs.weight": (2,)}
+    np.testing.assert_array_equal(source.read("rope_freqs.weight"), [1, 1])
+
+
+def writer_with(path, name):
+    writer = gguf_writer(path)
+    writer.add_tensor(name, np.ones(2, np.float32))
+    return writer
+
+
+def test_tensors_say_which_biases_there_are(path):
+    finish(writer_with(path, "blk.0.ffn_up.bias"))
+    config = GGUFFile(path).config
+    assert (config["mlp_bias"], config["attention_bias"]) == (True, False)
 
 
 def test_linear_rope_scaling(path):
@@ -89,6 +106,12 @@ def test_linear_rope_scaling(path):
 def test_what_changes_the_result_is_never_ignored(path, architecture, settings, message):
     finish(gguf_writer(path, architecture, **settings))
     with pytest.raises(NotImplementedError, match=message):
+        GGUFFile(path)
+
+
+def test_a_file_without_sizes(path):
+    finish(gguf_writer(path, **{"attention.head_count": None}))
+    with pytest.raises(ValueError, match=r"has no attention.head_count or embedding_length above 0; download it again"):
         GGUFFile(path)
 
 

@@ -1,3 +1,7 @@
+import contextlib
+import dataclasses
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +12,14 @@ from jax.sharding import AxisType, Mesh
 from tiny_checkpoints import random_weights, write_directory, write_gguf
 
 from paged_attn_layer._src.convert import load as load_module
-from paged_attn_layer._src.convert import load_model, open_checkpoint
 from paged_attn_layer._src.convert.gguf_file import GGUFFile
 from paged_attn_layer._src.convert.hf_directory import HFDirectory
+from paged_attn_layer._src.convert.load import load_model, open_checkpoint
+from paged_attn_layer._src.convert.operations import Split, Transpose
+from paged_attn_layer._src.convert.source import ConversionError
+from paged_attn_layer._src.convert.weights import WeightRule, export_weights
+from paged_attn_layer._src.models import llama
+from paged_attn_layer._src.models.registry import FAMILIES
 
 
 def weights_of(model):
@@ -30,6 +39,60 @@ def test_a_directory_and_a_gguf_file_give_the_same_model(tmp_path, tied):
     assert not converted
     k_proj = first.layers[1].attention.k_proj.kernel[...]
     np.testing.assert_array_equal(k_proj, given["model.layers.1.self_attn.k_proj.weight"].T)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_types[0])
+@pytest.mark.parametrize("named_by", ["architectures", "model_type"])
+def test_each_family(tmp_path, family, named_by):
+    """Its model is found, filled, and its weights are the checkpoint's again when they are exported."""
+    given = random_weights(qkv_bias="qwen2" in family.model_types)
+    name = {"architectures": list(family.architectures)} if named_by == "architectures" else {"architectures": None}
+    write_directory(tmp_path, given, shards=2, model_type=family.model_types[0], **name)
+    model = load_model(tmp_path)
+    exported = dict(export_weights(weights_of(model), family.weights(model.config)))
+    assert exported.keys() == given.keys()
+    for weight_name, weight in given.items():
+        np.testing.assert_array_equal(exported[weight_name], weight)
+
+
+def test_fused_weights_are_read_once(tmp_path, monkeypatch):
+    """A family whose checkpoints have Q, K and V in one weight: read once, split on the way."""
+    given = random_weights()
+    apart = [[given.pop(f"model.layers.{n}.self_attn.{part}_proj.weight") for part in "qkv"] for n in range(2)]
+    fused = {f"model.layers.{n}.self_attn.qkv.weight": np.concatenate(parts) for n, parts in enumerate(apart)}
+    rule = WeightRule(
+        ("model.layers.{layer}.self_attn.qkv.weight",),
+        tuple(f"layers.{{layer}}.attention.{part}_proj.kernel" for part in "qkv"),
+        (Split(0, (16, 8, 8)), Transpose()),
+    )
+    family = dataclasses.replace(llama.FAMILY, weights=lambda config: (rule, *llama.weights(config)))
+    monkeypatch.setattr(load_module, "find_family", lambda config: family)
+    write_directory(tmp_path, {**given, **fused})
+    read, names = HFDirectory.read, []
+    monkeypatch.setattr(HFDirectory, "read", lambda self, name: names.append(name) or read(self, name))
+    model = load_model(tmp_path)
+    assert sorted(names) == sorted({**given, **fused})
+    np.testing.assert_array_equal(model.layers[1].attention.k_proj.kernel[...], apart[1][1].T)
+
+
+def test_work_before_reading_grows_with_the_layers_and_not_with_their_square(tmp_path):
+    def calls(layers):
+        write_directory(tmp_path, {}, num_hidden_layers=layers)
+        count = 0
+
+        def profile(_frame, event, _arg):
+            nonlocal count
+            count += event == "call"
+
+        sys.setprofile(profile)
+        with contextlib.suppress(ConversionError):  # the checkpoint has no weights
+            load_model(tmp_path)
+        sys.setprofile(None)
+        return count
+
+    calls(1)  # what only the first call has to do
+    few, many = calls(10), calls(20)
+    assert many < 2.2 * few
 
 
 def test_cast_on_the_way(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from paged_attn_layer._src.convert import load_tokenizer
+from paged_attn_layer._src.convert.tokenizer import load_tokenizer
 
 
 def test_a_directory(tmp_path):

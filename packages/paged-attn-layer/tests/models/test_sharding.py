@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from tiny_checkpoints import CONFIG
 
-from paged_attn_layer._src.models import LlamaForCausalLM, ModelConfig, partition_spec
+from paged_attn_layer._src.models.registry import FAMILIES, find_family
 
 
 @pytest.mark.parametrize(
@@ -25,16 +25,18 @@ from paged_attn_layer._src.models import LlamaForCausalLM, ModelConfig, partitio
     ],
 )
 def test_specs(path, two, three):
-    config = ModelConfig.from_hf(CONFIG)
+    family = find_family(CONFIG)
+    config = family.read_config(CONFIG)
     for devices, want in ((2, two), (3, three)):
-        assert partition_spec(path, config, Mesh(np.array(jax.devices()[:devices]), ("tp",))) == want
+        assert family.partition_spec(path, config, Mesh(np.array(jax.devices()[:devices]), ("tp",))) == want
 
 
-def test_every_matrix_of_the_model_is_in_the_table():
-    config = ModelConfig.from_hf({**CONFIG, "attention_bias": True, "mlp_bias": True})
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_types[0])
+def test_every_matrix_of_a_model_is_in_its_familys_table(family):
+    config = family.read_config({**CONFIG, "attention_bias": True, "mlp_bias": True})
     mesh = Mesh(np.array(jax.devices()[:2]), ("tp",))
-    model = nnx.eval_shape(lambda: LlamaForCausalLM(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: family.build(config, param_dtype=np.float32, rngs=nnx.Rngs(0)))
     for keys, weight in nnx.to_flat_state(nnx.state(model)):
-        spec = partition_spec(".".join(map(str, keys)), config, mesh)
+        spec = family.partition_spec(".".join(map(str, keys)), config, mesh)
         assert len(spec) == weight.ndim or (weight.ndim == 1 and spec == P())
         assert "tp" in spec or weight.ndim == 1

@@ -1,4 +1,4 @@
-"""A tiny Llama as numpy arrays under Hugging Face names, written as a directory or as a GGUF file."""
+"""Tiny models as numpy arrays under Hugging Face names, written as a directory or as a GGUF file."""
 
 import json
 
@@ -31,7 +31,7 @@ GGUF_NAMES = {
 }
 
 
-def random_weights(*, tied=False):
+def random_weights(*, tied=False, qkv_bias=False):
     rng = np.random.default_rng(0)
     hidden, inner, kv = 16, 24, 8
     shapes = {"model.embed_tokens.weight": (32, hidden), "model.norm.weight": (hidden,)}
@@ -39,6 +39,8 @@ def random_weights(*, tied=False):
         sizes = [(hidden, hidden), (kv, hidden), (kv, hidden), (hidden, hidden)]
         sizes += [(inner, hidden), (inner, hidden), (hidden, inner), (hidden,), (hidden,)]
         shapes |= {f"model.layers.{layer}.{n}.weight": s for n, s in zip(GGUF_NAMES, sizes, strict=True)}
+        if qkv_bias:
+            shapes |= {f"model.layers.{layer}.self_attn.{n}_proj.bias": (hidden if n == "q" else kv,) for n in "qkv"}
     if not tied:
         shapes["lm_head.weight"] = (32, hidden)
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}

@@ -1,17 +1,19 @@
-"""A GGUF file (llama.cpp's format) seen as a Hugging Face checkpoint: names, order of rows, config.
+"""A GGUF file (llama.cpp's format) read as a Hugging Face checkpoint. What differs by family is in `GGUFNames`.
 
 Facts from the GGUF specification (ggml-org/ggml, docs/gguf.md) and from llama.cpp's convert_hf_to_gguf.py.
 """
 
 import pathlib
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gguf
 import numpy as np
 
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+from paged_attn_layer._src.convert.gguf_names import GGUFNames
+from paged_attn_layer._src.convert.operations import Shape
+from paged_attn_layer._src.convert.weights import WeightMatch, WeightRule
+from paged_attn_layer._src.models.registry import find_gguf_family
 
 _SETTINGS = {
     "block_count": "num_hidden_layers",
@@ -25,54 +27,42 @@ _SETTINGS = {
     "rope.freq_base": "rope_theta",
     "vocab_size": "vocab_size",
 }
-"""What the keys `<architecture>.*` are called in a config.json. A key in neither this nor `_CHECKED` is refused."""
-_CHECKED = {
+"""Metadata keys that mean the same in every family, without `<architecture>.`, and their keys in a config.json."""
+_CHECKED = (
     "attention.value_length",
     "rope.dimension_count",
     "rope.scaling.type",
     "rope.scaling.factor",
     "expert_count",
-}
-
-_NAMES = (
-    (r"token_embd\.weight", r"model.embed_tokens.weight"),
-    (r"output_norm\.weight", r"model.norm.weight"),
-    (r"output\.weight", r"lm_head.weight"),
-    (r"blk\.(\d+)\.attn_norm\.weight", r"model.layers.\1.input_layernorm.weight"),
-    (r"blk\.(\d+)\.attn_([qkv])\.(weight|bias)", r"model.layers.\1.self_attn.\2_proj.\3"),
-    (r"blk\.(\d+)\.attn_output\.(weight|bias)", r"model.layers.\1.self_attn.o_proj.\2"),
-    (r"blk\.(\d+)\.ffn_norm\.weight", r"model.layers.\1.post_attention_layernorm.weight"),
-    (r"blk\.(\d+)\.ffn_(gate|up|down)\.(weight|bias)", r"model.layers.\1.mlp.\2_proj.\3"),
 )
-"""GGUF tensor names and the Hugging Face names of the same weights; a tensor of another name keeps its own."""
+"""Metadata keys that are read or checked in other ways. A key that is in neither list nor the family's is refused."""
+_OUTPUT = "output.weight"
+"""The tensor of the head. A file without it has a model whose head is the embedding."""
 
 
 class GGUFFile:
-    """The weights of a GGUF file, dequantised one at a time.
+    """The weights of a GGUF file, dequantised when they are read.
 
     Raises:
-        ValueError: the file is missing, cut short or no GGUF file, or has tensors stored in a type that cannot be read.
+        ValueError: the file is missing, cut short, no GGUF file, or lacks a setting.
         NotImplementedError: its architecture or a setting is not supported; names it.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
         self.where = str(path)
         reader = open_gguf(path)
-        self._architecture = read_field(reader, "general.architecture")
-        self._tensors = {_hf_name(tensor.name): tensor for tensor in reader.tensors}
-        self.config: Mapping[str, Any] = _hf_config(reader, self._architecture, set(self._tensors))
-        self.shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()}
+        family, names = find_gguf_family(read_field(reader, "general.architecture"))
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        config = _hf_config(reader, names, set(self._tensors))
+        self.config: Mapping[str, Any] = {**config, "architectures": [family.architectures[0]]}
+        self._weights = _hf_weights(names.tensors(config), self._tensors)
+        self.shapes = {name: match.sources[index][1] for name, (match, index) in self._weights.items()}
         self.problems = _unreadable(self._tensors)
 
     def read(self, name: str) -> np.ndarray:
-        """One weight in float32, its rows in Hugging Face's order."""
-        tensor = self._tensors[name]
-        weight = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(self.shapes[name])
-        if self._architecture == "llama" and ".q_proj." in name:
-            return _halves_apart(weight, self.config["num_attention_heads"])
-        if self._architecture == "llama" and ".k_proj." in name:
-            return _halves_apart(weight, self.config.get("num_key_value_heads") or self.config["num_attention_heads"])
-        return weight
+        """One weight in float32, as Hugging Face has it. Reads all tensors that it is made of."""
+        match, index = self._weights[name]
+        return match.backward([_dequantise(self._tensors[tensor]) for tensor in match.targets])[index]
 
 
 def open_gguf(path: pathlib.Path) -> gguf.GGUFReader:
@@ -95,34 +85,35 @@ def read_field(reader: gguf.GGUFReader, key: str) -> Any:
     return None if field is None else field.contents()
 
 
-def _hf_name(name: str) -> str:
-    for pattern, replacement in _NAMES:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, replacement, name)
-    return name
+def _hf_weights(
+    rules: Sequence[WeightRule], tensors: Mapping[str, gguf.ReaderTensor]
+) -> dict[str, tuple[WeightMatch, int]]:
+    """For each Hugging Face weight its match, and its place among the match's sources.
+
+    The matches are those of the reversed rules, from Hugging Face weights to the tensors that the file has. A tensor
+    that no rule names keeps its own name.
+    """
+    shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
+    matches = [match for rule in rules for match in rule.reverse().matches(shapes)]
+    named = {tensor for match in matches for tensor in match.targets}
+    matches += [WeightMatch(((name, shape),), (name,), ()) for name, shape in shapes.items() if name not in named]
+    return {name: (match, index) for match in matches for index, (name, _) in enumerate(match.sources)}
 
 
-def _hf_config(reader: gguf.GGUFReader, architecture: str, names: set[str]) -> Mapping[str, Any]:
-    if architecture not in _ARCHITECTURES:
-        raise NotImplementedError(
-            f"GGUF architecture {architecture!r} is not supported; supported are {', '.join(_ARCHITECTURES)}"
-        )
-    prefix = f"{architecture}."
+def _hf_config(reader: gguf.GGUFReader, names: GGUFNames, tensors: set[str]) -> dict[str, Any]:
+    prefix = f"{names.architecture}."
     found = {key.removeprefix(prefix): read_field(reader, key) for key in reader.fields if key.startswith(prefix)}
-    unknown = sorted(set(found) - set(_SETTINGS) - _CHECKED)
+    settings = {**_SETTINGS, **dict(names.settings)}
+    unknown = sorted(set(found) - set(settings) - set(_CHECKED))
     if unknown:
-        raise NotImplementedError(f"GGUF settings of {architecture} that are not supported: {', '.join(unknown)}")
-    config = {_SETTINGS[key]: value for key, value in found.items() if key in _SETTINGS}
+        raise NotImplementedError(f"GGUF settings of {names.architecture} that are not supported: {', '.join(unknown)}")
+    config = {settings[key]: value for key, value in found.items() if key in settings}
     _check_settings(found, config)
-    config["architectures"] = [_ARCHITECTURES[architecture]]
     config.setdefault("vocab_size", len(read_field(reader, "tokenizer.ggml.tokens") or ()) or None)
-    config["tie_word_embeddings"] = "lm_head.weight" not in names
-    config["attention_bias"] = "model.layers.0.self_attn.q_proj.bias" in names
-    config["mlp_bias"] = "model.layers.0.mlp.up_proj.bias" in names
-    if "rope.scaling.type" in found:
+    config["tie_word_embeddings"] = _OUTPUT not in tensors
+    config |= {key: tensor in tensors for tensor, key in names.switches}
+    if found.get("rope.scaling.type", "none") != "none":
         config["rope_scaling"] = {"type": found["rope.scaling.type"], "factor": found.get("rope.scaling.factor", 1.0)}
-        if found["rope.scaling.type"] == "none":
-            config["rope_scaling"] = None
     return config
 
 
@@ -133,9 +124,11 @@ def _check_settings(found: Mapping[str, Any], config: Mapping[str, Any]) -> None
     if found.get("expert_count"):
         raise NotImplementedError(f"expert_count={found['expert_count']} is not supported: the model is a mixture")
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
-    head_dim = config.get("head_dim") or (hidden // heads if heads and hidden else None)
+    if not heads or not hidden:
+        raise ValueError("the GGUF file has no attention.head_count or embedding_length above 0; download it again")
+    head_dim = config.get("head_dim") or hidden // heads
     for key in ("attention.value_length", "rope.dimension_count"):
-        if head_dim is not None and found.get(key, head_dim) != head_dim:
+        if found.get(key, head_dim) != head_dim:
             raise NotImplementedError(f"{key}={found[key]} is not supported; it must be the head size, {head_dim}")
 
 
@@ -153,7 +146,10 @@ def _unreadable(tensors: Mapping[str, gguf.ReaderTensor]) -> list[str]:
     return problems
 
 
-def _halves_apart(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of Q or K as Hugging Face orders them. In llama.cpp's files a head's two halves are interleaved."""
-    pairs = weight.reshape(heads, -1, 2, *weight.shape[1:])
-    return np.swapaxes(pairs, 1, 2).reshape(weight.shape)
+def _dequantise(tensor: gguf.ReaderTensor) -> np.ndarray:
+    return gguf.dequantize(tensor.data, tensor.tensor_type).reshape(_shape(tensor))
+
+
+def _shape(tensor: gguf.ReaderTensor) -> Shape:
+    """The tensor's shape in numpy's order; GGUF states the last axis first."""
+    return tuple(int(size) for size in reversed(tensor.shape))

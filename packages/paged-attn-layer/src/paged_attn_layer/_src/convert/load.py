@@ -1,7 +1,8 @@
-"""A model with the weights of a checkpoint, filled one tensor at a time."""
+"""Loads the weights of a checkpoint into a model, a few at a time."""
 
 import os
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from paged_attn_layer._src.convert.extras import needs_extra
-from paged_attn_layer._src.convert.rules import LLAMA_RULES, Filling, plan
 from paged_attn_layer._src.convert.source import WeightSource
-from paged_attn_layer._src.easydel.registry import AttentionMetadata
-from paged_attn_layer._src.models.config import ModelConfig
+from paged_attn_layer._src.convert.weights import match_weights
 from paged_attn_layer._src.models.decoder import Decoder
-from paged_attn_layer._src.models.sharding import partition_spec
+from paged_attn_layer._src.models.family import Family
+from paged_attn_layer._src.models.registry import find_family
 
 
 def load_model(
@@ -30,13 +30,14 @@ def load_model(
 ) -> Decoder:
     """The model of a Hugging Face directory (safetensors) or a GGUF file, without torch.
 
-    Everything is checked before the first weight is read. Weights are then read, cast and placed one at a time, so
-    that the host holds about one beside the model.
+    Everything is checked before the first weight is read. The model's weights are then read, cast and placed one after
+    the other. Those that are made of the same weights of the checkpoint are made together, so each is read once. Beside
+    the model, the host holds what one of them is made of.
 
     Args:
         path: a directory with `config.json` and `model.safetensors` (or its shards and index), or a `.gguf` file.
         dtype: type of the weights; the model computes in it.
-        mesh: the devices to split the weights over (`partition_spec`); `None` puts them on the default device.
+        mesh: the devices to split the weights over, as the family says; `None` puts them on the default device.
         partition_manager: names the mesh axis to split over; `None` means `"tp"`.
 
     Raises:
@@ -49,19 +50,16 @@ def load_model(
         raise ValueError(f"dtype={jnp.dtype(dtype).name} must be a floating type, such as float32 or bfloat16")
     _check_mesh(mesh)
     source = open_checkpoint(path)
-    config = ModelConfig.from_hf(source.config)
-    metadata = None if mesh is None else AttentionMetadata(mesh=mesh, partition_manager=partition_manager)
-    graph, state = nnx.split(_abstract_model(config, metadata, dtype))
-    targets = {".".join(map(str, keys)): weight for keys, weight in nnx.to_flat_state(state)}
-    fillings = plan(
-        source,
-        {name: weight.shape for name, weight in targets.items()},
-        LLAMA_RULES,
-        tied=config.tie_word_embeddings,
-    )
-    for name, weight in targets.items():
-        sharding = _sharding(name, config, mesh, partition_manager)
-        weight.set_value(_place(source, fillings[name], dtype, sharding))
+    family = find_family(source.config)
+    config = family.read_config(source.config)
+    graph, state = nnx.split(_abstract_model(family, config, dtype))
+    weights = {".".join(map(str, keys)): weight for keys, weight in nnx.to_flat_state(state)}
+    matches = match_weights(source, {path: weight.shape for path, weight in weights.items()}, family.weights(config))
+    for match in matches:
+        made = match.forward([source.read(name) for name, _ in match.sources])
+        for target, weight in zip(match.targets, made, strict=True):
+            sharding = _sharding(family, target, config, mesh, partition_manager)
+            weights[target].set_value(_place(weight, dtype, sharding))
     return nnx.merge(graph, state)
 
 
@@ -85,22 +83,39 @@ def open_checkpoint(path: str | os.PathLike[str]) -> WeightSource:
     raise ValueError(f"{path} {kind}; give a Hugging Face model directory or a .gguf file")
 
 
-def _abstract_model(config: ModelConfig, metadata: AttentionMetadata | None, dtype: DTypeLike) -> Decoder:
+def _abstract_model(family: Family, config: Any, dtype: DTypeLike) -> Decoder:
     """The model with shapes in place of weights: nothing is computed."""
-    return nnx.eval_shape(lambda: Decoder(config, metadata=metadata, param_dtype=dtype, rngs=nnx.Rngs(0)))
+
+    def build() -> Decoder:
+        rngs = nnx.Rngs(0)
+        rngs.default = _OneKey(0, tag="default")
+        return family.build(config, param_dtype=dtype, rngs=rngs)
+
+    return nnx.eval_shape(build)
+
+
+class _OneKey(nnx.RngStream):
+    """Returns the same key always, for a model of which only the shapes are used.
+
+    A stream that counts makes each key depend on all keys before it. Tracing a model then takes time that grows with
+    the square of its layers.
+    """
+
+    def __call__(self) -> Array:
+        return self.key[...]
 
 
 def _sharding(
-    path: str, config: ModelConfig, mesh: Mesh | None, partition_manager: PartitionManager | None
+    family: Family, path: str, config: Any, mesh: Mesh | None, partition_manager: PartitionManager | None
 ) -> Sharding | None:
     if mesh is None:
         return None
     # eformer annotates its modes, which are strings, as int.
-    return NamedSharding(mesh, partition_spec(path, config, mesh, partition_manager))  # pyright: ignore[reportArgumentType]
+    spec = family.partition_spec(path, config, mesh, partition_manager)  # pyright: ignore[reportArgumentType]
+    return NamedSharding(mesh, spec)
 
 
-def _place(source: WeightSource, filling: Filling, dtype: DTypeLike, sharding: Sharding | None) -> Array:
-    weight = filling.transform(source.read(filling.name))
+def _place(weight: np.ndarray, dtype: DTypeLike, sharding: Sharding | None) -> Array:
     return jax.device_put(np.array(weight, dtype=dtype, order="C"), sharding)
 
 

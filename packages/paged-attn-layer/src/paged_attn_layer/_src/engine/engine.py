@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from paged_attn_layer._src.convert import load_model, load_tokenizer
+from paged_attn_layer._src.convert.load import load_model
+from paged_attn_layer._src.convert.tokenizer import load_tokenizer
 from paged_attn_layer._src.engine.compilations import count_compilations
 from paged_attn_layer._src.engine.compiled_step import CompiledStep
 from paged_attn_layer._src.engine.completion import Completion

@@ -2,6 +2,5 @@
 
 from paged_attn_layer._src.models.config import SUPPORTED_ARCHITECTURES, ModelConfig
 from paged_attn_layer._src.models.decoder import Decoder as LlamaForCausalLM
-from paged_attn_layer._src.models.sharding import partition_spec
 
-__all__ = ["SUPPORTED_ARCHITECTURES", "LlamaForCausalLM", "ModelConfig", "partition_spec"]
+__all__ = ["SUPPORTED_ARCHITECTURES", "LlamaForCausalLM", "ModelConfig"]

@@ -1,45 +1,41 @@
-"""How a model's weights are split over a mesh: the one table."""
+"""How a model's weights are split over a mesh."""
 
-import re
+from collections.abc import Mapping, Sequence
 
 from jax.sharding import Mesh, PartitionSpec
 
-from paged_attn_layer._src.models.config import ModelConfig
+from paged_attn_layer._src.convert.templates import parse
 from paged_cache import PartitionManager, kv_head_axis
 
-_TABLE = (
-    (r"(embed\.embedding|lm_head)", ("vocab", None)),
-    (r"layers\.\d+\.attention\.[qkv]_proj\.kernel", (None, "heads")),
-    (r"layers\.\d+\.attention\.[qkv]_proj\.bias", ("heads",)),
-    (r"layers\.\d+\.attention\.o_proj\.kernel", ("heads", None)),
-    (r"layers\.\d+\.mlp\.(gate|up)_proj\.kernel", (None, "mlp")),
-    (r"layers\.\d+\.mlp\.(gate|up)_proj\.bias", ("mlp",)),
-    (r"layers\.\d+\.mlp\.down_proj\.kernel", ("mlp", None)),
-)
-"""What each weight's axes are, by its path in the model; a weight that is not here is on every device."""
+AxisNames = tuple[str | None, ...]
 
 
 def partition_spec(
-    path: str, config: ModelConfig, mesh: Mesh, partition_manager: PartitionManager | None = None
+    path: str,
+    shardings: Sequence[tuple[str, AxisNames]],
+    axis_sizes: Mapping[str, int],
+    mesh: Mesh,
+    partition_manager: PartitionManager | None = None,
 ) -> PartitionSpec:
-    """How the weight at `path` is split: heads, MLP and vocabulary over the tensor-parallel axis.
+    """How the weight at `path` is split: each of its named axes over the tensor-parallel axis of the mesh.
 
-    An axis that does not divide is on every device whole. Query heads follow the KV heads that they share.
+    An axis whose size the mesh axis does not divide is whole on every device.
 
     >>> import jax
-    >>> config = ModelConfig.from_hf(dict(
-    ...     architectures=["LlamaForCausalLM"], vocab_size=512, hidden_size=64, intermediate_size=96,
-    ...     num_hidden_layers=1, num_attention_heads=9, num_key_value_heads=3, head_dim=8))
-    >>> tuple(partition_spec("layers.0.mlp.down_proj.kernel", config, jax.make_mesh((1,), ("tp",))))
+    >>> shardings = (("layers.{layer}.mlp.down_proj.kernel", ("mlp", None)),)
+    >>> mesh = jax.make_mesh((1,), ("tp",))
+    >>> tuple(partition_spec("layers.0.mlp.down_proj.kernel", shardings, {"mlp": 96}, mesh))
     ('tp', None)
+
+    Args:
+        path: of the weight in the model.
+        shardings: templates of paths, each with the names of the weight's axes.
+        axis_sizes: how many parts each named axis may be cut into.
+        mesh: the devices.
+        partition_manager: names the mesh axis to split over; `None` means `"tp"`.
     """
-    sizes = {
-        "vocab": config.vocab_size,
-        "heads": config.num_key_value_heads,
-        "mlp": config.intermediate_size,
-    }
-    for pattern, axes in _TABLE:
-        if re.fullmatch(pattern, path):
+    for template, axes in shardings:
+        if parse(template, path) is not None:
             # The rule by which the cache splits KV heads, so that weights and pages are split alike.
-            return PartitionSpec(*(axis and kv_head_axis(mesh, sizes[axis], partition_manager) for axis in axes))
+            return PartitionSpec(*(axis and kv_head_axis(mesh, axis_sizes[axis], partition_manager) for axis in axes))
     return PartitionSpec()
