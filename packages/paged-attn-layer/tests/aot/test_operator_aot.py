@@ -109,10 +109,7 @@ def test_a_model_on_four_chips(mesh, mode):
         spec = llama.FAMILY.partition_spec(".".join(map(str, path)), config, mesh)
         return weight.replace(array(weight.shape, NamedSharding(mesh, spec)))
 
-    weights = nnx.map_state(
-        placed,
-        state,
-    )
+    weights = nnx.map_state(placed, state)
     everywhere = NamedSharding(mesh, P())
     *_, view, batch = on_mesh(mode, mesh, mesh)
     tokens, _ = STEPS[mode]
