@@ -1,4 +1,4 @@
-"""Eight CPU devices, for the tests that shard; must come before anything asks for a device."""
+"""Eight CPU devices, for tests that shard. Must come before anything uses a device."""
 
 from collections.abc import Iterator
 
@@ -10,6 +10,6 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_compilations() -> Iterator[None]:
-    """Each executable holds memory maps, of which a process may have some 65 thousand; then XLA's compiler crashes."""
+    """Each executable holds memory maps. A process may have about 65 thousand; with more, XLA's compiler crashes."""
     yield
     jax.clear_caches()

@@ -45,7 +45,7 @@ def test_interpreted_tpu_kernel_takes_any_block():
 
 @pytest.mark.parametrize("length", [12, 3, 24, 29])
 def test_prefill_chunk_starts_at_the_last_multiple_of_its_size(length):
-    """With a chunk of 12: `length` 12 and 24 fill it, 3 and 29 leave padding, which gives zeros."""
+    """With a chunk of 12, lengths of 12 and 24 fill it. 3 and 29 leave padding, which gives zeros."""
     rows = (length - 1) % 12 + 1
     case = make_case(Workload(kv_lens=(length,), q_lens=(rows,), tokens=12, seqs=1))
     arrays = (case.q, case.pages.k, case.pages.v, jnp.int32(length), case.batch.page_table[0])

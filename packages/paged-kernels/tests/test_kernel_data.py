@@ -1,4 +1,4 @@
-"""The test data itself: every key that a row may see matters, and the check of a result tells what is wrong."""
+"""The test data itself: every visible key matters. And the check of a result says what is wrong."""
 
 import functools
 
@@ -31,7 +31,9 @@ def test_each_visible_key_of_each_head_matters(names):
 
 
 def key_effects(attend, v):
-    """`[keys, kv_heads]`: how far dropping the key moves some row, relative to its scale; -inf where no row sees it."""
+    """`[keys, kv_heads]`: how far dropping the key moves some row, relative to the row's largest value; -inf if no row
+    sees it.
+    """
     out, _ = attend(v=v)
     effects = np.empty(v.shape[:2])
     for p in range(len(v)):

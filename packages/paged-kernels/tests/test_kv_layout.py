@@ -1,4 +1,4 @@
-"""Rows of every kind: where K and V lie, and what is lost by storing them."""
+"""Entries of every kind: where K and V lie, and what is lost by storing them."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -85,13 +85,13 @@ def test_rows_of_zeros_and_rows_that_are_not_finite(dtype):
     k = jnp.zeros((4, 64)).at[1, 3].set(jnp.inf).at[2, 5].set(jnp.nan).at[3, 7].set(1e-42)
     back, _ = layout.unpack(*layout.pack(k, k))
     assert (back[0] == 0).all()
-    assert jnp.isnan(back[1:3]).all()  # a poisoned row cannot pass for a number
+    assert jnp.isnan(back[1:3]).all()  # a row with a NaN cannot become a number
     assert jnp.isfinite(back[3]).all()
 
 
 @pytest.mark.parametrize("dtype", LARGEST)
 def test_many_rows_of_nan_do_not_pass_for_numbers(dtype):
-    """XLA's reduction to the largest drops NaN on CPU, where there are enough of them."""
+    """XLA's maximum on CPU drops NaN in large arrays."""
     layout = KVLayout.create(64, dtype)
     k = jnp.full((128, 64), jnp.nan)
     assert jnp.isnan(layout.unpack(*layout.pack(k, k))[0]).all()

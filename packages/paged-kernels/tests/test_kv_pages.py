@@ -50,11 +50,11 @@ def test_take_reads_pages_and_never_outside(kv):
     np.testing.assert_array_equal(taken, pages.data[jnp.array([[2, 4], [0, 0]])])
 
 
-def test_put_rows_changes_those_slots_alone(kv):
+def test_put_entries_changes_those_slots_alone(kv):
     pages = KVPages.from_kv(*kv)
     rows = jnp.arange(5 * 3 * 32, dtype=jnp.float32).reshape(5, 3, 32)
     k, v = rows[..., :16], rows[..., 16:]
-    ids = jnp.array([2, 0, 4, 5, -1])  # a page, the null page, a page, and two that are no page
+    ids = jnp.array([2, 0, 4, 5, -1])  # a page, the null page, a page, and two ids of no page
     put = jax.jit(KVPages.put_entries)(pages, ids, jnp.array([1, 1, 7, 1, 1]), k, v)
     expected = np.array(pages.k), np.array(pages.v)
     for whole, new in zip(expected, (k, v), strict=True):
@@ -65,7 +65,7 @@ def test_put_rows_changes_those_slots_alone(kv):
 
 @pytest.mark.parametrize("dtype", ["int8", "int4", "float8_e4m3fn", "float8_e5m2"])
 @pytest.mark.parametrize("latent", [False, True])
-def test_put_rows_equals_from_kv_where_rows_have_scales(kv, dtype, latent):
+def test_put_entries_equals_from_kv_where_rows_have_scales(kv, dtype, latent):
     k, v = kv[0], None if latent else kv[1]
     whole = KVPages.from_kv(k, v, dtype)
     pages = KVPages.zeros(5, 8, 3, 16, dtype, latent=latent)
@@ -78,7 +78,7 @@ def test_put_rows_equals_from_kv_where_rows_have_scales(kv, dtype, latent):
         assert not np.asarray(have[0], np.float32).any()
 
 
-def test_put_rows_rounds_to_the_type_of_the_pages():
+def test_put_entries_rounds_to_the_type_of_the_pages():
     pages = KVPages.zeros(2, 8, 1, 2, jnp.bfloat16)
     put = pages.put_entries(jnp.array([1]), jnp.array([0]), jnp.full((1, 1, 2), 1.001), jnp.full((1, 1, 2), 1.0))
     assert put.dtype == jnp.bfloat16

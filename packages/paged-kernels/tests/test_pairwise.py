@@ -1,4 +1,4 @@
-"""The rows that the feature tests take: every pair is in them, and they are few."""
+"""The rows of the feature tests: every pair is in them, and they are few."""
 
 from pairwise import all_pairs, pairs_of, pairwise
 
@@ -12,7 +12,7 @@ def pairs_met(rows, factors):
 def test_all_pairs_meet_in_few_rows():
     rows = pairwise(FACTORS)
     assert pairs_met(rows, FACTORS) == set(all_pairs(FACTORS))
-    assert len(rows) <= 14  # of 48; 12 is the least
+    assert len(rows) <= 14  # of 48; at least 12 are needed
 
 
 def test_what_may_not_meet_does_not_and_all_else_does():

@@ -1,4 +1,4 @@
-"""The README's examples run and print what they say, and its table is what the backends answer."""
+"""The README's examples print what they say, and its table is what the backends answer."""
 
 import doctest
 import pathlib
@@ -15,7 +15,7 @@ def test_examples():
 
 
 def test_support_table_is_what_the_backends_answer():
-    """If it is not: `python packages/paged-kernels/tests/support/support_table.py` prints the table to put there."""
+    """If this fails, run `python packages/paged-kernels/tests/support/support_table.py` and paste its table."""
     text = README.read_text()
     table = text.split("<!-- support table -->\n")[1].split("\n<!-- end of support table -->")[0]
     assert table == make_table()

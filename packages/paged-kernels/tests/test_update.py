@@ -1,4 +1,4 @@
-"""The fused call equals the write and then the attention."""
+"""The fused call equals the write followed by the attention."""
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ def bits(array):
 def test_attends_the_rows_that_it_writes(backend, workload, kv_dtype):
     case = make_case(EVERY_WORKLOAD[workload], kv_dtype=kv_dtype)
     k, v = case.new_rows(case.given_keys), None if case.pages.layout.latent else case.new_rows(case.given_values)
-    # The pages hold something else where the new rows go, so that a read before the write shows.
+    # The slots of the new rows hold other data, so that a read before the write shows.
     ones = (jax.tree.map(np.ones_like, x) for x in (k, v))
     stale = write_kv(case.pages, *ones, case.batch, backend="xla")
     out, pages = update(case.q, k, v, stale, case.batch, SPECS["plain"], backend=backend)

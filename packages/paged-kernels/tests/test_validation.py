@@ -1,4 +1,4 @@
-"""Every refusal, as text; and that nothing is half-written after one."""
+"""Every error message; and nothing is written after an error."""
 
 import dataclasses
 
@@ -156,7 +156,7 @@ BAD_VALUES = [
 
 
 def altered(batch: RaggedBatch, change) -> RaggedBatch:
-    """The batch with some entries changed: `{array: {index: value}}`, or `{field: value}`."""
+    """Returns the batch with some entries changed: `{array: {index: value}}`, or `{field: value}`."""
     for name, what in change.items():
         if not isinstance(what, dict):
             batch = dataclasses.replace(batch, **{name: what if name == "max_q_len" else jnp.int32(what)})
@@ -187,7 +187,7 @@ def test_good_batches_pass_and_what_is_not_in_use_is_ignored():
 
 @pytest.mark.parametrize("change", [change for change, _ in BAD_VALUES if "max_q_len" not in change])
 def test_traced_values_write_only_to_pages_of_the_table(case, new, change):
-    """Inside jit values are not checked; whatever they are, no page is written that the table does not name."""
+    """Inside jit values are not checked. Whatever they are, only pages in the page table are written."""
     batch = altered(case.batch, change)
     written = write(case.pages, *new, batch, backend="xla")
     changed = (np.array(written.data) != np.array(case.pages.data)) & ~np.isnan(written.data)

@@ -1,4 +1,4 @@
-"""The real TPU compiler, for chips that are not here: libtpu compiles for a topology without a TPU attached."""
+"""The real TPU compiler: libtpu compiles for a chip that is not attached."""
 
 import dataclasses
 import importlib.util
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# Read when jax is imported and when libtpu is loaded, so they come before the imports below.
+# jax reads these when it is imported, and libtpu when it is loaded. So they come before the imports below.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -17,7 +17,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-# A v4 chip is one device of two cores where jax runs it; libtpu describes single cores unless told.
+# With jax, a v4 chip is one device with two cores. Without this, libtpu describes single cores.
 TOPOLOGIES: dict[str, dict[str, str]] = {
     "v4": {"topology_name": "v4:2x2x1", "chip_config_name": "megacore"},
     "v5e": {"topology_name": "v5e:2x2"},
@@ -29,7 +29,7 @@ TOPOLOGIES: dict[str, dict[str, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A chip to compile for. Arguments are pytrees of `jax.ShapeDtypeStruct` (or arrays: only their shapes count)."""
+    """A chip to compile for. Arguments are pytrees of `jax.ShapeDtypeStruct`, or arrays of which only the shapes count."""
 
     name: str
     devices: Sequence[jax.Device]
@@ -40,7 +40,7 @@ class Target:
         return Mesh(np.array(self.devices[:4]), ("tp",))
 
     def compile(self, fn: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
-        """`fn(*args)` compiled for one device."""
+        """Compile `fn(*args)` for one device."""
         device = self.devices[0]
         placed = [_placed(arg, SingleDeviceSharding(device)) for arg in args]
         with jax.default_device(device):
@@ -54,7 +54,7 @@ class Target:
         out_specs: Any,
         donate: tuple[int, ...] = (),
     ) -> Any:
-        """`fn(*args)` under `jax.shard_map` over `mesh`; one spec an argument, for its whole pytree."""
+        """Compile `fn(*args)` under `jax.shard_map` over `mesh`. Each spec applies to the whole pytree of one argument."""
         mesh = self.mesh
         sharded = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         placed = [_placed(arg, NamedSharding(mesh, spec)) for arg, spec in zip(args, in_specs, strict=True)]
@@ -77,7 +77,7 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 @pytest.fixture(scope="session")
 def assert_in_place() -> Callable[[Any, int], None]:
-    """Fails unless a compiled call with donated pages of `kv_bytes` (a device) writes them where they lie."""
+    """Fails unless the compiled call writes its donated pages in place. `kv_bytes` are their bytes per device."""
 
     def check(compiled: Any, kv_bytes: int) -> None:
         memory = compiled.memory_analysis()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.aot
 
 Q_HEADS, KV_HEADS, NUM_TOKENS, SEQS = 16, 4, 2**17, 16
 CHIPS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
-SIZES = {  # of K and V, and whether the row is latent
+SIZES = {  # sizes of K and V, and whether the entry is latent
     "64": (64, 64, False),
     "80": (80, 80, False),
     "96": (96, 96, False),
@@ -28,7 +28,7 @@ SIZES = {  # of K and V, and whether the row is latent
     "576-512": (576, 512, True),
 }
 MODES = {"decode": (SEQS, 1), "verify": (64, 4), "tree": (64, 4), "mixed": (192, None)}
-"""Rows of q, and the most a sequence may have."""
+"""The rows of q, and the most rows of a sequence."""
 FACTORS = {
     "size": list(SIZES),
     "kv_dtype": KV_DTYPES,
@@ -44,12 +44,13 @@ FACTORS = {
 ROWS = pairwise(FACTORS)
 TUNED = get_backend("tpu").with_block_sizes(q_rows=16, kv_pages=8)
 TUNED_MIXED = get_backend("tpu").with_block_sizes(q_rows=64, kv_pages=8)
-"""Parts of 256 rows and a call for the sequences of one row, as with the default blocks, which compile far longer."""
+"""Parts of 256 rows and a separate call for single-row sequences. The default blocks have these too, but compile far
+longer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Sizes and types of one call."""
+    """The sizes and types of one call."""
 
     size: str = "128"
     q_dtype: str = "bfloat16"
@@ -62,7 +63,7 @@ class Shape:
     pages_per_seq: int = 256
 
     def arguments(self, mode):
-        """Shapes of q, the pages, the batch and the heads' parameters."""
+        """The shapes of q, the pages, the batch and the head parameters."""
         tokens, max_q_len = MODES[mode]
         tokens = max(tokens, self.seqs)
         k_dim, v_dim, latent = SIZES[self.size]
@@ -147,7 +148,7 @@ def test_any_ratio_of_heads_compiles(target, mode, shape):
     ids=["decode", "mixed"],
 )
 def test_128k_tokens_for_256_sequences(target, mode, shape):
-    """Fault 9: their page table is 8 MB, eight times the scalar memory."""
+    """The page table is 8 MB, eight times the scalar memory."""
     args = shape.arguments(mode)
     assert_pages_not_copied(target.compile(attend(AttentionSpec()), *args), args[1])
 

@@ -23,7 +23,7 @@ CASES = [
     ("float8_e5m2", 128, 4, {"head_dim": 80}),
     ("int4", 16, 8, {"head_dim": 64}),
 ]
-"""Type, page size, KV heads and row: each of them with some of the others."""
+"""Type, page size, KV heads and kind of entry. Each of them meets some of the others."""
 DECODE = [("bfloat16", 16, 8, {"head_dim": 128}), ("int8", 64, 4, LATENT)]
 SCATTERED = [("bfloat16", 1, 8, {"head_dim": 128}), ("int8", 24, 4, {"head_dim": 64})]
 

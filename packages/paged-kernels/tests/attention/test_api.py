@@ -1,4 +1,4 @@
-"""Every backend that runs here computes the same thing: all workloads and specs against the float64 oracle."""
+"""Every backend that runs here gives the same result: all workloads and specs against the float64 oracle."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ from paged_kernels._src.attention.block_sizes import BlockSizes
 
 
 def few_in_ordinary_runs(cases):
-    """Parameters of which one a workload is run each time, and all are in the slow session."""
+    """Parameters for a test: ordinary runs take one per workload, the slow session takes all."""
     return [
         pytest.param(names, id="-".join(names), marks=[] if names in FEW_FEATURE_CASES else pytest.mark.slow)
         for names in cases
@@ -42,7 +42,7 @@ def few_in_ordinary_runs(cases):
 
 
 SMALL = BlockSizes(q_rows=5, kv_pages=2)
-"""So that sequences have several blocks, and tiles; the sizes that are taken otherwise have one of each."""
+"""With these, sequences have several blocks and tiles. With the default sizes they have one of each."""
 
 
 @pytest.mark.parametrize(("workload", "spec"), CASES)
@@ -86,7 +86,9 @@ def test_queries_in_bfloat16_over_pages_of_any_type(backend, kv_dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize(("workload", "spec"), [case for case in CASES if case[1] in ("bidirectional", "everything")])
 def test_interpreted_tpu_kernel_equals_dense_attention(workload, spec):
-    """Two specs that between them take every branch; `tpu/test_launch.py` has each spec, and the plain one in all."""
+    """These two specs together take every branch. `tpu/test_launch.py` has each spec, and the plain one for all
+    workloads.
+    """
     assert_equals_oracle(make_case(WORKLOADS[workload], spec=SPECS[spec]), SPECS[spec], backend="tpu_interpret")
 
 
@@ -115,10 +117,10 @@ def test_eager_and_default_backend_equal_the_jitted_reference():
 
 
 def test_partial_outputs_merge_by_their_lse():
-    """Attention over all keys is that over two disjoint sets of them, weighed by `exp(lse)`."""
+    """Attention over all keys is the attention over two disjoint sets of them, weighted by `exp(lse)`."""
     case = make_case(WORKLOADS["decode"])
     halves = []
-    for keep in (slice(0, 2), slice(2, None)):  # the sequence of 70 tokens: its first two pages, and the rest
+    for keep in (slice(0, 2), slice(2, None)):  # of the sequence of 70 tokens: the first two pages, and the other pages
         kv_len = {0: 32, 2: 70 - 32}[keep.start]
         table = jnp.zeros_like(case.batch.page_table[5:]).at[0, : -(-kv_len // 16)].set(case.batch.page_table[5, keep])
         batch = dataclasses.replace(
@@ -145,12 +147,12 @@ STATICS = [
     ("page_2", "bfloat16", "bidirectional_window", "alibi"),
     ("part_of_context", "float8_e5m2", "everything", "sinks"),
 ]
-"""What is compiled for: names as in `FEATURE_CASES`."""
+"""What a compilation depends on, by names as in `FEATURE_CASES`."""
 
 
 @st.composite
 def any_case(draw):
-    """A case of any lengths, gaps, rows and values that fit one of a few compilations; and its spec."""
+    """A case of any lengths, gaps, rows and values that fits one of a few compilations, and its spec."""
     name, kv_dtype, spec, heads = draw(st.sampled_from(STATICS))
     shape = EVERY_WORKLOAD[name]
     kv_lens, q_lens, rows_left, pages_left = [], [], shape.tokens, shape.num_pages - 2
@@ -213,7 +215,7 @@ def test_many_specs(backend, spec, workload, heads):
 
 
 def test_long_sum_in_bfloat16_accumulates_in_float32():
-    """2,000 equal keys with values of 1/256 below one: adding weights up in bfloat16 would stop at 256."""
+    """2,000 equal keys, with values 1/256 below one. A sum of weights in bfloat16 would stop at 256."""
     workload = Workload(
         kv_lens=(2000,), q_lens=(1,), tokens=1, seqs=1, page_size=16, pages_per_seq=125, num_pages=128, max_q_len=1
     )
@@ -235,7 +237,7 @@ def test_traced_page_ids_out_of_range_read_nothing_outside():
 
 @pytest.mark.parametrize("backend", ["reference", "tpu_interpret"])
 def test_rows_before_position_zero_give_zeros(backend):
-    """Traced lengths may be shorter than the rows are many; without causality such a row would else see every key."""
+    """Traced lengths may be less than the number of rows. Without causality, such a row could see every key."""
     case = make_case(WORKLOADS["decode"])
     batch = dataclasses.replace(
         case.batch,

@@ -40,7 +40,7 @@ def test_ranges_of_visible_keys_agree_with_single_keys(spec):
 @pytest.mark.parametrize("words", [1, 2, 3])
 def test_each_bit_of_a_tree_mask_is_a_new_token(words):
     bits = np.random.default_rng(0).random((5, 32 * words)) < 0.5
-    bits[0], bits[1] = True, False  # the sign bit alike
+    bits[0], bits[1] = True, False  # the sign bit too
     packed = np.packbits(bits, axis=1, bitorder="little").view("<i4")
     sees = in_tree([packed[:, index : index + 1] for index in range(words)], 7, np.arange(7 + 32 * words + 9))
     assert np.array_equal(sees[:, :7], np.ones((5, 7), bool))
@@ -50,7 +50,7 @@ def test_each_bit_of_a_tree_mask_is_a_new_token(words):
 
 @pytest.mark.parametrize("spec", ["plain", "window", "bidirectional", "everything"])
 def test_ranges_of_visible_keys_agree_with_single_keys_of_a_tree(spec):
-    """What holds for any bits: rows 20 to 22 see no key outside the range, and all keys where that is claimed."""
+    """For any bits: rows 20 to 22 see no key outside the range. If all keys are said to be visible, they are."""
     spec, kv_len, first_new = SPECS[spec], 23, 20
     t, p = jnp.arange(first_new, kv_len)[:, None], jnp.arange(32)
     sees = {bit: np.array(visible(spec, t, p, kv_len, in_tree([-bit + 0 * t], first_new, p))) for bit in (0, 1)}

@@ -11,7 +11,7 @@ from paged_kernels import RaggedBatch, merge_attention_states
 
 
 def context_part(batch: RaggedBatch, first_page: int, pages: int, page_size: int) -> RaggedBatch:
-    """The batch over some of each sequence's pages, its rows where they stand counted from the first of these."""
+    """The batch over some of each sequence's pages, with row positions counted from the first of these pages."""
     start = first_page * page_size
     table = jnp.pad(batch.page_table, ((0, 0), (0, pages)))[:, first_page : first_page + pages]
     return dataclasses.replace(

@@ -27,7 +27,7 @@ def test_equals_dense_attention_in_float64(workload, spec):
 
 @pytest.mark.parametrize("workload", FEATURES)
 def test_features_equal_dense_attention_in_float64(workload):
-    """`test_api.py` has them over the other types."""
+    """`test_api.py` tests them with the other types."""
     with jax.enable_x64(True):
         case = make_case(FEATURES[workload], spec=SPECS["everything"], dtype="float64", heads="both")
         assert_equals_oracle(case, SPECS["everything"], backend="reference")

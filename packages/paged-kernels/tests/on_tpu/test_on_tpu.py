@@ -1,6 +1,6 @@
-"""The kernels as compiled, on the TPU of this machine: `nox -s tpu` runs these; elsewhere they are left out.
+"""The compiled kernels on the TPU of this machine: `nox -s tpu` runs these. Elsewhere they are skipped.
 
-Everything else about the kernels is tested in Pallas's interpreter, beside the sources that these tests share.
+Everything else about the kernels is tested in Pallas's interpreter.
 """
 
 import jax

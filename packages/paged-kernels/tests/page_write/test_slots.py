@@ -1,4 +1,4 @@
-"""Where rows go: the vectorised rule against the definition, one row at a time."""
+"""Where rows are stored: the vectorised rule against the definition, one row at a time."""
 
 import jax
 import numpy as np
@@ -45,5 +45,5 @@ def test_rows_of_any_batch_go_where_the_definition_says(write):
 def test_page_zero_means_nowhere():
     pages, batch = noise_pages(16), make_batch(WRITES["null_page"])
     page_ids, _ = row_slots(pages, batch, TOKENS)
-    assert page_ids.tolist()[:8] == [0] * 8  # positions 8..15, whose table entry is the null page
+    assert page_ids.tolist()[:8] == [0] * 8  # positions 8..15, whose page is the null page
     assert page_ids.tolist()[16:] == [0] * 8  # padding

@@ -1,9 +1,9 @@
 """Data in which every key matters, named workloads, the dense float64 oracle, and the check of a result.
 
-Random signed data with logits of a spread near one half gives each key a weight that shows. Whatever must not be read
-is NaN: the null page, pages nobody owns, slots past a sequence's end, pages wholly outside a window, and the rows of q,
-k and v that are no token. Of quantised pages the scales are NaN there, and the integers are anything. Table entries,
-sequence slots and bits of a tree mask that are not in use hold nonsense.
+Data are random and signed, and logits have a standard deviation near one half. So each key has a weight that shows.
+Everything that must not be read is NaN: the null page, pages without an owner, slots past a sequence's end, pages
+outside a window, and rows of q, k and v that are not tokens. Quantised pages have NaN scales there, and random
+integers. Unused entries of the page table, unused sequences and unused bits of a tree mask are nonsense.
 """
 
 import dataclasses
@@ -44,31 +44,31 @@ from paged_kernels._src.attention.block_sizes import BlockSizes
 attend = jax.jit(paged_attention, static_argnames=("spec", "backend", "return_lse"))
 """`paged_attention`, compiled once for each shape, spec and backend in the whole test run."""
 write = jax.jit(write_kv, static_argnames=("backend",))
-"""`write_kv`, likewise."""
+"""`write_kv`, compiled in the same way."""
 from_kv = jax.jit(KVPages.from_kv, static_argnames=("dtype",))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A workload with data, as a backend takes it, and the same keys and values in plain order."""
+    """A workload with data as a backend takes it, and the same keys and values in plain order."""
 
     workload: Workload
     q: jax.Array
-    """`[tokens, q_heads, head_dim]`; NaN in rows that are no token."""
+    """`[tokens, q_heads, head_dim]`; NaN in rows that are not tokens."""
     pages: KVPages
-    """Every sequence's keys and values, its new ones included; NaN wherever nobody may read."""
+    """The keys and values of every sequence, new ones included; NaN in every place that must not be read."""
     batch: RaggedBatch
     heads: HeadParams
     keys: tuple[np.ndarray, ...]
-    """Each sequence's `[kv_len, kv_heads, head_dim]`, float64, exactly as the pages hold them."""
+    """The keys of each sequence, `[kv_len, kv_heads, head_dim]`, float64, exactly as the pages hold them."""
     values: tuple[np.ndarray, ...]
-    """Likewise, `[kv_len, kv_heads, v_head_dim]`."""
+    """The values of each sequence, `[kv_len, kv_heads, v_head_dim]`, likewise."""
     given_keys: tuple[np.ndarray, ...]
-    """The keys that the pages were made of: not those, but near to them, where pages are quantised."""
+    """The keys from which the pages were made. Quantised pages hold only numbers near to them."""
     given_values: tuple[np.ndarray, ...]
-    """Likewise."""
+    """The values from which the pages were made."""
     trees: np.ndarray | None
-    """Whether each row sees each new token, `[tokens, 32 * words]`."""
+    """True where a row sees a new token, `[tokens, 32 * words]`."""
 
     def new_rows(self, of: tuple[np.ndarray, ...]) -> jax.Array:
         """The batch's own rows of `keys` or `values`, `[tokens, kv_heads, dim]`; NaN in the other rows."""
@@ -89,15 +89,15 @@ def make_case(
     heads: str = "plain",
     seed: int = 0,
 ) -> Case:
-    """The workload with data. With a spec that has a window, the pages wholly outside it are NaN too.
+    """Returns the workload with data. If the spec has a window, pages outside of it are NaN too.
 
     Args:
         workload: the sequences and shapes.
         spec: decides which pages no row may see.
-        dtype: type of q, and of the pages unless said.
-        kv_dtype: type of the pages.
+        dtype: the type of q, and by default of the pages.
+        kv_dtype: the type of the pages.
         heads: a key of `HEADS`.
-        seed: of the random numbers.
+        seed: the seed of the random numbers.
     """
     rng = np.random.default_rng(seed)
     kv_dtype = dtype if kv_dtype is None else kv_dtype
@@ -124,19 +124,19 @@ def make_case(
 
 
 def make_named_case(workload: str, kv_dtype: str, spec: str, heads: str, dtype: str = "float32") -> Case:
-    """A case of `ALL_CASES`."""
+    """Returns a case of `ALL_CASES`."""
     return make_case(EVERY_WORKLOAD[workload], spec=SPECS[spec], dtype=dtype, kv_dtype=kv_dtype, heads=heads)
 
 
 def make_keys_and_values(workload: Workload, rng: np.random.Generator, kv_dtype):
-    """Each sequence's keys and values, rounded to `kv_dtype` unless that has scales."""
+    """Returns each sequence's keys and values, rounded to `kv_dtype` unless that has scales."""
     quantised = KVLayout.create(1, kv_dtype).is_quantised
 
     def rows(draw, dim):
         made = [draw((n, workload.kv_heads, dim)) for n in workload.kv_lens]
         if not quantised:
             return tuple(rounded(x, kv_dtype) for x in made)
-        return tuple(x * rng.uniform(0.7, 1.4, (*x.shape[:2], 1)) for x in made)  # a scale of its own for each
+        return tuple(x * rng.uniform(0.7, 1.4, (*x.shape[:2], 1)) for x in made)  # each gets its own scale
 
     if workload.latent:
         keys = rows(functools.partial(signed, rng), workload.head_dim)
@@ -145,42 +145,42 @@ def make_keys_and_values(workload: Workload, rng: np.random.Generator, kv_dtype)
 
 
 def make_heads(workload: Workload, fields: tuple[str, ...]) -> HeadParams:
-    """A sink of the weight of a few keys, and a slope that leaves far keys some weight; each head has its own."""
+    """Sinks that weigh as much as a few keys, and slopes that leave far keys some weight. Each head has its own."""
     steps = np.arange(1, workload.q_heads + 1) / workload.q_heads
     params = {"sinks": 1 + 2 * steps, "alibi_slopes": 0.02 * steps[::-1]}
     return HeadParams(**{name: jnp.asarray(params[name], jnp.float32) for name in fields})
 
 
 def random_trees(workload: Workload, rng: np.random.Generator) -> np.ndarray:
-    """Random bits, in some rows few and in others many; past the new tokens, too, where there is nothing to see."""
+    """Random bits, few in some rows and many in others. Also past the new tokens, where they must not matter."""
     bits = (workload.tokens, 32 * -(-workload.max_q_len // 32))
     return rng.random(bits) < rng.uniform(0, 1, (workload.tokens, 1))
 
 
 def signed(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Values of either sign and magnitude 0.5 to 1.5: none so small that its absence would not show."""
+    """Values of either sign, with magnitudes 0.5 to 1.5: none so small that its absence would not show."""
     return rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.5, shape)
 
 
 def rounded(array: np.ndarray, dtype) -> np.ndarray:
-    """`array` in float64, after rounding to `dtype`: what the pages hold, exactly."""
+    """`array` in float64, after rounding to `dtype`: exactly what the pages hold."""
     return array.astype(jnp.dtype(dtype)).astype(np.float64)
 
 
 def token_places(workload: Workload) -> list[tuple[int, int]]:
-    """`(sequence, first row)` of each sequence that is no gap."""
+    """Returns `(sequence, first row)` of each sequence that is not a gap."""
     starts = np.cumsum([0, *workload.q_lens])
     return [(seq, int(starts[seq])) for seq, kv_len in enumerate(workload.kv_lens) if kv_len]
 
 
 def shuffled_pages(workload: Workload, rng: np.random.Generator) -> list[list[int]]:
-    """Pages for each sequence from a random order of all but the null page."""
+    """Returns pages for each sequence, from a random order of all pages but the null page."""
     free = list(map(int, rng.permutation(np.arange(1, workload.num_pages))))
     return [[free.pop() for _ in range(-(-n // workload.page_size))] for n in workload.kv_lens]
 
 
 def make_batch(workload: Workload, page_lists: list[list[int]], trees: np.ndarray | None = None) -> RaggedBatch:
-    """The batch at the workload's shapes; what is not in use names a page that nobody owns, or is nonsense."""
+    """Returns the batch at the workload's shapes. Unused entries name a page without an owner, or are nonsense."""
     unowned = next(p for p in range(1, workload.num_pages) if p not in {p for pages in page_lists for p in pages})
     page_table = np.full((workload.seqs, workload.pages_per_seq), unowned, np.int32)
     for row, pages in zip(page_table, page_lists, strict=False):
@@ -201,18 +201,18 @@ def make_batch(workload: Workload, page_lists: list[list[int]], trees: np.ndarra
 
 
 def padded(entries: tuple[int, ...], size: int) -> np.ndarray:
-    """The entries, then nonsense."""
+    """The entries, followed by nonsense."""
     return np.array([*entries, *[-5] * (size - len(entries))], np.int32)
 
 
 def words_of(bits: np.ndarray) -> np.ndarray:
-    """Bits `[rows, 32 * words]` as int32, bit `j % 32` of word `j // 32`."""
+    """Bits `[rows, 32 * words]` as int32: bit `j % 32` of word `j // 32`."""
     by_word = bits.reshape(len(bits), -1, 32).astype(np.uint64)
     return (by_word << np.arange(32, dtype=np.uint64)).sum(axis=-1).astype(np.uint32).view(np.int32)
 
 
 def make_pages(workload: Workload, page_lists, rows, spec: AttentionSpec | None, kv_dtype):
-    """Pages of these keys and values, NaN where nobody may read; and each sequence's keys and values as stored."""
+    """Returns pages of these keys and values, NaN where nothing may be read, and the keys and values as stored."""
     keys, values = rows
 
     def build(spec):
@@ -238,7 +238,9 @@ def make_pages(workload: Workload, page_lists, rows, spec: AttentionSpec | None,
 
 
 def dequantised(pages: KVPages) -> tuple[np.ndarray, np.ndarray]:
-    """K and V of quantised pages, `[pages, kv_heads, page_size, dim]`, float64: `stored * scale`, from the bytes."""
+    """K and V of quantised pages, `[pages, kv_heads, page_size, dim]`, float64: `stored * scale`, computed from the
+    bytes.
+    """
     stored, scales, layout = np.asarray(pages.data), np.asarray(pages.scales, np.float64), pages.layout
     if layout.dtype == "int4":
         stored = np.concatenate([stored & 0xF, (stored >> 4) & 0xF], axis=-1)  # the low nibbles are the first lanes
@@ -250,7 +252,7 @@ def dequantised(pages: KVPages) -> tuple[np.ndarray, np.ndarray]:
 
 
 def with_any_integers(pages: KVPages) -> KVPages:
-    """Quantised pages with random integers, which can be no NaN, where scales are NaN."""
+    """Quantised pages with random integers, which cannot be NaN, in places whose scales are NaN."""
     if pages.data.dtype != jnp.int8:
         return pages
     unread = np.isnan(np.asarray(pages.scales[:, :, 0, : pages.page_size]))[..., None]
@@ -259,7 +261,7 @@ def with_any_integers(pages: KVPages) -> KVPages:
 
 
 def fill_pages(workload: Workload, page_lists, rows, spec: AttentionSpec | None) -> np.ndarray:
-    """`[kv_heads, pages, page_size, dim]` with each sequence's rows in its pages, and NaN everywhere else."""
+    """`[kv_heads, pages, page_size, dim]` with each sequence's entries in its pages, and NaN everywhere else."""
     size, dim = workload.page_size, rows[0].shape[2] if rows else workload.head_dim
     paged = np.full((workload.num_pages, size, workload.kv_heads, dim), np.nan)
     for seq, pages in enumerate(page_lists):
@@ -270,14 +272,16 @@ def fill_pages(workload: Workload, page_lists, rows, spec: AttentionSpec | None)
 
 
 def first_page(workload: Workload, seq: int, spec: AttentionSpec | None) -> int:
-    """Index of the sequence's first page with a key that some row may see; all of them where there are no rows."""
+    """The index of the sequence's first page with a key that some row may see."""
     if spec is None or spec.sliding_window is None:
         return 0
     return max(0, workload.first_position(seq) - spec.sliding_window + 1) // workload.page_size
 
 
 def attend_densely(case: Case, spec: AttentionSpec) -> tuple[np.ndarray, np.ndarray]:
-    """The oracle: `softmax(q k^T) v` on each sequence's contiguous keys and values, in float64. Output and lse."""
+    """The oracle: `softmax(q k^T) v` over each sequence's keys and values in plain order, float64. Returns output and
+    lse.
+    """
     q = np.asarray(case.q, np.float64)
     out, lse = np.zeros((*q.shape[:2], case.workload.value_dim)), np.full(q.shape[:2], -np.inf)
     for seq, row in token_places(case.workload):
@@ -295,7 +299,7 @@ def attend_densely(case: Case, spec: AttentionSpec) -> tuple[np.ndarray, np.ndar
 
 
 def assert_equals_oracle(case: Case, spec: AttentionSpec, *, backend: str, block_sizes: BlockSizes | None = None):
-    """The backend's output, and its log-sum-exp, agree with the oracle to the tolerance of q's type, and of float32."""
+    """The output agrees with the oracle to the tolerance of q's type, and the log-sum-exp to that of float32."""
     cut = get_backend(backend)
     if block_sizes is not None:
         cut = dataclasses.replace(cut, block_sizes=block_sizes)

@@ -1,4 +1,4 @@
-"""The oracle: attention as the equation reads, in float64 on contiguous keys and values; and the check of a result."""
+"""The oracle: attention as in the equation, in float64 on keys and values in plain order; and the check of a result."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,14 +6,15 @@ import numpy as np
 from paged_kernels import AttentionSpec, HeadParams
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
-"""Largest error of an output row, relative to the largest magnitude in the row."""
+"""The largest error of an output row, relative to the largest magnitude in the row."""
 NO_PARAMS = HeadParams()
 
 
 def attend_one(q, k, v, spec: AttentionSpec, *, heads: HeadParams = NO_PARAMS, t0: int | None = None, tree=None):
-    """One sequence's rows `q [rows, q_heads, d]` over all its keys and values `[keys, kv_heads, d]`: output and lse.
+    """Returns output and lse of one sequence: its rows `q [rows, q_heads, d]` over all its keys `[keys, kv_heads, d]`.
 
-    The rows are its newest, unless `t0` gives the first one's position. `tree [rows, new tokens]` replaces causality.
+    The rows are its newest tokens, unless `t0` is the position of the first one. `tree [rows, new tokens]` replaces
+    causality.
     """
     k, v = (np.repeat(x, q.shape[1] // k.shape[1], axis=1) for x in (k, v))
     s = np.einsum("thd,phd->thp", q, k) * (q.shape[2] ** -0.5 if spec.softmax_scale is None else spec.softmax_scale)
@@ -31,13 +32,13 @@ def attend_one(q, k, v, spec: AttentionSpec, *, heads: HeadParams = NO_PARAMS, t
 
 
 def sees_in_tree(tree: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Whether each row sees the keys that are its sequence's new tokens `new [keys]`; older ones, below 0, it does."""
+    """True where a row sees a key: new tokens `new [keys]` by the tree mask, older ones (below 0) always."""
     bits = tree[:, np.clip(new, 0, tree.shape[1] - 1)]
     return (new < 0) | (bits & (new < tree.shape[1]))
 
 
 def softmax_over(s: np.ndarray, v: np.ndarray, sinks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`softmax(s) v` with a logit more a head in the denominator, and the log of that; zeros where all is -inf."""
+    """Returns `softmax(s) v` with one more logit per head in the denominator, and its log. Rows of -inf give zeros."""
     sinks = np.broadcast_to(sinks.astype(np.float64), s.shape[:2])[..., None]
     top = np.concatenate([s, sinks], axis=-1).max(axis=-1, keepdims=True, initial=-1e30)
     weights = np.exp(s - top)
@@ -48,7 +49,7 @@ def softmax_over(s: np.ndarray, v: np.ndarray, sinks: np.ndarray) -> tuple[np.nd
 
 
 def row_errors(actual, expected) -> np.ndarray:
-    """The largest error in each row (last axis), relative to the largest magnitude expected; NaN counts as inf."""
+    """The largest error in each row (last axis), relative to the largest expected magnitude. NaN counts as inf."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     error = np.abs(actual - expected).max(axis=-1)
     scale = np.abs(expected).max(axis=-1)
@@ -57,7 +58,7 @@ def row_errors(actual, expected) -> np.ndarray:
 
 
 def assert_rows_close(actual, expected, dtype) -> None:
-    """Each row of `actual` is within the type's tolerance of `expected`; a row of zeros must be exactly zero."""
+    """Each row of `actual` is within the type's tolerance of `expected`. A row of zeros must be exactly zero."""
     assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
     limit = TOLERANCE[jnp.dtype(dtype).name]
     errors = row_errors(actual, expected)
@@ -73,5 +74,5 @@ def assert_rows_close(actual, expected, dtype) -> None:
 
 
 def assert_lse_close(actual, expected, dtype="float32") -> None:
-    """The log-sum-exp agrees, absolutely, to the type's tolerance; -inf exactly where no key is visible."""
+    """The log-sum-exp agrees absolutely to the type's tolerance, and is -inf exactly where no key is visible."""
     np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=0, atol=4 * TOLERANCE[str(dtype)])

@@ -1,4 +1,4 @@
-"""Named workloads, specs, head parameters and types, and the cases that the tests take of all their combinations."""
+"""Named workloads, specs, head parameters and types, and the combinations of them that are tested."""
 
 import collections
 import dataclasses
@@ -11,44 +11,44 @@ from paged_kernels import AttentionSpec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One step's sequences by their lengths; the rest is padded to common shapes, so that compilations are shared."""
+    """The sequences of one step, by their lengths. They are padded to common shapes, which share compilations."""
 
     kv_lens: tuple[int, ...]
-    """Tokens of each sequence, its new ones included; 0 is a gap."""
+    """The tokens of each sequence, new ones included; 0 is a gap."""
     q_lens: tuple[int, ...]
-    """Rows of each sequence."""
+    """The rows of each sequence."""
     q_heads: int = 4
     kv_heads: int = 2
     head_dim: int = 64
     v_head_dim: int | None = None
     """`None` means `head_dim`."""
     latent: bool = False
-    """Whether values are the first `v_head_dim` lanes of keys."""
+    """True if values are the first `v_head_dim` lanes of keys."""
     page_size: int = 16
     tokens: int = 40
-    """Rows of q, padding included."""
+    """The rows of q, padding included."""
     seqs: int = 6
-    """Sequence slots; those past the last sequence hold nonsense."""
+    """The most sequences; entries past the last sequence are nonsense."""
     pages_per_seq: int = 5
     num_pages: int = 32
     max_q_len: int | None = None
     tree: bool = False
-    """Whether a mask of random bits takes the place of causality; `max_q_len` then says of how many words."""
+    """True if a mask of random bits replaces causality; `max_q_len` then gives its number of words."""
     q_starts: tuple[int, ...] | None = None
-    """Position of each sequence's first row where the pages are a part of the context only."""
+    """The position of each sequence's first row, if the pages are only a part of the context."""
 
     @property
     def value_dim(self) -> int:
-        """Size of a value."""
+        """The size of a value."""
         return self.v_head_dim or self.head_dim
 
     def first_position(self, seq: int) -> int:
-        """Position of the sequence's first row."""
+        """The position of the sequence's first row."""
         return self.kv_lens[seq] - self.q_lens[seq] if self.q_starts is None else self.q_starts[seq]
 
 
 def decode(*kv_lens: int, **shape: int) -> Workload:
-    """A workload of one row a sequence, and of nothing but such."""
+    """Returns a workload in which every sequence has one row."""
     return Workload(kv_lens=kv_lens, q_lens=(1,) * len(kv_lens), max_q_len=1, **{"tokens": 6, **shape})
 
 
@@ -93,7 +93,7 @@ FEATURES = {
     "wide_tree": Workload(kv_lens=(70, 19), q_lens=(35, 3), tree=True, max_q_len=40),
     "part_of_context": Workload(kv_lens=(48, 32, 0, 29), q_lens=(5, 1, 3, 9), q_starts=(60, 31, 40, 12)),
 }
-"""Workloads whose rows, pages, masks or positions are of another kind, a shape each."""
+"""Workloads with other kinds of rows, pages, masks or positions, each with its own shape."""
 
 LONG = Workload(
     kv_lens=(33_000,),
@@ -123,13 +123,13 @@ SPECS = {
 }
 
 HEADS = {"plain": (), "sinks": ("sinks",), "alibi": ("alibi_slopes",), "both": ("sinks", "alibi_slopes")}
-"""The fields of `HeadParams` that are given."""
+"""Which fields of `HeadParams` are given."""
 
 KV_DTYPES = ("float32", "bfloat16", "int8", "float8_e4m3fn", "float8_e5m2", "int4")
 
 
 def has_common_shape(workload: Workload) -> bool:
-    """Whether its arrays have the shapes that most workloads share."""
+    """True if its arrays have the shapes that most workloads share."""
     return (workload.page_size, workload.q_heads, workload.kv_heads, workload.head_dim) == (16, 4, 2, 64)
 
 
@@ -139,7 +139,7 @@ CASES = [
     for spec in SPECS
     if spec == "everything" or has_common_shape(workload)
 ]
-"""`(workload, spec)` by name: every spec over the common shapes, one over the others, to keep the compilations few."""
+"""`(workload, spec)` by name: every spec with the common shapes, one with the others, to keep compilations few."""
 
 FEATURE_CASES = [
     tuple(row.values())
@@ -156,7 +156,7 @@ FEATURE_CASES = [
 
 
 def one_of_each_workload(cases: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """A case of each workload, the one whose other values have met the least."""
+    """Returns one case of each workload: the one whose other values have met the least."""
     taken, met = [], collections.Counter()
     for workload in dict.fromkeys(case[0] for case in cases):
         values = {case: [*case[1:], *itertools.combinations(case[1:], 2)] for case in cases if case[0] == workload}

@@ -1,7 +1,7 @@
-"""Page writes to test with: pages full of noise, and what a plain double loop makes of them.
+"""Page writes for tests: pages full of noise, and the result of a plain double loop.
 
-Each unwritten value, and each unwritten scale, is a NaN with a payload of its own where its type has them, and any bits
-where not, so that a byte that moves, or is computed with, shows.
+Each unwritten value or scale is a NaN with its own payload, or random bits if its type has no payloads. So a byte that
+was moved, or computed with, shows.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ KINDS = {
     "latent": {"dtype": "bfloat16", "head_dim": 136, "v_head_dim": 128, "latent": True},
     "latent_int8": {"dtype": "int8", "head_dim": 136, "v_head_dim": 128, "latent": True},
 }
-"""Every kind of row, by what `KVPages.zeros` makes it of."""
+"""Every kind of entry, as arguments of `KVPages.zeros`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Write:
     kv_lens: tuple[int, ...]
     q_lens: tuple[int, ...]
     page_ids: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)
-    """Table entries `(sequence, index)` that are not as they should be."""
+    """Wrong entries of the page table, by `(sequence, index)`."""
 
 
 WRITES = {
@@ -63,7 +63,7 @@ WRITES = {
 
 @st.composite
 def ragged_writes(draw: st.DrawFn) -> Write:
-    """Any write that fits the shapes: sequences of any length, gaps, positions outside the table."""
+    """Any write that fits the shapes: sequences of any length, gaps, positions outside the page table."""
     kv_lens, q_lens = [], []
     for _ in range(draw(st.integers(0, SEQS))):
         q_lens.append(draw(st.integers(0, min(TOKENS - sum(q_lens), 19))))
@@ -72,7 +72,7 @@ def ragged_writes(draw: st.DrawFn) -> Write:
 
 
 def make_batch(write: Write, *, max_q_len: int | None = None, seed: int = 0) -> RaggedBatch:
-    """The write's batch: shuffled pages, each owned by one sequence, and nonsense in the slots not in use."""
+    """Returns the write's batch: shuffled pages, each owned by one sequence, and nonsense in unused entries."""
     rng = np.random.default_rng(seed)
     count = len(write.kv_lens)
     page_table = 1 + rng.permutation(NUM_PAGES - 1)[: SEQS * PAGES_PER_SEQ].reshape(SEQS, PAGES_PER_SEQ)
@@ -92,13 +92,13 @@ def make_batch(write: Write, *, max_q_len: int | None = None, seed: int = 0) -> 
 
 
 def noise_pages(page_size: int, kind: str = "float32", num_pages: int = NUM_PAGES) -> KVPages:
-    """Pages of noise: of quiet NaNs where the type has payloads to tell them apart."""
+    """Pages of noise: quiet NaNs, told apart by their payloads if the type has them."""
     shapes = pages_shape(page_size, kind, num_pages)
     return jax.tree.map(lambda leaf: jnp.asarray(noise(leaf.shape, leaf.dtype)), shapes)
 
 
 def finite_pages(page_size: int, kind: str) -> KVPages:
-    """Pages of numbers, for XLA on CPU: it moves bfloat16 (before jax 0.12) and float8 through wider types."""
+    """Pages of numbers, for XLA on CPU. It moves bfloat16 (before jax 0.12) and float8 through wider types."""
     shapes, rng = pages_shape(page_size, kind), np.random.default_rng(1)
     return jax.tree.map(lambda leaf: jnp.asarray(10 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
 
@@ -109,7 +109,7 @@ def pages_shape(page_size: int, kind: str, num_pages: int = NUM_PAGES) -> KVPage
 
 
 def noise(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Values of distinct bits."""
+    """Values with distinct bits."""
     payload_bits, quiet = {"float32": (22, 0x7FC00000), "bfloat16": (6, 0x7FC0)}.get(dtype.name, (8, 0))
     payload = np.random.default_rng(1).integers(0, 1 << payload_bits, shape)
     return (quiet | payload).astype(f"uint{8 * dtype.itemsize}").view(dtype)
@@ -118,7 +118,7 @@ def noise(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def make_rows(
     pages: KVPages, dtype: str | None = None, tokens: int = TOKENS, seed: int = 2
 ) -> tuple[jax.Array, jax.Array | None]:
-    """New keys and values for these pages; where no scale is made of them an infinity, a NaN and a minus zero too."""
+    """New keys and values for these pages. Without scales, also an infinity, a NaN and a minus zero."""
     rng = np.random.default_rng(seed)
     k, v = (rng.normal(size=(tokens, KV_HEADS, dim)) for dim in (pages.head_dim, pages.v_head_dim))
     if pages.scales is None:
@@ -134,7 +134,7 @@ def bits(array: jax.Array) -> np.ndarray:
 
 
 def written_by_loop(pages: KVPages, k: jax.Array, v: jax.Array | None, batch: RaggedBatch) -> KVPages:
-    """The bits of the pages after the write, by the definition, a row at a time."""
+    """The bits of the pages after the write, one row at a time, by the definition."""
     data, scales = (None if array is None else bits(array).copy() for array in (pages.data, pages.scales))
     rows, entry_scales = (None if array is None else bits(array) for array in pages.layout.pack(k, v))
     page_table, kv_lens, starts = (np.asarray(array) for array in (batch.page_table, batch.kv_lens, batch.cu_q_lens))
@@ -154,7 +154,7 @@ def written_by_loop(pages: KVPages, k: jax.Array, v: jax.Array | None, batch: Ra
 
 
 def assert_written(got: KVPages, pages: KVPages, k: jax.Array, v: jax.Array | None, batch: RaggedBatch) -> None:
-    """Fails unless `got` is `pages` after the write, bit for bit (a NaN that is written may have any payload)."""
+    """Fails unless `got` is `pages` after the write, bit for bit. (A written NaN may have any payload.)"""
     expected = written_by_loop(pages, k, v, batch)
     for name in ("data", "scales") if pages.layout.is_quantised else ("data",):
         after, before, want = (getattr(each, name) for each in (got, pages, expected))

@@ -1,4 +1,4 @@
-"""Few rows out of many features, in which every two features meet: most faults need no more than two to show."""
+"""A few rows out of many features, in which every two features meet: most faults need no more than two features."""
 
 import itertools
 from collections.abc import Callable, Hashable, Sequence
@@ -8,13 +8,14 @@ Pair = tuple[tuple[str, Hashable], tuple[str, Hashable]]
 
 
 def pairwise(factors: dict[str, Sequence], allowed: Callable[[Row], bool] = lambda row: True) -> list[Row]:
-    """Rows with a value for each factor, so that every two values of two factors that may meet do so in some row.
+    """Returns rows with one value per factor. Every two values that may meet do so in some row.
 
-    Greedy: each row starts with a pair that is missing yet, and takes for each other factor the value that brings most.
+    Greedy: each row starts with a missing pair. For each other factor it takes the value that adds the most missing
+    pairs.
 
     Args:
         factors: the values of each factor.
-        allowed: whether a row's values may stand together; it is asked of incomplete rows too.
+        allowed: true if the values of a row, which may be incomplete, may meet.
     """
     missing = dict.fromkeys(pair for pair in all_pairs(factors) if allowed(dict(pair)))
     rows = []

@@ -1,4 +1,4 @@
-"""The README's table of what each backend has, from the names that the tests take and the backends' own answers.
+"""The README's table of what each backend supports, as the backends answer.
 
 python packages/paged-kernels/tests/support/support_table.py
 """
@@ -8,13 +8,13 @@ from kernel_data import FEATURES, HEADS, KV_DTYPES, SPECS, WORKLOADS, make_case
 from paged_kernels import explain_backends
 
 BACKENDS = {"reference": "reference", "xla": "xla", "tpu": "tpu_interpret"}
-"""The columns, and whom to ask: the interpreted kernel refuses what the compiled one does."""
+"""The columns, and the backend that answers. The interpreted kernel refuses what the compiled one refuses."""
 
 SHAPES = WORKLOADS | FEATURES
 
 
 def sizes(of, *, latent: bool = False) -> dict:
-    """Each size that some workload has, in order, and the name of the first that has it."""
+    """Each size of some workload, in order, with the name of the first workload that has it."""
     found = {}
     for name, workload in SHAPES.items():
         if workload.latent == latent:
@@ -31,7 +31,7 @@ def name_of(size: tuple[int, int]) -> str:
 
 
 def make_rows() -> dict[str, list[dict[str, str]]]:
-    """What is asked, by the words for it."""
+    """The rows of the table, each with the calls that must work."""
     heads, pages = sizes(head_size), sizes(lambda workload: workload.page_size)
     kinds = {"decode": "decode", "prefill": "prefill", "chunked prefill": "chunked_prefill", "mixed": "mixed"}
     kinds |= {"multi-token decode": "multi_token_decode", "idle sequences": "decode_idle_sequences", "padding": "gaps"}
@@ -52,7 +52,7 @@ def make_rows() -> dict[str, list[dict[str, str]]]:
 
 
 def has(backend: str, asked: dict[str, str]) -> bool:
-    """Whether the backend takes this."""
+    """True if the backend takes this call."""
     spec = SPECS[asked.get("spec", "plain")]
     data = {name: asked[name] for name in ("dtype", "kv_dtype", "heads") if name in asked}
     case = make_case(SHAPES[asked.get("workload", "decode")], spec=spec, **data)
@@ -60,7 +60,7 @@ def has(backend: str, asked: dict[str, str]) -> bool:
 
 
 def make_table() -> str:
-    """The table, Markdown."""
+    """The table, as Markdown."""
     lines = [f"| | {' | '.join(f'`{backend}`' for backend in BACKENDS)} |", "|---" * (1 + len(BACKENDS)) + "|"]
     for words, asked in make_rows().items():
         answers = ["yes" if all(has(backend, one) for one in asked) else "no" for backend in BACKENDS]

@@ -1,4 +1,4 @@
-"""Facts about chips, found by what a device says of itself."""
+"""Facts about chips, by the name that a device reports."""
 
 import jax
 import pytest

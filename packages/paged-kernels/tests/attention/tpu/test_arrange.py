@@ -1,4 +1,4 @@
-"""The order of rows in HBM is undone exactly; the table's copy covers every block."""
+"""The order of rows in HBM can be undone exactly; a copy from the page table holds every block's ids."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def test_rows_come_back_in_their_order(q_rows, decode, head_dim, lanes):
     blocks = arrange.arrange_q(q, config)
     assert blocks.shape == (config.q_blocks * config.operands, config.parts, config.part_rows, lanes)
     assert blocks.dtype == jnp.float32
-    assert not blocks[..., head_dim:].any()  # where V may lie
+    assert not blocks[..., head_dim:].any()  # the lanes where V may lie
     np.testing.assert_array_equal(arrange.restore_rows(blocks, config)[..., :head_dim], q)
     part, head = divmod(5, config.part_heads)
     np.testing.assert_array_equal(blocks[0, part, head * config.operand_tokens, :head_dim], q[0, 5])
@@ -63,7 +63,7 @@ def test_a_copy_of_the_table_holds_all_ids_of_any_block(kv_pages, window, decode
     page_table = np.asarray(arrange.arrange_page_table(jnp.arange(400, dtype=jnp.int32).reshape(2, 200), 1000, config))
     for first in range(0, 200, kv_pages if window is None else 1):
         ids = page_table[1, 0, first // 128 * 128 :][: config.ids_per_copy]
-        assert len(ids) == config.ids_per_copy  # none was cut off at the end
+        assert len(ids) == config.ids_per_copy  # no id is missing at the end
         wanted = np.arange(first, min(first + kv_pages, 200)) + 200
         np.testing.assert_array_equal(ids[first % 128 :][: len(wanted)], wanted)
 

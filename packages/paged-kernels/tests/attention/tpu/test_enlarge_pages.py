@@ -1,4 +1,4 @@
-"""Small and odd pages in groups: the same keys at the same positions."""
+"""Pages joined into larger pages hold the same keys at the same positions."""
 
 import jax.numpy as jnp
 import numpy as np

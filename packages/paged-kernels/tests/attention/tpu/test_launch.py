@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # its verdict on races is not public
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # its result on races is not public
 from jax.sharding import PartitionSpec as P
 from kernel_data import (
     FEATURES,
@@ -40,7 +40,7 @@ def kernel(q, pages, batch, spec, head_params, *, block_sizes=SMALL, interpret=I
 
 
 def slow(*values):
-    """A case whose features others have in ordinary runs, in twos and threes."""
+    """A case for the slow session only: ordinary runs test its features in other combinations."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
@@ -66,7 +66,7 @@ def test_workloads_in_bfloat16(workload):
 @pytest.mark.parametrize(
     ("workload", "spec"),
     [
-        slow("mixed", "scale"),  # with a cap and a window in "everything"
+        slow("mixed", "scale"),  # "everything" has it with a cap and a window
         slow("mixed", "cap"),
         slow("mixed", "window"),  # `test_block_sizes_change_nothing` has it, in decode too
         slow("decode", "window"),
@@ -112,7 +112,7 @@ def test_other_shapes(workload, dtype):
     check(OTHER_SHAPES[workload], SPECS["everything"], dtype)
 
 
-@pytest.mark.slow  # ordinary runs have one of each workload from `test_api.py`
+@pytest.mark.slow  # ordinary runs test one of each workload in `test_api.py`
 @pytest.mark.parametrize("workload", FEATURES)
 def test_features(workload):
     spec = SPECS["plain" if workload in ("latent", "page_2", "part_of_context") else "everything"]
@@ -179,7 +179,7 @@ ONE_SEQUENCE = {"q_heads": 2, "kv_heads": 1, "seqs": 1, "pages_per_seq": 8}
     ids=["decode", "prefill"],
 )
 def test_a_block_may_begin_with_the_last_key_before_the_window(workload):
-    """The last row, at 112, sees keys from 17 on: of the first block, keys 16 to 31, it sees all but one."""
+    """The last row, at 112, sees keys from 17 on: all but one of the first block, keys 16 to 31."""
     check(workload, AttentionSpec(sliding_window=96), "float32", BlockSizes(q_rows=16, kv_pages=1))
 
 
@@ -193,7 +193,7 @@ def test_queries_and_pages_of_different_types(q_dtype, kv_dtype):
 
 @pytest.mark.parametrize("workload", ["decode", "mixed"])
 def test_no_copy_is_read_early_or_overwritten(workload):
-    """K, V and each buffer have a semaphore of their own, so a wait is never satisfied by another copy."""
+    """Each buffer has its own semaphore. So no wait is satisfied by the copy of another."""
     check(
         WORKLOADS[workload],
         SPECS["plain"],
@@ -206,7 +206,9 @@ def test_no_copy_is_read_early_or_overwritten(workload):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_infinities_stay_with_their_sequence(dtype):
-    """Blocks that are not full follow one that is, in each of the buffers: what it left there is not multiplied."""
+    """In each buffer, a block that is not full follows one that is. What the full one left there must not be
+    multiplied.
+    """
     case = make_case(decode(64, 20, 5, 64, 40, 3, q_heads=2, kv_heads=1), dtype=dtype)
     first = case.batch.page_table[0, :4]
     pages = dataclasses.replace(case.pages, data=case.pages.data.at[first].set(jnp.inf))
@@ -228,7 +230,7 @@ def test_runs_where_64_bit_types_are_on():
 
 
 def test_more_than_128_pages_a_sequence():
-    """The page ids of one block come from a later row of the table's copy, and from two rows at once."""
+    """The page ids of one block come from a later 128 ids of the page table, and from two of them at once."""
     workload = Workload(
         kv_lens=(130 * 16 + 5, 20), q_lens=(1, 1), tokens=2, q_heads=1, kv_heads=1, pages_per_seq=131, num_pages=140,
         max_q_len=1,

@@ -1,4 +1,4 @@
-"""Scales side by side: every slot's scale at its key's lane, for page sizes below, at and above a register's width."""
+"""Scales side by side: each slot's scale goes to its key's lane, for page sizes below, at and above a register's width."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def test_each_scale_goes_to_the_lane_of_its_key(page_size, pages, kv_heads, kind
     at_once = pages_per_register(page_size)
     held, keys = round_up(pages, at_once), cdiv(pages, at_once) * at_once * page_size
     scales = np.random.default_rng(0).normal(size=(held, kv_heads, round_up(kinds * page_size, LANES)))
-    scales[pages:] = np.nan  # what lies behind the last page is not part of any other
+    scales[pages:] = np.nan  # the places past the last page belong to no page
 
     def kernel(pages_ref, out_ref):
         def store(kind, first, values):

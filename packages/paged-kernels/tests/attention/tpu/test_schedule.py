@@ -1,4 +1,4 @@
-"""The schedule against a plain Python walk over rows, blocks and keys."""
+"""The schedule against a plain Python loop over rows, blocks and keys."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from paged_kernels._src.attention.tpu.schedule import Tiles, make_tiles, max_til
 
 
 def tiles_by_hand(workload, spec, q_rows):
-    """`(block, seq, kv_len, row_lo, row_hi, position, first_page, end_page)` of each tile, in order of rows."""
+    """`(block, seq, kv_len, row_lo, row_hi, position, first_page, end_page)` of each tile, in row order."""
     tiles = []
     for block in range(-(-workload.tokens // q_rows)):
         for seq, start in token_places(workload):
@@ -45,7 +45,7 @@ def test_tiles_equal_those_made_by_hand(workload, q_rows, spec):
     tiles = make_tiles(batch, spec, tokens=workload.tokens, q_rows=q_rows, page_size=workload.page_size)
     assert tiles_made(tiles) == tiles_by_hand(workload, spec, q_rows)
     assert len(tiles.seq) == max_tiles(workload.tokens, workload.seqs, q_rows) + 1
-    assert int(tiles.end_page[-1]) == 0  # the entry past the last tile is never in use
+    assert int(tiles.end_page[-1]) == 0  # the last entry is never in use
 
 
 def test_rows_before_position_zero_have_no_tile():
@@ -73,7 +73,7 @@ def test_a_length_beyond_the_table_is_cut():
     ids=["inside", "across_pages", "after_the_rows", "all", "window", "before_the_window"],
 )
 def test_part_of_a_context(q_start, spec, pages):
-    """Two rows over a part of 40 keys; where they see no key, one page stands for it."""
+    """Two rows over a part of 40 keys. If they see no key, their tile has one page."""
     batch = RaggedBatch.from_lists([[1, 2, 3, 0]], kv_lens=[40], q_lens=[2])
     batch = dataclasses.replace(batch, q_starts=jnp.array([q_start], jnp.int32))
     tiles = make_tiles(batch, spec, tokens=2, q_rows=16, page_size=16)
@@ -92,5 +92,5 @@ def test_blocks_of_subblocks_belong_to_one_block_of_rows():
     batch = RaggedBatch.from_lists([[1] * 5, [1], [1] * 2, [1] * 9, [1]], [80, 3, 0, 130, 16], [1] * 5, max_q_len=1)
     tiles = make_tiles(batch, AttentionSpec(), tokens=6, q_rows=2, page_size=16)
     assert tiles.block_end[:4].tolist() == [2, 2, 3, 4]
-    # Of 2 pages at most: 3 sub-blocks and 1 in the first two rows, then 5 (the gap has none), then 1.
+    # Sub-blocks of at most 2 pages: 3 and 1 in the first two rows, then 5 (the gap has none), then 1.
     assert page_block_starts(tiles, subblock_pages=2, subblocks=4).tolist() == [0, 1, 3, 4]

@@ -1,4 +1,4 @@
-"""A mixed batch is two: the sequences of one row, and the others."""
+"""A mixed batch is split in two: the single-row sequences, and the others."""
 
 import jax.numpy as jnp
 

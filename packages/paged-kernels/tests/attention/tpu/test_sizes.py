@@ -1,4 +1,4 @@
-"""Block sizes fit the chip, and what cannot fit is refused by name."""
+"""Block sizes fit the chip. What cannot fit is refused, and the message names the memory."""
 
 import dataclasses
 
@@ -155,6 +155,6 @@ def test_too_much_scalar_memory_is_refused():
 
 
 def test_the_page_table_takes_no_scalar_memory_in_proportion_to_its_size():
-    """Fault 9: 256 sequences of 8192 pages are 8 MB of table; what the kernel holds of it is a few rows."""
+    """256 sequences of 8192 pages are 8 MB of page table. The kernel holds only a few pieces of it."""
     config = preferred(8, 4, 128, 16, "bfloat16", True)
     assert smem_bytes(config, tiles=257) == smem_bytes(dataclasses.replace(config, pages_per_seq=64), tiles=257)

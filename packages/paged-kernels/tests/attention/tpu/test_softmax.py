@@ -1,4 +1,4 @@
-"""The online softmax step, block by block, against a softmax over all keys at once in float64."""
+"""The online softmax, block by block, against a softmax over all keys at once in float64."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +35,7 @@ def expected(q, k, v, mask, scale, soft_cap):
 @pytest.mark.parametrize("block", [16, 128, 256])
 def test_blocks_add_up_to_the_whole(block, soft_cap):
     q, k, v = data()
-    mask = np.arange(KEYS) <= np.arange(ROWS)[:, None] * 36 + 4  # the first rows see nothing of the last blocks
+    mask = np.arange(KEYS) <= np.arange(ROWS)[:, None] * 36 + 4  # the first rows see no key of the last blocks
     logits, state = softmax.Logits(scale=0.7, soft_cap=soft_cap), empty_state()
     for at in range(0, KEYS, block):
         keys = slice(at, at + block)

@@ -1,4 +1,4 @@
-"""Every byte as an operand: all 256 of each type that takes more than a cast."""
+"""Every byte as an operand: all 256 values of each type that needs more than a cast."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def config(dtype, q_dtype, reads_e4m3b11=False):
 
 
 def unpacked(c, lanes):
-    """The bytes as they come out, times the unit."""
+    """The bytes as operands, times the unit."""
 
     def kernel(rows, out):
         out[...] = load_lanes(rows, lanes, c)
@@ -46,7 +46,7 @@ def unpacked(c, lanes):
 @pytest.mark.parametrize("q_dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("as_b11", [False, True])
 def test_float8_e4m3fn(q_dtype, as_b11):
-    """Also where the hardware reads it as another type: subnormals, and both zeros. Its NaN is nothing that is kept."""
+    """Also if the hardware reads it as another type: subnormals, and both zeros. NaN is never stored."""
     have = unpacked(config("float8_e4m3fn", q_dtype, as_b11), slice(0, 128))
     want = BYTES.view(jnp.float8_e4m3fn).astype(np.float64).reshape(48, 128)
     number = ~np.isnan(want)

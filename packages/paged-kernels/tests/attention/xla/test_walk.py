@@ -1,4 +1,4 @@
-"""The xla backend against the dense float64 oracle, and what it must not do: read, compile or allocate too much."""
+"""The xla backend against the dense float64 oracle; it must not read, compile or allocate too much."""
 
 import dataclasses
 import re
@@ -58,7 +58,7 @@ def test_the_edge_of_the_window(window):
 
 
 def test_rows_at_negative_positions_give_zeros():
-    """Refused on the host; under jit they must not see the keys of anyone."""
+    """Refused on the host. Under jit they must not see any key."""
     case = make_case(WORKLOADS["prefill"])
     batch = dataclasses.replace(case.batch, kv_lens=case.batch.kv_lens.at[0].set(10))  # 35 rows, 10 tokens
     spec = AttentionSpec(causal=False)
@@ -85,7 +85,7 @@ def test_one_compilation_serves_all_lengths():
 
 
 def compile_for(pages_per_seq, num_pages, dtype, max_q_len):
-    """The backend compiled, not run, for 4 sequences and 4 rows of a 2-head model."""
+    """Compile the backend, without running it, for 4 sequences and 4 rows of a 2-head model."""
     i32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
     pages = KVPages.shapes(num_pages, 16, 2, 64, dtype)
     batch = RaggedBatch(
@@ -102,7 +102,9 @@ def test_memory_does_not_grow_with_the_context_or_the_pool(dtype, max_q_len):
         compile_for(width, pool, dtype, max_q_len).memory_analysis().temp_size_in_bytes
         for width, pool in [(32, 64), (256, 4096)]
     )
-    assert large - small < 64 * 1024  # a copy of the table, but of no page: one sequence's keys are 2 MiB, the pool 32
+    assert (
+        large - small < 64 * 1024
+    )  # a copy of the page table, but no page: one sequence's keys are 2 MiB
 
 
 def test_a_decode_batch_has_the_decode_walk_alone():

@@ -36,7 +36,7 @@ def test_single_rows_are_listed_apart():
     assert (fields["seq"], fields["first_row"], fields["kv_end"]) == ([1, 3], [10, 16], [6, 3])
 
 
-def test_gaps_empty_sequences_and_slots_not_in_use_have_no_tiles():
+def test_gaps_empty_sequences_and_unused_entries_have_no_tiles():
     fields, _, _ = tiles_of([10, 0, 20, 7, 9], [3, 4, 0, 2, 2], num_seqs=4)
     assert (fields["seq"], fields["first_row"]) == ([0, 3], [0, 7])
 

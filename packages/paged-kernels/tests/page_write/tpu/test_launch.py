@@ -28,7 +28,7 @@ from paged_kernels._src.tpu.interpreter import INTERPRET
 
 DETECT_RACES = dataclasses.replace(INTERPRET, detect_races=True)
 EAGER = dataclasses.replace(INTERPRET, dma_execution_mode="eager")
-"""Copies as early as they may be; a buffer that is used again too soon shows here, and not to the race detector."""
+"""Copies as early as possible. A buffer that is used again too soon fails here, but not in the race detector."""
 
 
 def write_kv_tpu(pages, k, v, batch, *, interpret=INTERPRET):
@@ -42,7 +42,7 @@ write_jit = jax.jit(write_kv_tpu)
 
 @pytest.fixture
 def two_buffers(monkeypatch):
-    """So few that the small writes here use each buffer many times."""
+    """Two buffers only, so that the small writes here use each of them many times."""
     monkeypatch.setattr(launch, "MAX_DEPTH", 2)
 
 
@@ -142,7 +142,7 @@ def write_and_check(interpret, name="chunks", kind="int8"):
 
 @pytest.mark.once
 class TestMutations:
-    """The tests above can fail: each of these changes to the kernel makes a wrong result."""
+    """The tests above can fail: each of these changes to the kernel gives a wrong result."""
 
     @pytest.mark.parametrize("part", [copies.RowCopies, copies.ScaleCopies])
     def test_what_is_kept_but_never_read(self, part, monkeypatch):

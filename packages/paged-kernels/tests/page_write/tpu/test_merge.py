@@ -1,4 +1,4 @@
-"""Merging rows as bits: every place a run can have in a span, and every place of its rows in a strip."""
+"""Merging rows as bits: every place of a run in a span, and every place of its rows in a strip."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The plan of a page write, as integers: each row that goes somewhere is in one run, and no run leaves its span."""
+"""The runs of a page write, as integers: each stored row is in one run, and no run leaves its span."""
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ def test_a_run_ends_at_its_span_its_page_and_at_a_row_that_goes_nowhere():
         (7, 2, 0, 2),
         (7, 4, 2, 2),  # slot 4 starts a span
         (3, 0, 4, 2),  # another page
-        (3, 3, 7, 1),  # after a row that goes nowhere
+        (3, 3, 7, 1),  # after a row that is not stored
         (5, 9, 8, 1),
         (5, 1, 9, 1),  # not the next slot
     ]

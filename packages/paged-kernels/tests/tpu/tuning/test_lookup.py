@@ -15,7 +15,7 @@ from paged_kernels._src.tpu.tuning import lookup as tuning
 from paged_kernels._src.tpu.tuning.lookup import Entry, Shape, entries, lookup
 
 NAMED = [(chip, entry) for chip in CHIPS for entry in entries(chip.name)]
-"""Every entry that ships, with its chip."""
+"""Every shipped entry, with its chip."""
 SHAPE = Shape(mode="decode", q_per_kv=4, kv_heads=2, head_dim=128, page_size=16, kv_dtype="bfloat16")
 LINE = {
     "shape": dataclasses.asdict(SHAPE),
@@ -31,7 +31,7 @@ LINE = {
 
 
 def config_of(chip, shape, block_sizes=None, pages_per_seq=512):
-    """What the kernel is compiled with for a call of this shape."""
+    """Returns the config of the kernel for a call of this shape."""
     rows = 1 if shape.mode == "decode" else 4096
     batch = RaggedBatch(
         page_table=jnp.zeros((1, pages_per_seq), jnp.int32),
