@@ -31,9 +31,7 @@ def test_each_visible_key_of_each_head_matters(names):
 
 
 def key_effects(attend, v):
-    """`[keys, kv_heads]`: how far dropping the key moves some row, relative to the row's largest value; -inf if no row
-    sees it.
-    """
+    """`[keys, kv_heads]`: how far dropping the key moves some row, relative to the row; -inf if no row sees it."""
     out, _ = attend(v=v)
     effects = np.empty(v.shape[:2])
     for p in range(len(v)):

@@ -29,7 +29,10 @@ TOPOLOGIES: dict[str, dict[str, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A chip to compile for. Arguments are pytrees of `jax.ShapeDtypeStruct`, or arrays of which only the shapes count."""
+    """A chip to compile for.
+
+    Arguments are pytrees of `jax.ShapeDtypeStruct`, or of arrays of which only the shapes count.
+    """
 
     name: str
     devices: Sequence[jax.Device]
@@ -54,7 +57,7 @@ class Target:
         out_specs: Any,
         donate: tuple[int, ...] = (),
     ) -> Any:
-        """Compile `fn(*args)` under `jax.shard_map` over `mesh`. Each spec applies to the whole pytree of one argument."""
+        """Compile `fn(*args)` under `jax.shard_map` over `mesh`. Each spec is for one argument's whole pytree."""
         mesh = self.mesh
         sharded = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         placed = [_placed(arg, NamedSharding(mesh, spec)) for arg, spec in zip(args, in_specs, strict=True)]

@@ -86,8 +86,9 @@ def test_queries_in_bfloat16_over_pages_of_any_type(backend, kv_dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize(("workload", "spec"), [case for case in CASES if case[1] in ("bidirectional", "everything")])
 def test_interpreted_tpu_kernel_equals_dense_attention(workload, spec):
-    """These two specs together take every branch. `tpu/test_launch.py` has each spec, and the plain one for all
-    workloads.
+    """These two specs together take every branch.
+
+    `tpu/test_launch.py` has each spec, and the plain one for all workloads.
     """
     assert_equals_oracle(make_case(WORKLOADS[workload], spec=SPECS[spec]), SPECS[spec], backend="tpu_interpret")
 

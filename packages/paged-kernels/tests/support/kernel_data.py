@@ -238,9 +238,7 @@ def make_pages(workload: Workload, page_lists, rows, spec: AttentionSpec | None,
 
 
 def dequantised(pages: KVPages) -> tuple[np.ndarray, np.ndarray]:
-    """K and V of quantised pages, `[pages, kv_heads, page_size, dim]`, float64: `stored * scale`, computed from the
-    bytes.
-    """
+    """K and V of quantised pages, `[pages, kv_heads, page_size, dim]`, float64: `stored * scale`, from the bytes."""
     stored, scales, layout = np.asarray(pages.data), np.asarray(pages.scales, np.float64), pages.layout
     if layout.dtype == "int4":
         stored = np.concatenate([stored & 0xF, (stored >> 4) & 0xF], axis=-1)  # the low nibbles are the first lanes
@@ -279,8 +277,9 @@ def first_page(workload: Workload, seq: int, spec: AttentionSpec | None) -> int:
 
 
 def attend_densely(case: Case, spec: AttentionSpec) -> tuple[np.ndarray, np.ndarray]:
-    """The oracle: `softmax(q k^T) v` over each sequence's keys and values in plain order, float64. Returns output and
-    lse.
+    """The oracle: `softmax(q k^T) v` over each sequence's keys and values in plain order, float64.
+
+    Returns the output and the log-sum-exp.
     """
     q = np.asarray(case.q, np.float64)
     out, lse = np.zeros((*q.shape[:2], case.workload.value_dim)), np.full(q.shape[:2], -np.inf)

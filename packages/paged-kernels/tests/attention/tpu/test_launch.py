@@ -206,9 +206,7 @@ def test_no_copy_is_read_early_or_overwritten(workload):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_infinities_stay_with_their_sequence(dtype):
-    """In each buffer, a block that is not full follows one that is. What the full one left there must not be
-    multiplied.
-    """
+    """In each buffer, a full block comes before one that is not full. What it left there must not be multiplied."""
     case = make_case(decode(64, 20, 5, 64, 40, 3, q_heads=2, kv_heads=1), dtype=dtype)
     first = case.batch.page_table[0, :4]
     pages = dataclasses.replace(case.pages, data=case.pages.data.at[first].set(jnp.inf))

@@ -1,4 +1,4 @@
-"""Scales side by side: each slot's scale goes to its key's lane, for page sizes below, at and above a register's width."""
+"""Each slot's scale goes to its key's lane, for page sizes below, at and above a register's width."""
 
 import jax
 import jax.numpy as jnp

@@ -102,9 +102,7 @@ def test_memory_does_not_grow_with_the_context_or_the_pool(dtype, max_q_len):
         compile_for(width, pool, dtype, max_q_len).memory_analysis().temp_size_in_bytes
         for width, pool in [(32, 64), (256, 4096)]
     )
-    assert (
-        large - small < 64 * 1024
-    )  # a copy of the page table, but no page: one sequence's keys are 2 MiB
+    assert large - small < 64 * 1024  # a copy of the page table, but no page: one sequence's keys are 2 MiB
 
 
 def test_a_decode_batch_has_the_decode_walk_alone():
