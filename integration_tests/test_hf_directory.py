@@ -1,4 +1,4 @@
-"""A directory that transformers saved, read without torch, gives torch's logits; a broken one gives one error."""
+"""A Hugging Face directory, read without torch, gives torch's logits. A broken directory gives one clear error."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ LLAMA3 = {
 def test_logits_are_torchs(tmp_path, family, settings):
     expected = torch_logits(save_random(tmp_path, family, **settings), TOKENS)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    actual = PagedRunner(load_model(tmp_path), tokens=(24,), seqs=2).feed(TOKENS, CHUNKS)
+    actual = PagedRunner(load_model(tmp_path), tokens=(24,), max_seqs=2).feed(TOKENS, CHUNKS)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
 
 
@@ -50,7 +50,7 @@ def test_logits_are_torchs(tmp_path, family, settings):
 def test_a_bfloat16_checkpoint(tmp_path, tied):
     expected = torch_logits(save_random(tmp_path, dtype=torch.bfloat16, tie_word_embeddings=tied), TOKENS)
     model = load_model(tmp_path)  # bfloat16 weights are float32 ones exactly
-    actual = PagedRunner(model, tokens=(24,), seqs=2).feed(TOKENS, CHUNKS)
+    actual = PagedRunner(model, tokens=(24,), max_seqs=2).feed(TOKENS, CHUNKS)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
     assert load_model(tmp_path, dtype=jnp.bfloat16).embed.embedding[...].dtype == jnp.bfloat16
 
@@ -77,7 +77,7 @@ def test_one_error_lists_every_broken_shard_and_weight(tmp_path):
     assert "layers.2.mlp.up_proj.kernel (64, 95), which must be (64, 96)" in text
 
 
-def test_weights_that_the_config_asks_for_and_nobody_has(tmp_path):
+def test_one_error_lists_weights_that_are_missing_or_have_no_place(tmp_path):
     save_random(tmp_path)
     edit_config(tmp_path, attention_bias=True, num_hidden_layers=2)
     with pytest.raises(ConversionError) as caught:
@@ -87,7 +87,7 @@ def test_weights_that_the_config_asks_for_and_nobody_has(tmp_path):
 
 
 def test_torch_is_not_needed(tmp_path, gguf_path):
-    """Model and tokenizer load where torch cannot be imported."""
+    """Model and tokenizer load when torch cannot be imported."""
     save_random(tmp_path)
     code = (
         "import sys; sys.modules['torch'] = None\n"

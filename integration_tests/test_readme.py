@@ -1,4 +1,4 @@
-"""The Python examples of the top-level README run as they stand."""
+"""The Python examples of the top-level README run unchanged."""
 
 import pathlib
 import re
@@ -23,10 +23,10 @@ def run(example):
 def test_attention_over_a_paged_cache(examples):
     names = run(examples[0])
     out, v, view = np.asarray(names["out"]), names["v"], names["view"]
-    np.testing.assert_allclose(out[0], np.repeat(v[0], 4, axis=0), atol=1e-6)  # the first token sees itself alone
+    np.testing.assert_allclose(out[0], np.repeat(v[0], 4, axis=0), atol=1e-6)  # the first token sees only itself
     assert (np.abs(out[:21]).max(axis=(1, 2)) > 0).all()
     assert not out[21:].any()
-    first, last = names["manager"].tables(names["seqs"][0])[0, 0, :2]
+    first, last = names["manager"].page_tables(names["seqs"][0])[0, 0, :2]
     np.testing.assert_array_equal(view.value_pages[:, first], np.swapaxes(v[:16], 0, 1))
     np.testing.assert_array_equal(view.value_pages[:, last, :4], np.swapaxes(v[16:20], 0, 1))
 

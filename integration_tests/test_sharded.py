@@ -1,4 +1,4 @@
-"""A model split over several devices gives the logits and tokens of one device."""
+"""A model sharded over several devices gives the logits and tokens of one device."""
 
 import json
 
@@ -21,19 +21,19 @@ def mesh_of(devices):
 
 
 def run(path, mesh, vocab):
-    """Logits of a prompt in chunks, and the greedy tokens of three prompts in one batch."""
+    """Returns the model, the logits of a prompt in chunks, and the greedy tokens of three prompts in one batch."""
     model = load_model(path, mesh=mesh)
     prompts = [np.random.default_rng(n).integers(20, vocab, n).tolist() for n in (11, 3, 6)]
-    runner = PagedRunner(model, mesh=mesh, tokens=(16,), seqs=3, pages_per_seq=2)
+    runner = PagedRunner(model, mesh=mesh, tokens=(16,), max_seqs=3, pages_per_seq=2)
     logits = runner.feed(prompts[0], [5, 1, 5])
-    fresh = PagedRunner(model, mesh=mesh, tokens=(16,), seqs=3, pages_per_seq=2)
+    fresh = PagedRunner(model, mesh=mesh, tokens=(16,), max_seqs=3, pages_per_seq=2)
     tokens, _ = serve_greedy(fresh, prompts, 5, budget=16, chunk=8)
     return model, logits, tokens
 
 
 @pytest.fixture(scope="module")
 def smollm2(gguf_path, tmp_path_factory):
-    """The real model as a Hugging Face directory, which loads faster than the quantised file."""
+    """The real model, saved as a Hugging Face directory. It loads faster than the quantised GGUF file."""
     directory = tmp_path_factory.mktemp("smollm2")
     source = open_checkpoint(gguf_path)
     save_file({name: np.array(source.read(name)) for name in source.shapes}, directory / "model.safetensors")
@@ -50,7 +50,7 @@ def small(tmp_path_factory):
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
 def test_the_real_model(smollm2, devices):
-    """Its 3 KV heads are split over 3 devices, and whole on each of 2 and 8."""
+    """The model has 3 KV heads. They are split over 3 devices, and replicated on 2 and 8."""
     directory, (_, logits, tokens) = smollm2
     model, sharded_logits, sharded_tokens = run(directory, mesh_of(devices), 49152)
     np.testing.assert_allclose(sharded_logits, logits, rtol=0, atol=1e-3)
@@ -61,7 +61,7 @@ def test_the_real_model(smollm2, devices):
 
 @pytest.mark.parametrize("devices", DEVICES)
 def test_heads_that_split(small, devices):
-    """4 KV heads over 1, 2 and 4 devices; over 3 and 8 they are whole, and the MLP of 96 is split all the same."""
+    """4 KV heads are split over 1, 2 and 4 devices, and replicated on 3 and 8. The MLP of 96 is always split."""
     directory, (_, logits, tokens) = small
     model, sharded_logits, sharded_tokens = run(directory, mesh_of(devices), 320)
     np.testing.assert_allclose(sharded_logits, logits, rtol=0, atol=1e-4)

@@ -22,13 +22,13 @@ SIZES = {
 
 
 def save_random(directory, family="LlamaForCausalLM", *, dtype=torch.float32, max_shard_size="40KB", **settings):
-    """Save a random model in several shards, and return what transformers reads back in float32."""
+    """Save a random model in several shards. Returns the model that transformers reads back in float32."""
     config_class, model_class = FAMILIES[family]
     torch.manual_seed(0)
     model = model_class(config_class(**{**SIZES, **settings})).eval()
     with torch.no_grad():
         for weight in model.parameters():
-            # transformers starts biases at 0 and norms at 1, which would hide one that was dropped
+            # transformers sets biases to 0 and norms to 1; then a bias or norm that we drop would not be seen
             weight.add_(0.1 * torch.randn_like(weight)) if weight.ndim == 1 else weight.mul_(4)
     model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
     return model_class.from_pretrained(directory, dtype=torch.float32, local_files_only=True)

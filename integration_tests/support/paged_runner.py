@@ -1,4 +1,4 @@
-"""A model served step by step on layer 2, without the engine: each step computes what the test says."""
+"""Runs a model step by step on the paged cache, without the engine. The test decides what each step computes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,16 +9,16 @@ PAGE_SIZE = 16
 
 
 class PagedRunner:
-    """Keeps each sequence's pages and length, and calls the model without an outer `jax.jit`.
+    """Keeps the pages and the length of each sequence, and calls the model without `jax.jit`.
 
-    So only one layer is compiled per shape, not thirty; the engine's tests compile whole steps.
+    So one layer is compiled per shape, not thirty. The engine's tests compile whole steps.
     """
 
-    def __init__(self, model, *, mesh=None, tokens=(96,), seqs=8, pages_per_seq=8, kv_dtype=jnp.float32):
+    def __init__(self, model, *, mesh=None, tokens=(96,), max_seqs=8, pages_per_seq=8, kv_dtype=jnp.float32):
         self._model = model
-        self._shapes = BatchShapes(tokens=tokens, max_seqs=seqs, pages_per_seq=pages_per_seq)
-        sizes = {"max_seqs": seqs, "max_sequence_length": pages_per_seq * PAGE_SIZE}
-        self._manager = PageManager(1 + seqs * pages_per_seq, PAGE_SIZE, **sizes, prefix_reuse=False)
+        self._shapes = BatchShapes(tokens=tokens, max_seqs=max_seqs, pages_per_seq=pages_per_seq)
+        sizes = {"max_seqs": max_seqs, "max_sequence_length": pages_per_seq * PAGE_SIZE}
+        self._manager = PageManager(1 + max_seqs * pages_per_seq, PAGE_SIZE, **sizes, prefix_reuse=False)
         self._seqs: dict[int, int] = {}
         shape = KVShape(num_kv_heads=model.config.num_key_value_heads, head_dim=model.config.head_dim)
         config = CacheConfig(
@@ -31,13 +31,13 @@ class PagedRunner:
         self._cache = PagedAttentionCache.init_cache(mesh, None, config, None)
 
     def step(self, work: dict[int, list[int]]) -> dict[int, np.ndarray]:
-        """Feed each sequence its next tokens; the logits `[tokens, vocab]` of every one of them."""
-        counts = [len(tokens) for tokens in work.values()]
+        """Feed each sequence its next tokens. Returns the logits `[tokens, vocab]` of all of them, by sequence."""
+        q_lens = [len(tokens) for tokens in work.values()]
         logits = self._compute(work, lambda step: jnp.arange(len(step.positions), dtype=jnp.int32))
-        return dict(zip(work, np.split(logits[: sum(counts)], np.cumsum(counts)[:-1]), strict=True))
+        return dict(zip(work, np.split(logits[: sum(q_lens)], np.cumsum(q_lens)[:-1]), strict=True))
 
     def greedy_step(self, work: dict[int, list[int]]) -> dict[int, int]:
-        """Feed each sequence its next tokens; the likeliest token after the last of them."""
+        """Feed each sequence its next tokens. Returns the likeliest token after the last of them, by sequence."""
         logits = self._compute(work, lambda step: step.last_rows)
         return dict(zip(work, logits.argmax(axis=1).tolist(), strict=False))
 
@@ -51,7 +51,7 @@ class PagedRunner:
         return np.asarray(logits)
 
     def feed(self, tokens: list[int], chunks: list[int]) -> np.ndarray:
-        """Logits of every token of one new sequence, fed in chunks of these sizes."""
+        """Feed one new sequence in chunks of these sizes. Returns the logits of all its tokens."""
         assert sum(chunks) == len(tokens)
         sequence, ends = len(self._seqs), np.cumsum(chunks).tolist()
         parts = [tokens[end - size : end] for end, size in zip(ends, chunks, strict=True)]
@@ -67,7 +67,7 @@ class PagedRunner:
 
 
 def serve_greedy(runner: PagedRunner, prompts: list[list[int]], new_tokens: int, *, budget: int, chunk: int):
-    """Greedy answers to prompts that arrive two steps apart, and how many steps mixed prefill with decode."""
+    """Answer prompts that arrive two steps apart. Returns the greedy answers and the number of mixed steps."""
     fed, answers = [0] * len(prompts), [[] for _ in prompts]
     now = mixed = 0
     while any(len(answer) < new_tokens for answer in answers):
