@@ -77,7 +77,7 @@ def test_traced_lengths_outside_the_chunk_are_clipped_to_it(length, start, rows,
 
 
 @pytest.mark.parametrize(("start", "length", "row"), [(0, 8, 7), (8, 16, 7), (16, 19, 2), (16, 17, 0)])
-def test_fault_2_the_newest_row_is_within_the_chunk(start, length, row):
+def test_the_newest_row_is_within_the_chunk(start, length, row):
     metadata = PagedAttentionMetadata(**prefill(length, start))
     assert int(metadata.prefill_last_row) == row  # length - 1 would be a padding row, or past the chunk
     assert int(jax.jit(lambda m: m.prefill_last_row)(metadata)) == row

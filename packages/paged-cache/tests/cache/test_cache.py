@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 
 import jax
@@ -41,26 +42,26 @@ def test_heads_are_split_over_tp(kind):
     view = PagedAttentionCache.init_cache(mesh, None, CONFIG, None).views[0]
     assert (view.head_axis, view.mesh) == ("tp", mesh)
     assert {shard.data.shape for shard in view.pages.data.addressable_shards} == {(6, 1, 4, 128)}
-    # The seed's view of it: `[kv_heads, pages, page_size, head_dim]`, split on the heads.
+    # EasyDeL's view of it: `[kv_heads, pages, page_size, head_dim]`, split on the heads.
     assert view.key_pages.sharding.is_equivalent_to(
         jax.sharding.NamedSharding(mesh, PartitionSpec("tp", None, None, None)), 4
     )
 
 
-def test_fault_13_kv_heads_that_do_not_divide_are_replicated():
+def test_kv_heads_that_do_not_divide_are_replicated():
     view = PagedAttentionCache.init_cache(mesh_of(tp=8), None, CONFIG, None).views[0]
     assert view.head_axis is None
     assert view.pages.data.is_fully_replicated
 
 
-def test_fault_13_each_data_group_has_pages_of_its_own():
+def test_each_replica_has_pages_of_its_own():
     view = PagedAttentionCache.init_cache(mesh_of(dp=2, tp=4), None, CONFIG, None, data_axis="dp").views[0]
     assert (view.replicas, view.pages.num_pages) == (2, 12)
     assert {shard.data.shape for shard in view.pages.data.addressable_shards} == {(6, 1, 4, 128)}
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "float8_e5m2", "int4"])
-def test_fault_6_scales_lie_with_their_pages(dtype):
+def test_scales_lie_with_their_pages(dtype):
     pages = PagedAttentionCache.init_cache(mesh_of(dp=2, tp=4), dtype, CONFIG, None, data_axis="dp").views[0].pages
     assert pages.dtype == dtype
     for array in (pages.data, pages.scales):
@@ -90,9 +91,26 @@ def test_a_data_axis_that_cannot_be(mesh_sizes, axis, message):
         PagedAttentionCache.init_cache(mesh, None, CONFIG, None, data_axis=axis)
 
 
-def test_fault_6_a_quantizer_is_refused_and_the_dtype_named():
+def test_a_quantizer_is_refused_and_the_dtype_named():
     with pytest.raises(NotImplementedError, match=r"is not supported: the pages' dtype quantises.*dtype=\"int8\""):
         PagedAttentionCache.init_cache(None, None, CONFIG, None, quantizer=object())
+
+
+def test_each_view_has_its_own_shape_type_and_head_axis():
+    shapes = (
+        KVShape(num_kv_heads=4, head_dim=8),
+        KVShape(num_kv_heads=2, head_dim=16, v_head_dim=4),
+        KVShape(num_kv_heads=1, head_dim=24, v_head_dim=16, latent=True, dtype="int8"),
+    )
+    config = dataclasses.replace(CONFIG, views=shapes)
+    mesh = mesh_of(dp=2, tp=4)
+    views = PagedAttentionCache.init_cache(mesh, jnp.bfloat16, config, None, data_axis="dp").views
+    assert [view.key_pages.shape for view in views] == [(4, 12, 4, 8), (2, 12, 4, 16), (1, 12, 4, 24)]
+    assert [view.value_pages.shape[-1] for view in views] == [8, 4, 16]
+    assert [view.pages.dtype for view in views] == [jnp.bfloat16, jnp.bfloat16, jnp.int8]
+    assert [view.head_axis for view in views] == ["tp", None, None]  # 2 heads and 1 do not divide by 4
+    parts = [{shard.data.shape[:2] for shard in view.pages.data.addressable_shards} for view in views]
+    assert parts == [{(6, 1)}, {(6, 2)}, {(6, 1)}]
 
 
 def test_passes_through_jit_as_a_pytree():

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType
 
-from paged_cache import CacheConfig, PagedAttentionCacheMetaData
+from paged_cache import CacheConfig, CacheSpec, KVShape, LayerGroup, PagedAttentionCacheMetaData
 from paged_cache._src.cache import fitting
 from paged_kernels import KVPages
 
@@ -143,3 +143,49 @@ def test_values_of_another_size_and_latent_rows():
     assert create(num_pages=4, kv_head_dim_size=192, v_head_dim=128).bytes_per_page == ROWS * 2 * 384
     latent = create(num_pages=4, num_kv_heads=1, kv_head_dim_size=576, v_head_dim=512, latent=True)
     assert latent.bytes_per_page == 3 * 16 * 2 * 640
+
+
+SMALL, LARGE = KVShape(num_kv_heads=4, head_dim=8), KVShape(num_kv_heads=1, head_dim=16, dtype="float32")
+SPEC = CacheSpec.of_layers([(LayerGroup.window(8), SMALL), (LayerGroup.window(8), SMALL), (LayerGroup.full(), LARGE)])
+"""Three groups of one layer, two views of different shapes."""
+SMALL_BYTES, LARGE_BYTES = 16 * 4 * 128 * 2, 16 * 1 * 128 * 4  # tokens, heads, lanes of an entry, bytes of a number
+
+
+def for_spec(mesh=None, spec=SPEC, **changes):
+    return CacheConfig.for_spec(spec, mesh, **{"max_seqs": 4, "max_sequence_length": 70, "page_size": 16} | changes)
+
+
+def test_a_config_for_a_spec_has_its_views():
+    made = for_spec(num_pages=11)
+    assert made.views == (SMALL, LARGE)
+    assert made.bytes_per_page == SMALL_BYTES + LARGE_BYTES
+    assert (made.num_pages, made.pages_per_seq, made.max_seqs, made.dtype) == (11, 5, 4, jnp.bfloat16)
+
+
+def test_each_view_splits_its_own_heads_when_pages_are_counted():
+    budget = 100 * (SMALL_BYTES + LARGE_BYTES)
+    assert for_spec(byte_budget=budget).num_pages == 100
+    assert for_spec(mesh_of(2), byte_budget=budget).num_pages == budget // (SMALL_BYTES // 2 + LARGE_BYTES)
+
+
+def test_on_cpu_no_more_pages_are_taken_than_all_groups_can_use():
+    assert for_spec().num_pages == 1 + 4 * 3 * 5  # sequences, groups, pages of 70 tokens
+    assert for_spec(spec=CacheSpec.uniform(2, SMALL)).num_pages == create().num_pages == 1 + 4 * 5
+
+
+@pytest.mark.parametrize(
+    "name", ["num_hidden_layers", "num_kv_heads", "head_dim", "kv_head_dim_size", "v_head_dim", "latent"]
+)
+def test_what_is_said_of_all_views_is_refused_where_they_differ(name):
+    with pytest.raises(ValueError, match=f"{name} is asked of a cache whose views differ: KVShape.*; read it from"):
+        getattr(for_spec(num_pages=4), name)
+
+
+def test_a_cache_without_views_is_refused():
+    with pytest.raises(ValueError, match=r"views=\(\) must hold a KVShape for each view, at least one"):
+        CacheConfig(views=(), num_pages=4, page_size=4, max_sequence_length=4, max_seqs=1)
+
+
+def test_the_type_of_a_shape_is_checked_too():
+    with pytest.raises(ValueError, match="dtype=int32 must be one of"):
+        for_spec(spec=CacheSpec.uniform(1, KVShape(num_kv_heads=1, head_dim=8, dtype="int32")), num_pages=4)

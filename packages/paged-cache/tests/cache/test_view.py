@@ -85,7 +85,7 @@ def decodes(positions, tables):
     return PagedAttentionMetadata(decodes_position=i32(positions), decodes_page_table=i32(tables))
 
 
-def test_fault_1_each_chunk_of_a_prompt_is_written_at_its_own_positions():
+def test_each_chunk_of_a_prompt_is_written_at_its_own_positions():
     pages, (k, v) = (3, 1, 2), rows(12)
     view = view_on()
     for start, length in ((0, 4), (4, 8), (8, 10)):
@@ -93,13 +93,13 @@ def test_fault_1_each_chunk_of_a_prompt_is_written_at_its_own_positions():
     expect(view, *(at(pages, p, k[p], v[p]) for p in range(10)))  # rows 10 and 11 are padding
 
 
-def test_fault_1_a_chunk_may_start_within_a_page():
+def test_a_chunk_may_start_within_a_page():
     k, v = rows(4)
     view = jit_prefill(view_on(), k, v, prefill(start=6, length=9))
     expect(view, *(at((3, 1, 2), 6 + j, k[j], v[j]) for j in range(3)))
 
 
-def test_fault_3_the_callers_view_is_unchanged():
+def test_the_callers_view_is_unchanged():
     before = view_on()
     k, v = rows(4)
     after = before.write_prefill_to_cache(k, v, prefill(0, 4))
@@ -110,7 +110,7 @@ def test_fault_3_the_callers_view_is_unchanged():
         before.pages = after.pages
 
 
-def test_fault_3_mixed_metadata_writes_each_part_through_the_same_function():
+def test_mixed_metadata_writes_each_part_through_the_same_function():
     mixed = PagedAttentionMetadata(
         **{name: getattr(prefill(0, 3), name) for name in ("prefill_length", "prefill_position", "prefill_page_table")},
         decodes_position=i32([5, -1]),
@@ -123,7 +123,7 @@ def test_fault_3_mixed_metadata_writes_each_part_through_the_same_function():
         expect(view, *(at((3,), p, k[p], v[p]) for p in range(3)), at((4, 5), 5, k[4], v[4]))
 
 
-def test_fault_4_an_idle_slot_writes_nowhere_though_its_table_names_a_page_of_another():
+def test_an_idle_sequence_writes_nowhere_though_its_table_names_a_page_of_another():
     owned_by_slot_0 = 5
     k, v = rows(2)
     # -1 once wrote to `table[slot, -1]`, the last page of a sequence that has ended.
@@ -189,7 +189,7 @@ def test_works_where_the_mesh_is_set_and_the_pages_are_on_one_device():
     expect(after, (4, 0, k[0], v[0]), (6, 2, k[1], v[1]))
 
 
-def test_fault_13_each_data_group_writes_its_own_pool():
+def test_each_replica_writes_its_own_pool():
     view = view_on(mesh_of(dp=2, tp=4), data_axis="dp")
     steps = [
         SHAPES.build([ScheduledSequence(pages, n, n)], num_pages=NUM_PAGES, page_size=PAGE_SIZE).batch
@@ -239,7 +239,7 @@ HALF_STEP = {"int8": 0.5 / 127, "float8_e4m3fn": 2**-4, "float8_e5m2": 2**-3, "i
         ("int4", {"tp": 2}, 4),
     ],
 )
-def test_fault_6_a_write_quantises_each_row_by_itself_and_alike_on_any_mesh(dtype, mesh_sizes, heads):
+def test_a_write_quantises_each_row_by_itself_and_alike_on_any_mesh(dtype, mesh_sizes, heads):
     mesh = mesh_of(**mesh_sizes)
     k, v = rows(6, heads=heads)
     k, v = k * 10.0 ** np.arange(-3, 3)[:, None, None], -k  # one scale for all would lose the small ones

@@ -34,7 +34,7 @@ def test_the_page_released_last_goes_out_first():
     assert pool.allocate(2).tolist() == [3, 2]
 
 
-def test_fault_16_running_out_of_pages_can_be_waited_out():
+def test_running_out_of_pages_can_be_waited_out():
     pool = PagePool(4)
     held = pool.allocate(2)
     with refused(pool, OutOfPages, r"asked for 2 pages, but 1 are free; .* wait") as caught:
@@ -78,7 +78,7 @@ def test_a_page_that_is_not_owned_is_refused_and_nothing_is_half_done(call, page
         getattr(pool, call)(pages(1, page))
 
 
-def test_fault_16_a_kept_page_is_free_until_it_is_handed_out_or_shared():
+def test_a_kept_page_is_free_until_it_is_handed_out_or_shared():
     pool = kept(4, 1, 2, 3)
     assert (pool.num_empty, pool.num_cached, pool.num_free, pool.num_used) == (0, 3, 3, 0)
     pool.share(pages(2))  # out of the middle of the queue
@@ -86,7 +86,7 @@ def test_fault_16_a_kept_page_is_free_until_it_is_handed_out_or_shared():
     assert pool.allocate(2).tolist() == [1, 3]
 
 
-def test_fault_16_empty_pages_go_out_before_kept_ones_and_those_least_recently_used_first():
+def test_empty_pages_go_out_before_kept_ones_and_those_least_recently_used_first():
     pool = kept(5, 4, 2, 1, 3)
     pool.share(pages(4))
     pool.release(pages(4), is_indexed=np.ones(5, bool))  # used again

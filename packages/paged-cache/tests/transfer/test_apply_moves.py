@@ -8,7 +8,7 @@ import pytest
 from filled_cache import KINDS, NUM_PAGES, assert_same, filled_cache, mesh_of, moved, moves_of, pages_of, stored
 from jax.sharding import AxisType
 
-from paged_cache import PagedAttentionCache
+from paged_cache import KVShape, PagedAttentionCache
 from paged_cache._src.manager import PageManager
 from paged_cache._src.transfer import apply_moves as device
 from paged_cache._src.transfer import contents
@@ -43,6 +43,30 @@ def test_a_phase_copies_and_zeroes_and_touches_nothing_else(kind, mesh):
     for array, sharding in zip(jax.tree.leaves(after), shardings, strict=True):
         assert array.sharding.is_equivalent_to(sharding, array.ndim)
     assert jax.tree.structure(after) == jax.tree.structure(cache)
+
+
+UNLIKE = (
+    KVShape(num_kv_heads=2, head_dim=8),
+    KVShape(num_kv_heads=1, head_dim=16, v_head_dim=4, latent=True),
+    KVShape(num_kv_heads=3, head_dim=160, dtype="int8"),
+)
+
+
+@pytest.mark.parametrize("mesh_sizes", [{}, {"tp": 2}, {"dp": 2, "tp": 2}], ids=["one device", "heads", "replicas"])
+def test_moves_reach_every_view_of_a_cache_whose_views_differ(mesh_sizes):
+    mesh = mesh_of(AxisType.Explicit, **mesh_sizes) if mesh_sizes else None
+    cache = filled_cache(mesh, "dp" if "dp" in mesh_sizes else None, views=UNLIKE)
+    cache = warm_up_moves(cache, 5)
+    assert [view.head_axis for view in cache.views] == ["tp" if mesh else None, None, None]
+    want, before, compiled = stored(cache), where(cache), device._copy._cache_size()
+    phases = [[PHASE]] * cache.views[0].replicas
+    for replica in range(cache.views[0].replicas):
+        want = moved(want, PHASE, first=replica * NUM_PAGES)
+    after = apply_moves_by_replica(cache, phases)
+    assert_same(stored(after), want)
+    assert where(after) == before
+    assert jax.tree.structure(after) == jax.tree.structure(cache)
+    assert device._copy._cache_size() == compiled
 
 
 def test_phases_come_one_after_the_other():

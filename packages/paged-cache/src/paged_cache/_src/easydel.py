@@ -1,4 +1,4 @@
-"""The seed's description of a step, and its meaning as a ragged batch."""
+"""EasyDeL's description of a step, and the ragged batch that it stands for."""
 
 import dataclasses
 from typing import NamedTuple, TypeVar

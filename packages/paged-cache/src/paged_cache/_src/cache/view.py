@@ -173,7 +173,7 @@ class PagedAttentionCacheView:
 
 
 def _drop_axis(name: str, rows: Array, axis: int) -> Array:
-    """`rows` without the seed's axis of size 1, which may be absent."""
+    """`rows` without EasyDeL's axis of size 1, which may be absent."""
     if rows.ndim == 3:
         return rows
     if rows.ndim != 4 or rows.shape[axis] != 1:
