@@ -27,7 +27,7 @@ def new(case):
     ("change", "message"),
     [
         (lambda q: q[0], r"q \(4, 64\) must be \[tokens, q_heads, head_dim\]"),
-        (lambda q: q[:0], r"q \(0, 4, 64\) must be \[tokens, q_heads, head_dim\], none of them zero"),
+        (lambda q: q[:0], r"q \(0, 4, 64\) must be \[tokens, q_heads, head_dim\], without an axis of size 0"),
         (lambda q: q.astype(jnp.int32), "q has dtype int32; it must be one of float32, bfloat16"),
         (lambda q: q.astype(jnp.float8_e4m3fn), "q has dtype float8_e4m3fn; it must be one of"),
         (lambda q: q[..., :32], "q has head_dim 32, but the pages have 64; they must be equal"),
@@ -64,7 +64,7 @@ def test_keys_and_values_that_do_not_fit(case, new, call, change, message):
         ({"data": np.zeros((4, 2, 16), np.float32)}, r"float32\[4, 2, 16\]; it must be float32 \[pages, .*, 128\]"),
         ({"data": np.zeros((4, 2, 16, 3), np.float32)}, "build pages with KVPages.zeros or KVPages.from_kv"),
         ({"data": np.zeros((4, 2, 16, 128), np.int8)}, r"pages.data is int8\[4, 2, 16, 128\]; it must be float32"),
-        ({"scales": np.zeros((4, 2, 32))}, r"pages.scales is \(4, 2, 32\); of float32 pages it must be None"),
+        ({"scales": np.zeros((4, 2, 32))}, r"pages.scales is \(4, 2, 32\); for float32 pages it must be None"),
         (
             {"layout": KVLayout.create(64, "int8"), "data": np.zeros((4, 2, 16, 128), np.int8)},
             r"must be \(4, 2, 1, 128\)",
@@ -94,7 +94,7 @@ def test_head_parameters_that_do_not_fit(case, heads, message):
     ("words", "max_q_len", "message"),
     [
         ((39, 1), 20, "tree_mask has 39 rows; q has 40"),
-        ((40, 1), None, "max_q_len=None must be at most 32, what tree_mask's 1 words hold"),
+        ((40, 1), None, "max_q_len=None must be at most 32, because tree_mask has 1 words of 32 bits"),
         ((40, 2), 65, "max_q_len=65 must be at most 64"),
     ],
 )
@@ -114,7 +114,7 @@ def test_latent_pages_take_no_values_and_others_need_them(case, new):
     latent = KVPages.zeros(4, 16, 2, 64, "float32", latent=True)
     with pytest.raises(ValueError, match="v must be None for latent pages"):
         write_kv(latent, *new, case.batch)
-    with pytest.raises(ValueError, match="v is None, which only latent pages take"):
+    with pytest.raises(ValueError, match="v is None, which is only for latent pages"):
         write_kv(case.pages, new[0], None, case.batch)
 
 
@@ -140,18 +140,18 @@ def test_malformed_batches(case, new, change, message):
 
 # The good batch: sequences of (53, 12, 30, 1, 66) tokens with (18, 12, 1, 1, 1) rows, page size 16, 32 pages.
 BAD_VALUES = [
-    ({"num_seqs": 7}, "num_seqs=7 must lie in 0..6, the number of sequence slots"),
+    ({"num_seqs": 7}, "num_seqs=7 must lie in 0..6, the most sequences of the batch"),
     ({"num_seqs": -1}, "num_seqs=-1 must lie in 0..6"),
     ({"cu_q_lens": {0: 1}}, r"cu_q_lens\[0\]=1 must be 0"),
     ({"cu_q_lens": {5: 41}}, r"cu_q_lens\[5\]=41 must be at most the 40 rows given"),
     ({"cu_q_lens": {2: 17}}, r"cu_q_lens decreases at sequence 1 \(by 1\); it must not"),
     ({"kv_lens": {3: -1}}, r"kv_lens\[3\]=-1 must not be negative; use 0 for an idle sequence"),
     ({"kv_lens": {1: 11}}, r"kv_lens\[1\]=11 must count the 12 new rows of the sequence too"),
-    ({"kv_lens": {4: 81}}, r"kv_lens\[4\]=81 needs 6 pages of 16, but the page table has 5 a sequence"),
+    ({"kv_lens": {4: 81}}, r"kv_lens\[4\]=81 needs 6 pages of 16, but the page table has 5 per sequence"),
     ({"page_table": {(0, 3): 0}}, r"page_table\[0, 3\]=0 must lie in 1..31 \(page 0 is the null page\)"),
     ({"page_table": {(2, 1): 32}}, r"page_table\[2, 1\]=32 must lie in 1..31"),
     ({"page_table": {(4, 0): -1}}, r"page_table\[4, 0\]=-1 must lie in 1..31"),
-    ({"max_q_len": 17}, "sequence 0 has 18 rows, more than the promised max_q_len=17"),
+    ({"max_q_len": 17}, "sequence 0 has 18 rows, more than max_q_len=17"),
 ]
 
 

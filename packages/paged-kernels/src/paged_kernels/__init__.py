@@ -1,4 +1,4 @@
-"""Attention over a paged KV cache for JAX: one contract, on CPU, GPU and TPU."""
+"""Attention over a paged KV cache for JAX: the same calls on CPU, GPU and TPU."""
 
 from paged_kernels._src.attention.api import paged_attention
 from paged_kernels._src.attention.merge import merge_attention_states
@@ -36,5 +36,5 @@ __all__ = [
     "prepare_batch",
     "write_kv",
 ]
-# For code that is written against EasyDeL's kernels:
+# EasyDeL's names, for code that uses them:
 __all__ += ["pallas_paged_attention", "pallas_prefill_attention"]

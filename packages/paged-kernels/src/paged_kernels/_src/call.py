@@ -1,4 +1,4 @@
-"""What a backend is chosen by: the arguments of a call, with shapes in place of arrays."""
+"""A call as a backend sees it before it is chosen: its arguments, with shapes instead of arrays."""
 
 import dataclasses
 from typing import TypeVar
@@ -17,7 +17,7 @@ Queries = Float[Array, "tokens q_heads head_dim"] | jax.ShapeDtypeStruct
 
 
 def shapes_of(tree: Tree) -> Tree:
-    """The same pytree with a `jax.ShapeDtypeStruct` in place of each array: hashable where its static fields are."""
+    """Returns the pytree with a `jax.ShapeDtypeStruct` for each array. It is hashable if its static fields are."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
@@ -38,14 +38,14 @@ class WriteCall:
     """The arguments of `write_kv`, as shapes."""
 
     tokens: int
-    """Rows of k and v."""
+    """The number of rows of k and v."""
     pages: KVPages
     batch: RaggedBatch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Call:
-    """What a backend is asked to take: an attention, a page write, or both of one step. Static and hashable."""
+    """What a backend is asked to do: an attention, a page write, or both for one step. Static and hashable."""
 
     platform: str
     attention: AttentionCall | None = None
@@ -53,20 +53,20 @@ class Call:
 
     @classmethod
     def of_attention(cls, q: Queries, pages: KVPages, batch: RaggedBatch, spec: AttentionSpec, head_params: HeadParams):
-        """An attention alone."""
+        """Returns a call for attention only."""
         q, pages, batch, head_params = shapes_of((q, pages, batch, head_params))
         attention = AttentionCall(q=q, pages=pages, batch=batch, spec=spec, head_params=head_params)
         return cls(platform=current_platform(), attention=attention)
 
     @classmethod
     def of_write(cls, tokens: int, pages: KVPages, batch: RaggedBatch):
-        """A page write alone."""
+        """Returns a call for a page write only."""
         pages, batch = shapes_of((pages, batch))
         return cls(platform=current_platform(), write=WriteCall(tokens=tokens, pages=pages, batch=batch))
 
     @classmethod
     def of_step(cls, q: Queries, pages: KVPages, batch: RaggedBatch, spec: AttentionSpec, head_params: HeadParams):
-        """The attention of a step and, unless the batch is over a part of the context, its page write."""
+        """Returns a call for the attention of a step and its page write. With `q_starts` there is no write."""
         attention = cls.of_attention(q, pages, batch, spec, head_params)
         if batch.q_starts is not None:
             return attention

@@ -1,12 +1,12 @@
-"""The device that a computation is traced for."""
+"""The device for which a computation is traced."""
 
 from typing import Any
 
 import jax
 
 
-def device_in_scope() -> Any:  # jax.Device, or a mesh's AbstractDevice: both have a platform and a device_kind
-    """The device that a computation traced here is for: the mesh's in scope, else the default one."""
+def device_in_scope() -> Any:  # a jax.Device or an AbstractDevice: both have `platform` and `device_kind`
+    """Returns the device for which a computation is traced here: of the mesh in scope, or else the default device."""
     mesh_device = jax.sharding.get_abstract_mesh().abstract_device
     if mesh_device is not None:
         return mesh_device
@@ -15,5 +15,5 @@ def device_in_scope() -> Any:  # jax.Device, or a mesh's AbstractDevice: both ha
 
 
 def current_platform() -> str:
-    """The platform of the device in scope."""
+    """Returns the platform of the device in scope."""
     return device_in_scope().platform

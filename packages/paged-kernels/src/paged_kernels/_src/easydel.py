@@ -1,6 +1,6 @@
-"""The seed's two calls on separate K and V pages, for code written against them.
+"""EasyDeL's two calls on separate K and V pages, for code that uses them.
 
-Each call copies the pages into `KVPages` first; hold `KVPages` and call `paged_attention` to avoid that.
+Each call copies the pages into `KVPages` first. To avoid that, hold `KVPages` and call `paged_attention`.
 """
 
 import math
@@ -33,23 +33,25 @@ def pallas_paged_attention(
     pages_per_compute_block: int | None = None,
     backend: str | Backend | None = None,
 ) -> Float[Array, "seqs q_heads head_dim"]:
-    """Decode: each of `seqs` queries over its first `lengths` keys; a length of 0 gives a row of zeros.
+    """EasyDeL's name for decode: each of `seqs` queries attends to its first `lengths` keys.
+
+    A length of 0 gives a row of zeros.
 
     Args:
-        q: one query a sequence.
+        q: one query per sequence.
         k_pages: the keys.
         v_pages: the values, of the same shape and dtype.
-        lengths: keys that each query sees, int32.
-        page_indices: the pages of each sequence in order, any number of them.
+        lengths: the number of keys that each query sees, int32.
+        page_indices: the pages of each sequence in order, of any width.
         sm_scale: `AttentionSpec.softmax_scale`.
-        mask_value: taken and checked, but without effect: what is masked weighs exactly nothing.
+        mask_value: checked, but without effect: masked keys always have weight 0.
         attn_logits_soft_cap: `AttentionSpec.soft_cap`.
-        pages_per_compute_block: pages that are attended at once, any number; `None` picks by chip.
-        backend: as in `paged_attention`.
+        pages_per_compute_block: pages that are attended together, any number; `None` uses the backend's default.
+        backend: see `paged_attention`.
 
     Raises:
-        ValueError: `mask_value` would not mask, or as `paged_attention`.
-        NotImplementedError: as `paged_attention`.
+        ValueError: `mask_value` would not mask; or see `paged_attention`.
+        NotImplementedError: see `paged_attention`.
     """
     if not -math.inf < mask_value <= -1e9:
         raise ValueError(f"mask_value={mask_value} must be finite and at most -1e9, so that masked keys weigh nothing")
@@ -78,14 +80,15 @@ def pallas_prefill_attention(
     sm_scale: float | None = None,
     backend: str | Backend | None = None,
 ) -> Float[Array, "chunk q_heads head_dim"]:
-    """One chunk of one prompt, causal; `length` counts all tokens, this chunk's included.
+    """EasyDeL's name for one prefill chunk of one prompt, causal.
 
-    Nothing says where the chunk starts, so it is taken to be the last multiple of its size below `length`: every
-    chunk but the last must be full. Rows past the prompt's end give zeros, and so does a `length` of 0.
+    `length` is the number of all tokens up to the end of the chunk. The chunk is assumed to start at the last multiple
+    of its size below `length`, so every chunk but the last must be full. Rows past the prompt's end give zeros, and so
+    does a `length` of 0.
 
     Raises:
-        ValueError: `length` is no integer, or as `paged_attention`.
-        NotImplementedError: as `paged_attention`.
+        ValueError: `length` is not an integer; or see `paged_attention`.
+        NotImplementedError: see `paged_attention`.
     """
     chunk = q.shape[0]
     length = jnp.asarray(length)

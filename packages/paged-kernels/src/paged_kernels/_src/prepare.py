@@ -1,4 +1,4 @@
-"""What a step's layers share, made once: the public call."""
+"""The public call that prepares a batch: what all layers of a step share is computed once."""
 
 import functools
 
@@ -26,25 +26,25 @@ def prepare_batch(
     head_params: HeadParams | None = None,
     backend: str | Backend | None = None,
 ) -> PreparedBatch:
-    """The batch with what a step's layers share, computed once; `write_kv` and `paged_attention` take it as the batch.
+    """Returns the batch with what all layers of a step share. `write_kv` and `paged_attention` take it as their batch.
 
-    A layer that takes it must have queries, pages, spec and kinds of head parameters such as are given here: shapes and
-    types count, values do not. Layers that differ need a prepared batch each. Under `jax.shard_map` the shapes are
-    those of one device.
+    Each layer that uses it must have queries, pages, a spec and head parameters like those given here. Shapes, types
+    and which head parameters are given must agree; values may differ. Layers that differ need a prepared batch each.
+    Under `jax.shard_map` the shapes are those of one device.
 
     Args:
         batch: the step's sequences.
-        pages: one layer's pages, or their shapes alone (`KVPages.shapes`).
+        pages: one layer's pages, or only their shapes (`KVPages.shapes`).
         spec: the attention of the layers.
-        tokens: rows of q, k and v.
-        q_heads: query heads.
-        q_dtype: type of q.
+        tokens: the number of rows of q, k and v.
+        q_heads: the number of query heads.
+        q_dtype: the type of q.
         head_params: the parameters of one layer's query heads, or their shapes.
-        backend: a name, a `Backend`, or `None` for the first of the platform's that can take the call.
+        backend: a name, a `Backend`, or `None` for the platform's first backend that can take the call.
 
     Raises:
         ValueError: an argument does not fit the others, or the backend cannot run here.
-        NotImplementedError: the backend does not have what the arguments ask for; says why.
+        NotImplementedError: the backend does not have what the call asks for. The message says why.
     """
     head_params = head_params or HeadParams()
     q = jax.ShapeDtypeStruct((tokens, q_heads, pages.head_dim), q_dtype)
@@ -53,6 +53,6 @@ def prepare_batch(
     return _prepare(batch, fitted=choose(candidates(backend, call.platform), call))
 
 
-@functools.partial(jax.jit, static_argnames=("fitted",))  # so that eager calls compile once
+@functools.partial(jax.jit, static_argnames=("fitted",))  # as a whole, so that an eager call compiles once
 def _prepare(batch: RaggedBatch, *, fitted: FittedBackend) -> PreparedBatch:
     return fitted.prepare(batch)

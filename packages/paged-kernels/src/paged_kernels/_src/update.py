@@ -1,4 +1,4 @@
-"""The one call of a decoding step: new keys and values into the pages, then attention over them."""
+"""One call for a layer of a step: write new keys and values into the pages, then attend over them."""
 
 import functools
 
@@ -32,14 +32,14 @@ def paged_attention_update(  # noqa: PLR0917 -- the three rows, then what `paged
     *,
     backend: str | Backend | None = None,
 ) -> tuple[Output, KVPages]:
-    """The attention output over pages that hold the batch's new keys and values, and those pages.
+    """Returns the attention output, and pages that hold the batch's new keys and values.
 
-    Equal to `write_kv`, then `paged_attention`; donate `pages` to `jax.jit` and nothing is copied. Layers that share
-    the keys and values of another call `paged_attention` alone.
+    Equals `write_kv` followed by `paged_attention`. Donate `pages` to `jax.jit`; then nothing is copied. A layer that
+    uses the keys and values of another layer calls only `paged_attention`.
 
     Raises:
-        ValueError: as `write_kv` and `paged_attention`; nothing is written then.
-        NotImplementedError: likewise.
+        ValueError: see `write_kv` and `paged_attention`. Then nothing is written.
+        NotImplementedError: see `write_kv` and `paged_attention`.
     """
     head_params = head_params or HeadParams()
     if isinstance(batch, PreparedBatch):
@@ -52,7 +52,7 @@ def paged_attention_update(  # noqa: PLR0917 -- the three rows, then what `paged
     return _prepare_and_update((q, k, v), pages, batch, head_params, fitted=fitted)
 
 
-# Both are compiled as one, so that eager calls compile once.
+# Compiled as a whole, so that an eager call compiles once.
 @jax.jit
 def _update(rows: Rows, pages: KVPages, prepared: PreparedBatch, head_params: HeadParams) -> tuple[Output, KVPages]:
     q, k, v = rows

@@ -1,7 +1,7 @@
-"""Bad input is refused before anything is computed or written: shapes and dtypes always, values where they are known.
+"""Checks of arguments, before anything is computed or written.
 
-Shapes and dtypes are checked at trace time. Lengths and page ids are checked whenever they are concrete, that is in
-eager calls; inside `jax.jit` they are traced, so call `check_batch` on the host first.
+Shapes and dtypes are checked when a call is traced. Lengths and page ids are checked if they are concrete, that is in
+eager calls. Inside `jax.jit` they are traced, so call `check_batch` on the host first.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from paged_kernels._src.kv_layout import PLAIN_DTYPES
 from paged_kernels._src.kv_pages import KVPages
 from paged_kernels._src.spec import AttentionSpec
 
-Q_STARTS_IN_A_WRITE = "batch.q_starts must be None in a write, whose rows are the sequences' newest tokens"
+Q_STARTS_IN_A_WRITE = "batch.q_starts must be None in a write: its rows are the newest tokens of their sequences"
 
 
 def check_attention_inputs(
     q: Array | jax.ShapeDtypeStruct, pages: KVPages, batch: RaggedBatch, head_params: HeadParams
 ) -> None:
-    """Refuse queries and parameters that do not fit the pages, and a malformed batch.
+    """Check that queries and parameters fit the pages, and that the batch is well-formed.
 
     Raises:
         ValueError: names the argument, what it is, and what it must be.
@@ -37,7 +37,7 @@ def check_attention_inputs(
         raise ValueError(f"q has head_dim {q.shape[2]}, but the pages have {pages.head_dim}; they must be equal")
     if q.shape[1] % pages.num_kv_heads:
         raise ValueError(
-            f"q has {q.shape[1]} heads, which must be a multiple of the pages' {pages.num_kv_heads} KV heads"
+            f"q has {q.shape[1]} heads, which must be a multiple of the {pages.num_kv_heads} KV heads of the pages"
         )
     for field in dataclasses.fields(head_params):
         _check_head_param(field.name, getattr(head_params, field.name), q.shape[1])
@@ -47,7 +47,7 @@ def check_attention_inputs(
 
 
 def check_write_inputs(k: Array, v: Array | None, pages: KVPages, batch: RaggedBatch) -> None:
-    """Refuse new keys and values that do not fit the pages, and a malformed batch.
+    """Check that new keys and values fit the pages, and that the batch is well-formed.
 
     Raises:
         ValueError: names the argument, what it is, and what it must be.
@@ -63,7 +63,7 @@ def check_write_inputs(k: Array, v: Array | None, pages: KVPages, batch: RaggedB
 def check_update_inputs(
     q: Array, k: Array, v: Array | None, pages: KVPages, batch: RaggedBatch, *, head_params: HeadParams
 ) -> None:
-    """Refuse the arguments of a write and an attention that do not fit each other, and a malformed batch.
+    """Check that the arguments of a write and an attention fit each other, and that the batch is well-formed.
 
     Raises:
         ValueError: names the argument, what it is, and what it must be.
@@ -85,7 +85,7 @@ def check_prepared_attention(
     head_params: HeadParams,
     backend: str | Backend | None,
 ) -> None:
-    """Refuse arguments that are not such as the batch was prepared for.
+    """Check that the arguments are like those for which the batch was prepared.
 
     Raises:
         ValueError: names the argument, what it is, and what it must be.
@@ -93,11 +93,11 @@ def check_prepared_attention(
     _check_same_backend(prepared, backend)
     call = prepared.fitted.call.attention
     if call is None:
-        raise ValueError("batch was prepared for no attention; make it with prepare_batch")
+        raise ValueError("batch was not prepared for attention; make it with prepare_batch")
     _check_prepared_for("q", shapes_of(q), call.q)
     _check_prepared_for("pages", shapes_of(pages), call.pages)
     _check_prepared_for("spec", spec, call.spec)
-    _check_prepared_for("head_params", *map(_kinds_of, (head_params, call.head_params)))
+    _check_prepared_for("head_params", *map(_given, (head_params, call.head_params)))
     for field in dataclasses.fields(head_params):
         _check_head_param(field.name, getattr(head_params, field.name), q.shape[1])
 
@@ -105,7 +105,7 @@ def check_prepared_attention(
 def check_prepared_write(
     prepared: PreparedBatch, k: Array, v: Array | None, pages: KVPages, backend: str | Backend | None
 ) -> None:
-    """Refuse new keys and values that are not such as the batch was prepared for.
+    """Check that new keys and values are like those for which the batch was prepared.
 
     Raises:
         ValueError: names the argument, what it is, and what it must be.
@@ -134,8 +134,8 @@ def _check_same_backend(prepared: PreparedBatch, backend: str | Backend | None) 
         )
 
 
-def _kinds_of(head_params: HeadParams) -> list[str]:
-    """The names of the parameters that are given."""
+def _given(head_params: HeadParams) -> list[str]:
+    """Returns the names of the given parameters."""
     fields = dataclasses.fields(head_params)
     return [field.name for field in fields if getattr(head_params, field.name) is not None]
 
@@ -146,12 +146,12 @@ def _check_new_keys_and_values(k: Array, v: Array | None, pages: KVPages) -> Non
     if pages.layout.latent and v is not None:
         raise ValueError("v must be None for latent pages, whose values are the first lanes of k")
     if not pages.layout.latent:
-        _check_values_beside(k, v, pages)
+        _check_new_values(k, v, pages)
 
 
-def _check_values_beside(k: Array, v: Array | None, pages: KVPages) -> None:
+def _check_new_values(k: Array, v: Array | None, pages: KVPages) -> None:
     if v is None:
-        raise ValueError("v is None, which only latent pages take; give the new values")
+        raise ValueError("v is None, which is only for latent pages; give the new values")
     _check_rows("v", v, "kv_heads")
     _check_new_rows("v", v, pages.num_kv_heads, pages.v_head_dim)
     if k.shape[0] != v.shape[0]:
@@ -166,7 +166,7 @@ def _check_new_rows(name: str, rows: Array, kv_heads: int, dim: int) -> None:
 
 
 def check_batch(batch: RaggedBatch, *, num_pages: int, page_size: int, tokens: int) -> None:
-    """Refuse a batch whose values would read or write outside what they own. For the host: needs concrete arrays.
+    """Check that a batch reads and writes only pages that it may. For the host: it needs concrete arrays.
 
     Raises:
         ValueError: names the field and the sequence, what it is, and what it must be.
@@ -175,7 +175,7 @@ def check_batch(batch: RaggedBatch, *, num_pages: int, page_size: int, tokens: i
         np.asarray(a) for a in (batch.page_table, batch.kv_lens, batch.cu_q_lens, batch.num_seqs)
     )
     if not 0 <= num_seqs <= batch.max_seqs:
-        raise ValueError(f"num_seqs={num_seqs} must lie in 0..{batch.max_seqs}, the number of sequence slots")
+        raise ValueError(f"num_seqs={num_seqs} must lie in 0..{batch.max_seqs}, the most sequences of the batch")
     if starts[0] != 0:
         raise ValueError(f"cu_q_lens[0]={starts[0]} must be 0")
     if starts[num_seqs] > tokens:
@@ -192,7 +192,7 @@ def _check_lengths(seq: int, q_len: int, kv_len: int, batch: RaggedBatch) -> Non
     if q_len < 0:
         raise ValueError(f"cu_q_lens decreases at sequence {seq} (by {-q_len}); it must not")
     if max_q_len is not None and q_len > max_q_len:
-        raise ValueError(f"sequence {seq} has {q_len} rows, more than the promised max_q_len={max_q_len}")
+        raise ValueError(f"sequence {seq} has {q_len} rows, more than max_q_len={max_q_len}")
     if kv_len < 0:
         raise ValueError(f"kv_lens[{seq}]={kv_len} must not be negative; use 0 for an idle sequence")
     if 0 < kv_len < q_len and batch.q_starts is None:
@@ -204,7 +204,7 @@ def _check_page_ids(seq: int, kv_len: int, page_table: np.ndarray, *, num_pages:
     if used > len(page_table):
         raise ValueError(
             f"kv_lens[{seq}]={kv_len} needs {used} pages of {page_size}, "
-            f"but the page table has {len(page_table)} a sequence"
+            f"but the page table has {len(page_table)} per sequence"
         )
     outside = (page_table[:used] < 1) | (page_table[:used] >= num_pages)
     if outside.any():
@@ -224,7 +224,7 @@ def _check_pages(pages: KVPages) -> None:
     want = (*shape[:2], 1, layout.scale_lanes(shape[2])) if layout.is_quantised else None
     have = None if pages.scales is None else pages.scales.shape
     if have != want or (pages.scales is not None and pages.scales.dtype != np.float32):
-        raise ValueError(f"pages.scales is {have}; of {layout.dtype} pages it must be {want} (float32)")
+        raise ValueError(f"pages.scales is {have}; for {layout.dtype} pages it must be {want} (float32)")
 
 
 def _check_head_param(name: str, value: Array | None, q_heads: int) -> None:
@@ -238,7 +238,7 @@ def _check_head_param(name: str, value: Array | None, q_heads: int) -> None:
 
 def _check_rows(name: str, rows: Array | jax.ShapeDtypeStruct, heads: str) -> None:
     if rows.ndim != 3 or 0 in rows.shape:
-        raise ValueError(f"{name} {rows.shape} must be [tokens, {heads}, head_dim], none of them zero")
+        raise ValueError(f"{name} {rows.shape} must be [tokens, {heads}, head_dim], without an axis of size 0")
     if rows.dtype.name not in PLAIN_DTYPES:
         raise ValueError(f"{name} has dtype {rows.dtype}; it must be one of {', '.join(PLAIN_DTYPES)}")
 
@@ -273,7 +273,7 @@ def _check_tree_mask(batch: RaggedBatch, tokens: int) -> None:
         raise ValueError(f"tree_mask has {rows} rows; q has {tokens}")
     if batch.max_q_len is None or batch.max_q_len > 32 * words:
         raise ValueError(
-            f"max_q_len={batch.max_q_len} must be at most {32 * words}, what tree_mask's {words} words hold"
+            f"max_q_len={batch.max_q_len} must be at most {32 * words}, because tree_mask has {words} words of 32 bits"
         )
 
 

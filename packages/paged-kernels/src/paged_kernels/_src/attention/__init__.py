@@ -1,1 +1,1 @@
-"""Attention over pages: the call (`api`), its definition (`reference`) and one module a backend."""
+"""Attention over pages: the call (`api`), the reference that defines it, and one module or folder per backend."""

@@ -1,4 +1,4 @@
-"""The one call for attention over pages."""
+"""The call for attention over pages."""
 
 import functools
 from collections.abc import Iterable
@@ -54,28 +54,28 @@ def paged_attention(
     backend: str | Backend | None = None,
     return_lse: bool = False,
 ) -> Output | tuple[Output, LogSumExp]:
-    """Attention of each query row over the pages of its sequence, in `q.dtype`; zeros for rows that are no token.
+    """Returns the attention of each query row over the pages of its sequence, in `q.dtype`.
 
-    `out[t, h] = sum_p softmax_p(s(t, p)) v[p, h // q_per_kv]`, with the logits `s` and the visible keys as
-    `AttentionSpec`, `HeadParams` and the batch's tree mask define them, and `q_per_kv = q_heads / kv_heads`. Any mix of
-    prefill, decode, multi-token decode and idle sequences.
+    `out[t, h] = sum_p softmax_p(s(t, p)) v[p, h // q_per_kv]`, with `q_per_kv = q_heads / kv_heads`. `AttentionSpec`,
+    `HeadParams` and the batch's tree mask define the logits `s` and the visible keys. The batch may mix prefill,
+    decode, multi-token decode and idle sequences. Rows that are not tokens give zeros.
 
     Args:
         q: the queries, float32, bfloat16 or float16.
-        pages: one layer's keys and values; the batch's own tokens must have been written (`write_kv`).
-        batch: which rows belong to which sequence, and its pages; or that batch, prepared (`prepare_batch`).
+        pages: one layer's keys and values. Those of the batch's own tokens must be in them (`write_kv`).
+        batch: the sequences, with their rows and pages; or a prepared batch (`prepare_batch`).
         spec: scale, masks and cap.
         head_params: sinks and ALiBi slopes of the query heads.
-        backend: a name, a `Backend`, or `None` for the first of the platform's that can take the call
+        backend: a name, a `Backend`, or `None` for the platform's first backend that can take the call
             (`explain_backends`). A prepared batch has its own.
-        return_lse: also return the log of the softmax denominator, `log sum_p exp(s(t, p))` (and the sink),
-            `[tokens, q_heads]`, -inf where there is nothing to sum; float32, or float64 from `reference` where that is
-            enabled. Outputs over different keys merge by it (`merge_attention_states`).
+        return_lse: True to return also the log of the softmax denominator, `log sum_p exp(s(t, p))` (with the sink),
+        `[tokens, q_heads]`; -inf if there is nothing to sum. It is float32, or float64 from `reference` with float64.
+            `merge_attention_states` uses it to merge outputs over different keys.
 
     Raises:
         ValueError: an argument does not fit the others or the prepared batch, or the backend cannot run here.
-        NotImplementedError: the backend does not have what the arguments ask for, or a gradient is taken through one
-            that has none; says what does.
+        NotImplementedError: the backend does not have what the call asks for, or a gradient is taken and it has none.
+            The message says what has it.
     """
     head_params = head_params or HeadParams()
     if isinstance(batch, PreparedBatch):
@@ -97,13 +97,13 @@ def attend_batch(
     backends: Iterable[Backend],
     return_lse: bool = False,
 ) -> tuple[Output, LogSumExp | None]:
-    """The attention by the first of these backends that can take the call; arguments are checked here."""
+    """Check the arguments, and return the attention by the first of these backends that can take the call."""
     check_attention_inputs(q, pages, batch, head_params)
     fitted = choose(backends, Call.of_attention(q, pages, batch, spec, head_params))
     return _prepare_and_attend(q, pages, batch, head_params, fitted=fitted, return_lse=return_lse)
 
 
-# Both are compiled as one, so that eager calls compile once.
+# Compiled as a whole, so that an eager call compiles once.
 @functools.partial(jax.jit, static_argnames=("return_lse",))
 def _attend(
     q: Queries, pages: KVPages, prepared: PreparedBatch, head_params: HeadParams, *, return_lse: bool

@@ -1,1 +1,1 @@
-"""The backends: what one is (`base`), the ordered lists (`table`), and one file for each."""
+"""The backends: what a backend is (`base`), which ones are tried in which order (`table`), and one file for each."""

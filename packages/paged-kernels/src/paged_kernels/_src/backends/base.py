@@ -19,29 +19,29 @@ from paged_kernels._src.page_write.slots import row_slots
 class Backend(abc.ABC):
     """One implementation of attention and of the page write. Hashable: a static argument of `jax.jit`.
 
-        fit_*      once a compilation   the arguments' shapes -> its static choices, or why it cannot take them
-        prepare_*  once a step          the batch             -> what every layer needs of it
-        attend, write  in each layer    arrays, and what was prepared
+        fit_*          once per compilation   takes the arguments' shapes; returns static choices, or says why it cannot
+        prepare_*      once per step          takes the batch; returns what every layer needs from it
+        attend, write  in each layer          take arrays, and what was prepared
 
-    Each backend is one value, `BACKEND`, in a file of its name; `table` lists the names.
+    Each backend is one value, `BACKEND`, in a file with its name. `table` lists the names.
     """
 
     name: str
-    """What `backend=` calls it."""
+    """The name for `backend=`."""
     platforms: tuple[str, ...] | None = None
-    """The platforms that it can run on, by jax's names; `None` means all."""
+    """The platforms on which it can run, by jax's names; `None` means all."""
 
     @abc.abstractmethod
     def fit_attention(self, call: AttentionCall) -> Hashable:
-        """The static choices for this attention.
+        """Returns the static choices for this attention.
 
         Raises:
-            NotImplementedError: it cannot take the call; a sentence that says why.
+            NotImplementedError: it cannot take the call. The message says why.
         """
 
     @abc.abstractmethod
     def prepare_attention(self, batch: RaggedBatch, fitted: Any) -> Any:
-        """The arrays that attention needs of the batch in every layer; a pytree."""
+        """Returns the arrays that attention needs from the batch in every layer, as a pytree."""
 
     @abc.abstractmethod
     def attend(
@@ -53,18 +53,18 @@ class Backend(abc.ABC):
         *,
         return_lse: bool,
     ) -> tuple[Float[Array, "tokens q_heads v_head_dim"], Float[Array, "tokens q_heads"] | None]:
-        """The output in `q.dtype`, and the log-sum-exp of each row, which is `None` where it is not asked for."""
+        """Returns the output in `q.dtype`, and the log-sum-exp of each row, or `None` if it is not asked for."""
 
     def fit_write(self, call: WriteCall) -> Hashable:
-        """The static choices for this page write; unless a backend has its own, the write is one scatter by XLA.
+        """Returns the static choices for this page write. By default the write is one scatter by XLA.
 
         Raises:
-            NotImplementedError: it cannot take the call; a sentence that says why.
+            NotImplementedError: it cannot take the call. The message says why.
         """
         return call
 
     def prepare_write(self, batch: RaggedBatch, fitted: Any) -> Any:
-        """The arrays that the page write needs of the batch in every layer; a pytree."""
+        """Returns the arrays that the page write needs from the batch in every layer, as a pytree."""
         return row_slots(fitted.pages, batch, fitted.tokens)
 
     def write(
@@ -74,19 +74,19 @@ class Backend(abc.ABC):
         v: Float[Array, "tokens kv_heads v_head_dim"] | None,
         prepared: "PreparedBatch",
     ) -> KVPages:
-        """The pages with each row in its slot; rows that go nowhere are dropped."""
+        """Returns pages with each row in its slot. Rows without a slot are dropped."""
         return pages.put_entries(*prepared.write, k, v)
 
     def with_block_sizes(self, *, q_rows: int, kv_pages: int) -> "Backend":
-        """The same backend with blocks of so many query rows and pages; itself where it does not cut the work.
+        """Returns the same backend with these block sizes, or itself if it has none.
 
-        Block sizes never change the result beyond rounding.
+        Block sizes change the result by no more than rounding.
         """
         del q_rows, kv_pages
         return self
 
     def why_not(self, call: Call) -> str | None:
-        """Why it cannot take this call, a sentence; `None` if it can."""
+        """Returns a sentence that says why it cannot take this call; `None` if it can."""
         if reason := self._why_not_on(call.platform):
             return reason
         try:
@@ -96,7 +96,7 @@ class Backend(abc.ABC):
         return None
 
     def fit(self, call: Call) -> "FittedBackend":
-        """This backend with its static choices for the call.
+        """Returns this backend with its static choices for the call.
 
         Raises:
             ValueError: it cannot run on the platform.
@@ -116,7 +116,7 @@ class Backend(abc.ABC):
             return None
         return (
             f"backend={self.name!r} cannot run here: the platform is {platform!r}, and it runs on "
-            f"{', '.join(self.platforms)} only; use backend='xla', or None for the platform's"
+            f"{', '.join(self.platforms)} only; use backend='xla', or None for the platform's default"
         )
 
 
@@ -127,12 +127,12 @@ class FittedBackend:
     backend: Backend
     call: Call
     attention: Hashable = None
-    """What `Backend.fit_attention` returned."""
+    """The result of `Backend.fit_attention`."""
     write: Hashable = None
-    """What `Backend.fit_write` returned."""
+    """The result of `Backend.fit_write`."""
 
     def prepare(self, batch: RaggedBatch) -> "PreparedBatch":
-        """The batch with the arrays that the call's layers need of it."""
+        """Returns the batch with the arrays that the layers need from it."""
         backend, call = self.backend, self.call
         return PreparedBatch(
             batch=batch,
@@ -145,29 +145,29 @@ class FittedBackend:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedBatch:
-    """A batch with what a backend derives from it once a step (`prepare_batch`).
+    """A batch, with what a backend computes from it once per step (`prepare_batch`).
 
-    `write_kv` and `paged_attention` take it in place of the batch, in every layer whose shapes and spec are those that
-    it was prepared for. A pytree of arrays: it goes through `jax.jit`, `jax.shard_map` and `jax.lax.scan`.
+    `write_kv` and `paged_attention` take it instead of the batch, in every layer with the shapes and the spec for which
+    it was prepared. It is a pytree of arrays and passes through `jax.jit`, `jax.shard_map` and `jax.lax.scan`.
     """
 
     batch: RaggedBatch
     """The step's sequences."""
     attention: Any
-    """What the backend's attention needs of them: its work list, its page table, and so on."""
+    """What the backend's attention needs from them, such as a work list or a page table."""
     write: Any
-    """What its page write needs: the slot of each row. `None` for a batch that nothing is written through."""
+    """What the backend's page write needs, such as the slot of each row; `None` with `q_starts`."""
     fitted: FittedBackend = dataclasses.field(metadata={"static": True})
-    """The backend, and the shapes, types and options that it was prepared for."""
+    """The backend, and the shapes, types and options for which the batch was prepared."""
 
     @property
     def backend(self) -> Backend:
-        """The backend that prepared it, and that runs."""
+        """The backend that prepared the batch, and that runs."""
         return self.fitted.backend
 
 
 def without_gradient(backend: str, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` of positional arguments, except that a gradient is refused by the backend's name, not from inside jax."""
+    """Returns `fn`, but a gradient raises an error that names the backend. `fn` takes positional arguments."""
     refusing = jax.custom_jvp(fn)
 
     @refusing.defjvp

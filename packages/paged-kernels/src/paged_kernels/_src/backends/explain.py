@@ -1,4 +1,4 @@
-"""What would run, and why not the others."""
+"""Which backend would run, and why the others cannot."""
 
 import dataclasses
 
@@ -16,16 +16,16 @@ from paged_kernels._src.validation import check_attention_inputs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BackendReport:
-    """What each backend says of a call."""
+    """What each backend says about a call."""
 
     platform: str
     runs: str | None
-    """The backend that `backend=None` takes; `None` if no backend of the platform's list can take the call."""
+    """The backend that `backend=None` takes; `None` if no backend of the platform can take the call."""
     why_not: dict[str, str | None]
-    """For each backend, why it cannot take the call, a sentence; `None` if it can."""
+    """A sentence for each backend that says why it cannot take the call; `None` if it can."""
 
     def __str__(self) -> str:
-        """One line a backend."""
+        """One line per backend."""
         lines = [f"on {self.platform}, backend=None runs {self.runs or 'nothing'}"]
         lines += [f"  {name}: {'can' if reason is None else reason}" for name, reason in self.why_not.items()]
         return "\n".join(lines)
@@ -38,9 +38,9 @@ def explain_backends(
     spec: AttentionSpec,
     head_params: HeadParams | None = None,
 ) -> BackendReport:
-    """Which backend these arguments would run on here, and why not the others; for people, so print it.
+    """Returns which backend would run these arguments here, and why the others cannot. Print it.
 
-    Judges the attention and, unless the batch has `q_starts`, the page write of the same step. Only shapes count.
+    It covers the attention and the page write of the same step; with `q_starts` only the attention. Only shapes matter.
 
     Raises:
         ValueError: an argument does not fit the others.

@@ -1,4 +1,4 @@
-"""The reference: it defines what is right, one query row at a time. Slow, everywhere, in float64 where that is on."""
+"""The reference backend, which defines what is correct: one query row at a time, slow, in float64 if enabled."""
 
 import dataclasses
 
@@ -19,11 +19,11 @@ class ReferenceBackend(Backend):
     name: str = "reference"
 
     def fit_attention(self, call: AttentionCall) -> AttentionCall:
-        """The call itself."""
+        """Returns the call itself."""
         return call
 
     def prepare_attention(self, batch: RaggedBatch, fitted: AttentionCall) -> None:
-        """Nothing: it looks at the batch in every layer."""
+        """Returns None: it reads the batch in every layer."""
 
     def attend(
         self,
@@ -34,7 +34,7 @@ class ReferenceBackend(Backend):
         *,
         return_lse: bool,
     ) -> tuple[Float[Array, "tokens q_heads v_head_dim"], Float[Array, "tokens q_heads"] | None]:
-        """As `Backend.attend`."""
+        """See `Backend.attend`."""
         call: AttentionCall = prepared.fitted.attention
         out, lse = paged_attention_reference(q, pages, prepared.batch, call.spec, head_params)
         return out, lse if return_lse else None

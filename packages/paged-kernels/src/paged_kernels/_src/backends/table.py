@@ -1,4 +1,7 @@
-"""Which backends there are, and which of them runs: to add one, write its file here and put its name in a list."""
+"""The list of backends, and the choice between them.
+
+To add a backend, write its file here and add its name to a list.
+"""
 
 import importlib
 import itertools
@@ -12,19 +15,19 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "gpu": ("xla",),
     "tpu": ("tpu", "xla"),
 }
-"""The backends that `backend=None` tries on each platform, best first; on any other platform, those of `cpu`."""
+"""The backends that `backend=None` tries on each platform, best first. Other platforms use those of `cpu`."""
 BY_NAME_ONLY = ("reference", "tpu_interpret")
-"""The backends that only an explicit name runs: right, and slow."""
+"""The backends that run only if they are named. They are correct, but slow."""
 
 
 def backend_names() -> tuple[str, ...]:
-    """The names of all backends."""
+    """Returns the names of all backends."""
     first, *others = BY_NAME_ONLY
     return tuple(dict.fromkeys((first, *itertools.chain(*BACKENDS.values()), *others)))
 
 
 def get_backend(backend: str | Backend) -> Backend:
-    """The backend of this name, imported now; a `Backend` is returned as it is.
+    """Returns the backend of this name, and imports it now. A `Backend` is returned as it is.
 
     >>> get_backend("xla").with_block_sizes(q_rows=32, kv_pages=8).name
     'xla'
@@ -36,26 +39,26 @@ def get_backend(backend: str | Backend) -> Backend:
         return backend
     names = backend_names()
     if backend not in names:
-        raise ValueError(f"backend={backend!r} must be one of {', '.join(names)}, or None for the platform's")
+        raise ValueError(f"backend={backend!r} must be one of {', '.join(names)}, or None for the platform's default")
     return importlib.import_module(f"paged_kernels._src.backends.{backend}").BACKEND
 
 
 def preferred_names(platform: str) -> tuple[str, ...]:
-    """The backends that `backend=None` tries on this platform, best first."""
+    """Returns the backends that `backend=None` tries on this platform, best first."""
     return BACKENDS.get(platform, BACKENDS["cpu"])
 
 
 def candidates(backend: str | Backend | None, platform: str) -> Iterator[Backend]:
-    """The backend asked for, or those that the platform prefers, best first; each is imported when it is reached."""
+    """Returns the given backend, or those of the platform, best first. Each is imported when it is reached."""
     return map(get_backend, preferred_names(platform) if backend is None else (backend,))
 
 
 def choose(backends: Iterable[Backend], call: Call) -> FittedBackend:
-    """The first of these backends that can take the call, fitted to it.
+    """Returns the first of these backends that can take the call, fitted to it.
 
     Raises:
         ValueError: it cannot run on the platform.
-        NotImplementedError: none can take the call; says why each cannot.
+        NotImplementedError: none can take the call. The message says why each cannot.
     """
     reasons = []
     for backend in backends:

@@ -1,4 +1,4 @@
-"""The Pallas TPU kernels (docs/kernels/tpu.md)."""
+"""The Pallas TPU kernels (docs/kernels/attention.md, docs/kernels/page_write.md)."""
 
 import dataclasses
 import functools
@@ -21,25 +21,25 @@ from paged_kernels._src.tpu.interpreter import Interpret
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TpuBackend(Backend):
-    """Kernels for float32, bfloat16 and the types with scales. No gradients."""
+    """Kernels for float32, bfloat16 and quantised pages. No gradients."""
 
     name: str = "tpu"
     platforms: tuple[str, ...] | None = ("tpu",)
     block_sizes: BlockSizes | None = None
-    """How attention is cut; `None` picks by the chip."""
+    """The block sizes of attention; `None` uses the default for the chip."""
     interpret: Interpret = False
-    """Parameters of Pallas's TPU interpreter; `False` compiles."""
+    """The parameters of Pallas's TPU interpreter; `False` compiles."""
 
     def with_block_sizes(self, *, q_rows: int, kv_pages: int) -> "TpuBackend":
-        """As `Backend.with_block_sizes`."""
+        """See `Backend.with_block_sizes`."""
         return dataclasses.replace(self, block_sizes=BlockSizes(q_rows=q_rows, kv_pages=kv_pages))
 
     def fit_attention(self, call: AttentionCall) -> LaunchConfig:
-        """As `Backend.fit_attention`."""
+        """See `Backend.fit_attention`."""
         return fit(call, self.block_sizes)
 
     def prepare_attention(self, batch: RaggedBatch, fitted: LaunchConfig) -> AttentionWork:
-        """As `Backend.prepare_attention`."""
+        """See `Backend.prepare_attention`."""
         return prepare(batch, fitted)
 
     def attend(
@@ -51,17 +51,17 @@ class TpuBackend(Backend):
         *,
         return_lse: bool,
     ) -> tuple[Float[Array, "tokens q_heads v_head_dim"], Float[Array, "tokens q_heads"] | None]:
-        """As `Backend.attend`."""
+        """See `Backend.attend`."""
         config = prepared.fitted.attention
         attend = functools.partial(launch.attend, config=config, interpret=self.interpret, return_lse=return_lse)
         return without_gradient(self.name, attend)(q, pages, prepared.attention, head_params)
 
     def fit_write(self, call: WriteCall) -> page_write.WriteConfig:
-        """As `Backend.fit_write`."""
+        """See `Backend.fit_write`."""
         return page_write.fit(call)
 
     def prepare_write(self, batch: RaggedBatch, fitted: page_write.WriteConfig) -> Any:
-        """As `Backend.prepare_write`."""
+        """See `Backend.prepare_write`."""
         return page_write.prepare(batch, fitted)
 
     def write(
@@ -71,7 +71,7 @@ class TpuBackend(Backend):
         v: Float[Array, "tokens kv_heads v_head_dim"] | None,
         prepared: PreparedBatch,
     ) -> KVPages:
-        """As `Backend.write`."""
+        """See `Backend.write`."""
         write = functools.partial(page_write.write, config=prepared.fitted.write, interpret=self.interpret)
         return without_gradient(self.name, write)(pages, k, v, prepared.write)
 

@@ -1,6 +1,6 @@
-"""The TPU kernels in Pallas's interpreter, on every platform: slow, for tests and debugging.
+"""The TPU kernels in Pallas's interpreter, on every platform. Slow; for tests and debugging.
 
-Copies are as late as the hardware allows, and memory that is not initialised is NaN.
+Copies arrive as late as the hardware allows, and uninitialised memory is NaN.
 """
 
 import dataclasses

@@ -17,22 +17,22 @@ from paged_kernels._src.kv_pages import KVPages
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class XlaBackend(Backend):
-    """Takes every call but those in float64; its page write has gradients."""
+    """Takes every call except float64. Its page write has gradients."""
 
     name: str = "xla"
     block_sizes: BlockSizes | None = None
-    """How the work is cut; `None` picks by the pages."""
+    """The block sizes of attention; `None` uses the default for the pages."""
 
     def with_block_sizes(self, *, q_rows: int, kv_pages: int) -> "XlaBackend":
-        """As `Backend.with_block_sizes`."""
+        """See `Backend.with_block_sizes`."""
         return dataclasses.replace(self, block_sizes=BlockSizes(q_rows=q_rows, kv_pages=kv_pages))
 
     def fit_attention(self, call: AttentionCall) -> WalkConfig:
-        """As `Backend.fit_attention`."""
+        """See `Backend.fit_attention`."""
         return fit(call, self.block_sizes)
 
     def prepare_attention(self, batch: RaggedBatch, fitted: WalkConfig) -> WalkWork:
-        """As `Backend.prepare_attention`."""
+        """See `Backend.prepare_attention`."""
         return prepare(batch, fitted)
 
     def attend(
@@ -44,7 +44,7 @@ class XlaBackend(Backend):
         *,
         return_lse: bool,
     ) -> tuple[Float[Array, "tokens q_heads v_head_dim"], Float[Array, "tokens q_heads"] | None]:
-        """As `Backend.attend`."""
+        """See `Backend.attend`."""
         walk = functools.partial(attend, config=prepared.fitted.attention, return_lse=return_lse)
         return without_gradient(self.name, walk)(q, pages, prepared.batch, prepared.attention, head_params)
 

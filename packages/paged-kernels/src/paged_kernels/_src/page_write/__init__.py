@@ -1,1 +1,1 @@
-"""Writing new keys and values into pages: the call (`api`) and one module a backend."""
+"""Writing new keys and values into pages: the call (`api`), and one folder per kernel."""

@@ -1,4 +1,4 @@
-"""The one call that writes pages."""
+"""The call that writes pages."""
 
 import functools
 
@@ -24,25 +24,25 @@ def write_kv(
     *,
     backend: str | Backend | None = None,
 ) -> KVPages:
-    """Pages that hold the batch's new keys and values, each at its token's position; all else is unchanged.
+    """Returns pages with the batch's new keys and values, each at its token's position. All else is unchanged.
 
     Row `r` of sequence `i` at position `p` goes to slot `p % page_size` of page `page_table[i, p // page_size]`,
-    rounded to the pages' dtype; for types with scales, each row of K and of V gets a scale of its own (`KVLayout`).
-    Padding, gaps and rows for the null page are not written. Donate `pages` to `jax.jit` and nothing is copied.
+    rounded to the pages' dtype. In types with scales, each key and each value gets its own scale (`KVLayout`). Padding,
+    gaps, and rows for the null page are not written. Donate `pages` to `jax.jit`; then nothing is copied.
 
     Args:
         pages: one layer's pages.
-        k: the new keys, or of latent pages the new latent rows.
-        v: the new values; `None` for latent pages, whose values are in their keys.
-        batch: where the rows go, which must be the newest tokens (no `q_starts`); or that batch, prepared
+        k: the new keys; for latent pages the new latent vectors.
+        v: the new values; `None` for latent pages, whose values are part of their keys.
+        batch: the sequences, whose rows must be the newest tokens (no `q_starts`); or a prepared batch
             (`prepare_batch`).
-        backend: a name, a `Backend`, or `None` for the first of the platform's that can take the call. A prepared batch
-            has its own.
+        backend: a name, a `Backend`, or `None` for the platform's first backend that can take the call. A prepared
+            batch has its own.
 
     Raises:
         ValueError: an argument does not fit the others or the prepared batch, or the backend cannot run here.
-        NotImplementedError: the backend does not have what the arguments ask for, or a gradient is taken through one
-            that has none; says what does.
+        NotImplementedError: the backend does not have what the call asks for, or a gradient is taken and it has none.
+            The message says what has it.
     """
     if isinstance(batch, PreparedBatch):
         check_prepared_write(batch, k, v, pages, backend)
@@ -52,7 +52,7 @@ def write_kv(
     return _prepare_and_write(pages, k, v, batch, fitted=choose(candidates(backend, call.platform), call))
 
 
-# Both are compiled as one, so that eager calls compile once.
+# Compiled as a whole, so that an eager call compiles once.
 @jax.jit
 def _write(pages: KVPages, k: Keys, v: Values | None, prepared: PreparedBatch) -> KVPages:
     return prepared.backend.write(pages, k, v, prepared)

@@ -27,16 +27,16 @@ from paged_kernels._src.tpu.tuning.lookup import Shape, lookup
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
-    """The static facts of an attention: one kernel, or two if single-row sequences have one of their own."""
+    """The static facts of an attention: one kernel, or two if single-row sequences have their own."""
 
     main: Config
-    """The kernel for all sequences, or for those with several rows."""
+    """The kernel for all sequences, or for all but the single-row sequences."""
     singles: Config | None
     """The decode kernel for the single-row sequences of a mixed batch, or None."""
     num_pages: int
     """The number of pages that the kernels see."""
     pages_joined: int
-    """How many pages are joined into one that the kernels can copy; 1 if they can copy the pages as they are."""
+    """The number of pages joined into one that the kernels can copy; 1 if none are joined."""
     vmem_bytes: int
     """Vector memory that a kernel may use, in bytes."""
 
@@ -45,7 +45,7 @@ def fit(call: AttentionCall, block_sizes: BlockSizes | None) -> LaunchConfig:
     """Returns the kernels for these shapes on the chip in scope.
 
     Raises:
-        NotImplementedError: the types are none that the kernel has, or the sizes do not fit the chip's memories.
+        NotImplementedError: the kernel does not have the types, or the sizes do not fit the chip's memories.
     """
     _check_dtypes(call.q, call.pages)
     chip = chip_in_scope()
@@ -79,7 +79,7 @@ def of_singles(call: AttentionCall) -> AttentionCall:
 
 
 def make_config(call: AttentionCall, *, block_sizes: BlockSizes | None, chip: Chip) -> Config:
-    """The static facts of one kernel."""
+    """Returns the static facts of one kernel."""
     pages, batch, head_params = call.pages, call.batch, call.head_params
     tokens, q_heads, _ = call.q.shape
     sizes = block_sizes or default_block_sizes(call, chip)
@@ -109,7 +109,7 @@ def make_config(call: AttentionCall, *, block_sizes: BlockSizes | None, chip: Ch
 
 
 def default_block_sizes(call: AttentionCall, chip: Chip) -> BlockSizes:
-    """Those that a search found for the shape on this chip, else by the heuristic."""
+    """Returns the tuned block sizes for the shape on this chip, or else the preferred ones."""
     q, pages = call.q, call.pages
     decode, q_per_kv = call.batch.max_q_len == 1, q.shape[1] // pages.num_kv_heads
     itemsize = q.dtype.itemsize if pages.layout.is_quantised else max(q.dtype.itemsize, pages.data.dtype.itemsize)

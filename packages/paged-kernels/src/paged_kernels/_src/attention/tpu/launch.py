@@ -49,7 +49,7 @@ def attend(
 
     def launch(q, kernel: KernelWork, c: Config):
         c = dataclasses.replace(c, has_lse=return_lse)
-        with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
+        with jax.enable_x64(False):  # the hardware has no 64-bit integers, so loops must not count in them
             inputs = KernelInputs.arranged(q, pages, kernel, head_params, c)
             return _call_kernel(inputs, kernel, c, vmem_bytes=config.vmem_bytes, interpret=interpret)
 

@@ -24,14 +24,14 @@ class WalkConfig:
 
     spec: AttentionSpec
     tokens: int
-    """Rows of q."""
+    """The rows of q."""
     page_size: int
     q_rows: int
     """Rows of a full tile."""
     kv_pages: int
-    """Pages of a block."""
+    """Pages in a block."""
     decode: bool
-    """Whether every sequence has one row."""
+    """True if every sequence has at most one row."""
 
     @property
     def tile_rows(self) -> tuple[int, ...]:
@@ -47,7 +47,7 @@ class TreeRows:
     words: Int32[Array, "padded_tokens words"]
     """`RaggedBatch.tree_mask`, padded as q is."""
     first_new: Int32[Array, " seqs"]
-    """Position of each sequence's first new token."""
+    """The position of each sequence's first new token."""
 
 
 @jax.tree_util.register_dataclass
@@ -56,7 +56,7 @@ class WalkWork:
     """What every layer's walk needs from a batch."""
 
     lists: tuple[tuple[WorkList, Int32[Array, ""]], ...]
-    """For each entry of `WalkConfig.tile_rows`, the tiles and how many there are."""
+    """For each entry of `WalkConfig.tile_rows`, the tiles and their number."""
     tree: TreeRows | None
 
 

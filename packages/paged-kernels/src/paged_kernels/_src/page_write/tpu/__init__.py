@@ -1,1 +1,6 @@
-"""The page write on TPUs: `runs` plans it, `copies`, `merge` and `kernel` do it, `launch` fits them to arguments."""
+"""The page write on TPU.
+
+- `launch`: chooses sizes and calls the kernel.
+- `runs`: the runs of a page write, as integers.
+- `kernel`, `copies`, `merge`: the kernel body, its copies, and the merge of new rows into old ones.
+"""

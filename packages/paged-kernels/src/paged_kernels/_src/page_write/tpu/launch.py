@@ -149,7 +149,7 @@ def write(
     if not isinstance(work, Runs):
         return pages.put_entries(*work, k, v)
     new = _new_by_head(*pages.layout.pack(k, v), config.sizes)
-    with jax.enable_x64(False):  # the hardware has no 64-bit integers, which loops would otherwise count in
+    with jax.enable_x64(False):  # the hardware has no 64-bit integers, so loops must not count in them
         data, *scales = _call_kernel(work, new, pages, config.sizes, interpret)
         return dataclasses.replace(pages, data=data, scales=scales[0] if scales else None)
 
