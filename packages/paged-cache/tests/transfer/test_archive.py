@@ -64,7 +64,7 @@ def test_every_change_of_a_byte_is_noticed(written):
         changed = bytearray(data)
         changed[at] ^= 0x20
         with pytest.raises(
-            ValueError, match=r"cannot be read|does not have its checksum|no manifest|has not the arrays"
+            ValueError, match=r"cannot be read|does not have its checksum|no manifest|does not have the arrays"
         ):
             Archive.from_bytes(bytes(changed), "thing")
 
@@ -96,8 +96,8 @@ def rewritten(written, manifest=None, **arrays):
         ({"manifest": {"version": 2}}, "is of version 2, but this paged-cache reads version 1; save it again, or use"),
         ({"manifest": {"kind": "other"}}, "holds a other of paged-cache, but a thing is asked for"),
         ({"manifest": {"format": "else"}}, "holds a thing of else, but a thing is asked for"),
-        ({"extra": np.zeros(1, np.uint8)}, "has not the arrays of its manifest: extra; save it again"),
-        ({"whole": None}, "has not the arrays of its manifest: whole"),
+        ({"extra": np.zeros(1, np.uint8)}, "does not have the arrays of its manifest: extra; save it again"),
+        ({"whole": None}, "does not have the arrays of its manifest: whole"),
         ({"whole": np.zeros(16, np.uint8)}, "is damaged: array whole does not have its checksum; save it again"),
     ],
 )

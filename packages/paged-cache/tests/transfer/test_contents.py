@@ -55,7 +55,7 @@ def test_the_null_page_reads_as_zeros_and_is_never_written():
 @pytest.mark.parametrize(("n", "sizes"), [(0, (1,)), (1, (1,)), (2, (1, 2)), (3, (1, 2, 4)), (4, (1, 2, 4))])
 def test_sizes_are_powers_of_two(n, sizes):
     assert contents.padded_sizes(n) == sizes
-    assert contents.padded(np.ones((2, n), np.int32)).tolist() == [[1] * n + [0] * (sizes[-1] - n)] * 2
+    assert contents.pad_ids(np.ones((2, n), np.int32)).tolist() == [[1] * n + [0] * (sizes[-1] - n)] * 2
 
 
 def test_chunks_hold_so_many_at_most(monkeypatch):

@@ -88,7 +88,7 @@ def test_pages_lie_in_the_memory_that_is_said():
     pinned, plain = host_pages(cache), host_pages(cache, memory="numpy")
     cache = apply_moves(cache, [OUT], pinned)
     apply_moves(cache, [OUT], plain)
-    one, other = (next(iter(host.held(np.array([[1]]))[0].values())) for host in (pinned, plain))
+    one, other = (next(iter(host.snapshot(np.array([[1]]))[0].values())) for host in (pinned, plain))
     assert one.sharding.memory_kind == "pinned_host"
     assert isinstance(other, np.ndarray)
 

@@ -44,7 +44,7 @@ def test_a_layout_is_what_both_caches_must_have():
 
 def test_what_does_not_fit_is_named():
     cache = filled_cache()
-    with pytest.raises(ValueError, match="the pages have page_size=8, but the cache has page_size=4; use a cache like"):
+    with pytest.raises(ValueError, match="the pages have page_size=8, but the cache has page_size=4; use a cache with"):
         check_fits(cache, layout_of(cache) | {"page_size": 8}, {}, 0)
     with pytest.raises(ValueError, match="the pages have k_dim=None, but the cache has k_dim=8"):
         check_fits(cache, {"page_size": 4, "kv_heads": 2, "views": 2}, {}, 0)

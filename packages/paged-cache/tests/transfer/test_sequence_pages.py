@@ -185,7 +185,7 @@ def test_what_is_not_computed_or_not_known_cannot_be_exported():
 @pytest.mark.parametrize(
     ("cache", "message"),
     [
-        ({"dtype": "int8"}, "the pages have dtype=bfloat16, but the cache has dtype=int8; use a cache like"),
+        ({"dtype": "int8"}, "the pages have dtype=bfloat16, but the cache has dtype=int8; use a cache with"),
         ({"num_kv_heads": 4}, "the pages have kv_heads=2, but the cache has kv_heads=4"),
         ({"views": 3}, "the pages have views=2, but the cache has views=3"),
         ({"v_head_dim": 4}, "the pages have v_dim=8, but the cache has v_dim=4"),
@@ -223,5 +223,5 @@ def test_what_else_does_not_fit_is_refused_too():
 
 def test_a_manager_of_more_pages_than_the_cache_has_is_noticed():
     pages, _ = exported(filled_cache())
-    message = "the manager has num_pages=40, but the cache has 12; both must have as many"
+    message = "the manager has num_pages=40, but the cache has 12; both must have the same number"
     refused(filled_cache(), manager_of(num_pages=40), pages, ValueError, message)

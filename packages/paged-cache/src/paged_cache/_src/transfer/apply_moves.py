@@ -1,4 +1,4 @@
-"""Carries out on the devices what the page manager has decided: pages copied, zeroed, swapped out and swapped in."""
+"""Makes the page manager's moves on the devices: copies, zeroes, swaps out and swaps in."""
 
 import dataclasses
 import itertools
@@ -13,21 +13,21 @@ from paged_cache._src.manager.moves import PageMoves
 from paged_cache._src.transfer.contents import (
     compile_contents,
     on_devices,
-    padded,
+    pad_ids,
     padded_sizes,
     put,
     read_contents,
-    sent,
+    send_ids,
     staging_slices,
     take,
     with_pages,
     write_contents,
 )
-from paged_cache._src.transfer.host_pages import Held, HostPages
+from paged_cache._src.transfer.host_pages import HostContent, HostPages
 from paged_kernels import KVPages
 
 Phase = Sequence[PageMoves]
-"""What each replica does at the same time."""
+"""The moves of each replica that run at the same time."""
 
 _NOTHING = PageMoves(**{field.name: np.empty(0, np.int32) for field in dataclasses.fields(PageMoves)})
 
@@ -35,20 +35,20 @@ _NOTHING = PageMoves(**{field.name: np.empty(0, np.int32) for field in dataclass
 def apply_moves(
     cache: PagedAttentionCache, moves: Sequence[PageMoves], host: HostPages | None = None
 ) -> PagedAttentionCache:
-    """The cache after these moves, phase by phase; in a phase every page is read before any is written.
+    """Make these moves, phase by phase, and return the cache. In a phase, all reads come before all writes.
 
-    The cache is donated: its pages are written in place, and the caller goes on with the result. One compiled call
-    copies and zeroes the pages of all layers; swapping takes one more for every `STAGED_PAGES` pages, each way. Without
-    moves nothing is called. `warm_up_moves` compiles all of them beforehand.
+    The cache is donated: its pages are written in place, and the caller must use the result. One compiled call copies
+    and zeroes pages of all layers. Swapping takes another call per `STAGED_PAGES` pages and direction. Without moves
+    there is no call. `warm_up_moves` compiles the calls beforehand.
 
     Args:
         cache: the pages of all layers.
-        moves: what `PageManager.take_moves` has returned.
-        host: where pages are swapped to and from, the same each time; `None` if none are.
+        moves: the result of `PageManager.take_moves`.
+        host: the host pages for swapping, the same object each time; `None` without swapping.
 
     Raises:
-        ValueError: an id is no page's, pages are swapped without `host`, or the cache has replicas. Nothing has been
-            done then. A host page that is to be read holds nothing.
+        ValueError: a page id does not exist, pages are swapped without `host`, or the cache has several replicas;
+            nothing is changed then. Or a host page that is read has never been written.
     """
     return apply_moves_by_replica(cache, [moves], host)
 
@@ -56,17 +56,17 @@ def apply_moves(
 def apply_moves_by_replica(
     cache: PagedAttentionCache, moves: Sequence[Sequence[PageMoves]], host: HostPages | None = None
 ) -> PagedAttentionCache:
-    """As `apply_moves`, with a list of moves for each replica, all of them at once.
+    """As `apply_moves`, with one list of moves per replica. All replicas move at the same time.
 
     Raises:
         ValueError: as `apply_moves`, or there is not one list for each replica.
     """
-    if len(moves) != (groups := cache.views[0].replicas):
+    if len(moves) != (replicas := cache.views[0].replicas):
         raise ValueError(
-            f"there are moves of {len(moves)} replicas, but the cache has {groups}; give apply_moves_by_replica one "
+            f"there are moves of {len(moves)} replicas, but the cache has {replicas}; give apply_moves_by_replica one "
             "list for each"
         )
-    # Groups share no page, so that any order between their phases is right.
+    # Replicas share no page, so their phases may run in any order.
     phases = list(itertools.zip_longest(*moves, fillvalue=_NOTHING))
     for phase in phases:
         _check(cache, phase, host)
@@ -76,17 +76,17 @@ def apply_moves_by_replica(
 
 
 def moves_of_one(cache: PagedAttentionCache, moves: Sequence[PageMoves], replica: int) -> list[Sequence[PageMoves]]:
-    """What `apply_moves_by_replica` takes where only one replica has moves."""
-    return [moves if group == replica else [] for group in range(cache.views[0].replicas)]
+    """The lists for `apply_moves_by_replica` when only one replica has moves."""
+    return [moves if each == replica else [] for each in range(cache.views[0].replicas)]
 
 
 def warm_up_moves(cache: PagedAttentionCache, most: int, host: HostPages | None = None) -> PagedAttentionCache:
-    """The same pages, once all is compiled that phases which copy and zero up to `most` pages need.
+    """Compile copies of up to `most` pages; the cache is donated and returned unchanged.
 
-    With `host`, also what swapping needs, of any number of pages. The cache is donated.
+    With `host`, also compiles swapping, for any number of pages.
     """
     for size in padded_sizes(most):
-        cache = _copy(cache, sent(cache, np.zeros((cache.views[0].replicas, 2, size), np.int32)))
+        cache = _copy(cache, send_ids(cache, np.zeros((cache.views[0].replicas, 2, size), np.int32)))
     return cache if host is None else compile_contents(cache)
 
 
@@ -114,49 +114,49 @@ def _check_ids(name: str, ids: np.ndarray, num_pages: int) -> None:
 
 
 def _apply(cache: PagedAttentionCache, phase: Phase, host: HostPages | None) -> PagedAttentionCache:
-    """Swaps out, copies, swaps in: pages are read before they are written, on the host as on the devices."""
+    """Make one phase: take snapshots of the host pages to read, swap out, copy, swap in."""
     copies = _stack(phase, _copies)
     arriving = _stack(phase, lambda moves: np.stack([moves.in_from, moves.in_to]))
-    held = [] if host is None else host.held(arriving[:, 0])
+    snapshots = [] if host is None else host.snapshot(arriving[:, 0])
     if host is not None:
         _swap_out(cache, _stack(phase, lambda moves: np.stack([moves.out_from, moves.out_to])), host)
     if copies.size:
-        cache = _copy(cache, sent(cache, padded(copies)))
-    return cache if host is None else _swap_in(cache, arriving[:, 1], host, held)
+        cache = _copy(cache, send_ids(cache, pad_ids(copies)))
+    return cache if host is None else _swap_in(cache, arriving[:, 1], host, snapshots)
 
 
 def _copies(moves: PageMoves) -> Int32[np.ndarray, "2 n"]:
-    """Pages to read and to write; a page of zeros is a copy of the null page."""
+    """Page ids to read and to write. Zeroing a page is a copy of the null page."""
     source = np.concatenate([moves.copy_from, np.zeros_like(moves.zero)])
     return np.stack([source, np.concatenate([moves.copy_to, moves.zero])])
 
 
-def _stack(phase: Phase, pairs: Callable[[PageMoves], np.ndarray]) -> Int32[np.ndarray, "groups 2 n"]:
-    """The ids of all groups, with null pages where one has fewer."""
+def _stack(phase: Phase, pairs: Callable[[PageMoves], np.ndarray]) -> Int32[np.ndarray, "replicas 2 n"]:
+    """The ids of all replicas, padded with null pages to the same length."""
     each = [pairs(moves) for moves in phase]
     n = max(ids.shape[1] for ids in each)
     return np.stack([np.pad(ids, [(0, 0), (0, n - ids.shape[1])]) for ids in each])
 
 
-def _swap_out(cache: PagedAttentionCache, leaving: Int32[np.ndarray, "groups 2 n"], host: HostPages) -> None:
+def _swap_out(cache: PagedAttentionCache, leaving: Int32[np.ndarray, "replicas 2 n"], host: HostPages) -> None:
     n = leaving.shape[2]
-    for chunk in staging_slices(n):
-        copies = host.store(leaving[:, 1, chunk], read_contents(cache, leaving[:, 0, chunk]))
-        if chunk.stop < n:  # else the next contents would need memory beside these
+    for part in staging_slices(n):
+        copies = host.store(leaving[:, 1, part], read_contents(cache, leaving[:, 0, part]))
+        if part.stop < n:  # frees the staging memory before the next slice
             jax.block_until_ready(copies)
 
 
 def _swap_in(
-    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "replicas n"], host: HostPages, held: list[Held]
+    cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "replicas n"], host: HostPages, snapshots: list[HostContent]
 ) -> PagedAttentionCache:
-    for chunk in staging_slices(len(held)):
-        cache = write_contents(cache, page_ids[:, chunk], host.to_devices(held[chunk]))
-        if chunk.stop < len(held):
+    for part in staging_slices(len(snapshots)):
+        cache = write_contents(cache, page_ids[:, part], host.to_devices(snapshots[part]))
+        if part.stop < len(snapshots):
             jax.block_until_ready(cache)
     return cache
 
 
-def _copy_all(cache: PagedAttentionCache, ids: Int32[Array, "groups 2 n"]) -> PagedAttentionCache:
+def _copy_all(cache: PagedAttentionCache, ids: Int32[Array, "replicas 2 n"]) -> PagedAttentionCache:
     def part(views: list[KVPages], ids: Array) -> list[KVPages]:
         return jax.tree.map(lambda array: put(array, ids[1], take(array, ids[0])), views)
 

@@ -1,4 +1,4 @@
-"""Arrays with facts about them in one safetensors file, in which any change of a byte is noticed."""
+"""A safetensors file of arrays and facts, with checksums that detect any changed byte."""
 
 import dataclasses
 import hashlib
@@ -20,29 +20,29 @@ DIGEST = "manifest.sha256"
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """Named arrays, and the facts that whoever reads them has to compare with his own.
+    """Named arrays, and facts that the reader compares with its own cache.
 
-    Every array is stored as plain bytes, since safetensors has no numpy type for bfloat16 and 8-bit floats. A manifest,
-    JSON in an array of its own beside its sha256, says what they are:
+    Arrays are stored as bytes, because safetensors has no numpy type for bfloat16 and 8-bit floats. A manifest
+    describes them. It is JSON, stored in an array of its own with its sha256 in another:
 
         {"format": "paged-cache", "kind": ..., "version": 1, "facts": {...},
          "arrays": {name: {"dtype": ..., "shape": [...], "sha256": ...}}}
 
-    The checksums find what was damaged or cut short. They do not keep out whoever can write the file.
+    The checksums detect damaged and truncated files. They do not protect against someone who can write the file.
     """
 
     kind: str
-    """What the arrays are together: `"sequence"` or `"prefix cache"`."""
+    """What the file holds: `"sequence"` or `"prefix cache"`."""
     facts: dict[str, Any]
-    """What JSON can say: numbers, text, lists and dictionaries."""
+    """JSON values: numbers, text, lists and dictionaries."""
     arrays: dict[str, np.ndarray]
 
     def to_bytes(self) -> bytes:
-        """The file's content."""
+        """The bytes of the file."""
         return save(self._stored())
 
     def save(self, path: str | Path) -> None:
-        """Write the file under another name, then give it its own: so there is never half a file at `path`."""
+        """Write the file. It is written under another name and then renamed, so `path` is never half written."""
         path = Path(path)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -53,10 +53,10 @@ class Archive:
 
     @classmethod
     def from_bytes(cls, data: bytes, kind: str) -> Self:
-        """The archive that `to_bytes` made.
+        """Read the result of `to_bytes`.
 
         Raises:
-            ValueError: it is not one of this kind, or damaged; says what differs.
+            ValueError: it is damaged, or not an archive of this kind; says what differs.
         """
         try:
             stored = load(data)
@@ -66,10 +66,10 @@ class Archive:
 
     @classmethod
     def load(cls, path: str | Path, kind: str) -> Self:
-        """The archive that `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            ValueError: it is not one of this kind, or damaged; says what differs.
+            ValueError: it is damaged, or not an archive of this kind; says what differs.
             FileNotFoundError: there is no such file.
         """
         try:
@@ -94,13 +94,15 @@ class Archive:
         described = manifest["arrays"]
         if described.keys() != stored.keys() - {MANIFEST, DIGEST}:
             differing = sorted(described.keys() ^ (stored.keys() - {MANIFEST, DIGEST}))
-            raise ValueError(f"{source} has not the arrays of its manifest: {', '.join(differing)}; save it again")
-        for name, is_said in described.items():
-            if _sha256(stored[name]).hex() != is_said["sha256"]:
+            raise ValueError(
+                f"{source} does not have the arrays of its manifest: {', '.join(differing)}; save it again"
+            )
+        for name, entry in described.items():
+            if _sha256(stored[name]).hex() != entry["sha256"]:
                 raise ValueError(f"{source} is damaged: array {name} does not have its checksum; save it again")
         arrays = {
-            name: stored[name].view(jnp.dtype(is_said["dtype"])).reshape(is_said["shape"])
-            for name, is_said in described.items()
+            name: stored[name].view(jnp.dtype(entry["dtype"])).reshape(entry["shape"])
+            for name, entry in described.items()
         }
         return cls(kind, manifest["facts"], arrays)
 

@@ -1,13 +1,13 @@
-"""What pages hold in all views: taken off the devices, and put into pages of the same or of another cache.
+"""Reads and writes the contents of pages, in all views of a cache at once.
 
-A content is a `KVPages` of one page, with an axis of views where otherwise there are pages:
+A content is what one page id stores in all views: a `KVPages` of one page, with views in place of pages:
 
     data   [views, kv_heads, page_size, storage_lanes]
     scales [views, kv_heads, 1, scale_lanes]
 
-and is split over a mesh as the pages are: its heads over the head axis, and with a `data_axis` the groups' views come
-one group after the other. Each function is compiled once for every count of pages that it is padded to, a power of two,
-whatever the page ids. The padding is the null page, 0: it reads as zeros and is never written.
+It is split over a mesh as the pages are: its heads over the head axis. With a `data_axis`, the views of all replicas
+follow one after another. Numbers of pages are padded to powers of two, and each function is compiled once per power.
+Page ids do not matter. The padding is the null page, 0: it reads as zeros and is never written.
 """
 
 import dataclasses
@@ -25,32 +25,32 @@ from paged_cache._src.cache.sharding import sharded_call
 from paged_kernels import KVPages
 
 STAGED_PAGES = 32
-"""Contents that one call reads or writes, at most: so much memory it takes on the devices beside the cache."""
+"""The most contents that one call reads or writes. They are the call's device memory besides the cache."""
 
 
 def read_contents(cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "replicas n"]) -> list[KVPages]:
-    """The contents of these pages, at most `STAGED_PAGES`; zeros of a group where its id is the null page."""
-    return _read(cache, sent(cache, padded(page_ids)))[: page_ids.shape[1]]
+    """The contents of these pages, at most `STAGED_PAGES`; zeros for a replica whose id is the null page."""
+    return _read(cache, send_ids(cache, pad_ids(page_ids)))[: page_ids.shape[1]]
 
 
 def write_contents(
     cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "replicas n"], contents: Sequence[KVPages]
 ) -> PagedAttentionCache:
-    """The cache, donated, with these contents in these pages, at most `STAGED_PAGES` of them."""
-    ids = sent(cache, padded(page_ids))
+    """Write contents to pages, at most `STAGED_PAGES`, and return the cache. It is donated."""
+    ids = send_ids(cache, pad_ids(page_ids))
     return _write(cache, ids, [*contents, *[contents[0]] * (ids.shape[1] - len(contents))])
 
 
 def compile_contents(cache: PagedAttentionCache) -> PagedAttentionCache:
-    """The same pages, donated, once reading and writing contents is compiled for every size."""
+    """Compile reads and writes of every size; the cache is donated and returned unchanged."""
     for size in padded_sizes(STAGED_PAGES):
-        nowhere = sent(cache, np.zeros((cache.views[0].replicas, size), np.int32))
+        nowhere = send_ids(cache, np.zeros((cache.views[0].replicas, size), np.int32))
         cache = _write(cache, nowhere, _read(cache, nowhere))
     return cache
 
 
 def content_shape(cache: PagedAttentionCache) -> KVPages:
-    """Shape, type and sharding of a content of this cache: a `jax.ShapeDtypeStruct` for each array."""
+    """The shape, dtype and sharding of a content: a `jax.ShapeDtypeStruct` for each array."""
     view = cache.views[0]
 
     def shape(array: Array) -> jax.ShapeDtypeStruct:
@@ -61,12 +61,12 @@ def content_shape(cache: PagedAttentionCache) -> KVPages:
 
 
 def replica_of(part: tuple[slice, ...] | None, views: int) -> int:
-    """The replica whose part of a content's arrays this is."""
+    """The replica that this part of a content's array belongs to."""
     return 0 if part is None else (part[0].start or 0) // views
 
 
 def check_alike(cache: PagedAttentionCache) -> None:
-    """Refuse layers that cannot be stacked.
+    """Check that the pages of all layers can be stacked.
 
     Raises:
         NotImplementedError: the layers' pages are not all of one shape.
@@ -80,7 +80,7 @@ def check_alike(cache: PagedAttentionCache) -> None:
 
 
 def padded_sizes(most: int) -> tuple[int, ...]:
-    """The counts that up to `most` pages are padded to: powers of two.
+    """The sizes that up to `most` pages are padded to: powers of two.
 
     >>> padded_sizes(20)
     (1, 2, 4, 8, 16, 32)
@@ -88,14 +88,14 @@ def padded_sizes(most: int) -> tuple[int, ...]:
     return tuple(2**power for power in range(max(most - 1, 0).bit_length() + 1))
 
 
-def padded(page_ids: Int32[np.ndarray, "*lead n"]) -> Int32[np.ndarray, "*lead size"]:
-    """The ids with null pages after them, up to the next of `padded_sizes`."""
+def pad_ids(page_ids: Int32[np.ndarray, "*lead n"]) -> Int32[np.ndarray, "*lead size"]:
+    """Pad ids with null pages to the next of `padded_sizes`."""
     n = page_ids.shape[-1]
     return np.pad(page_ids, [(0, 0)] * (page_ids.ndim - 1) + [(0, padded_sizes(n)[-1] - n)])
 
 
 def staging_slices(n: int) -> list[slice]:
-    """`n` pages in slices of `STAGED_PAGES`; the last may be shorter."""
+    """Slices of at most `STAGED_PAGES` that cover `n` pages."""
     return [slice(start, min(start + STAGED_PAGES, n)) for start in range(0, n, STAGED_PAGES)]
 
 
@@ -106,10 +106,10 @@ def on_devices(
     *contents: Any,
     out_specs: PartitionSpec | None = None,
 ) -> Any:
-    """`function(views' pages, page_ids, *contents)` on each device's part of the pages, with the ids of its replica.
+    """Call `function(views' pages, page_ids, *contents)` on each device, with its part of the pages.
 
-    `page_ids` has a leading axis `[replicas]`, which `function` does not see. `out_specs` says how the result is split;
-    `None`: it is the pages of each view, split as they are.
+    `page_ids` has a leading axis `[replicas]`; `function` gets the ids of its replica. `out_specs` says how the result
+    is split. `None`: the result is the pages of each view, split as they are.
     """
     view = cache.views[0]
 
@@ -124,35 +124,35 @@ def on_devices(
     return sharded_call(part, view.mesh, in_specs, out_specs or of_views, views, page_ids, *contents)
 
 
-def sent(cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "*lead n"]) -> Int32[Array, "*lead n"]:
-    """Page ids on the devices, of each replica on its own; nothing else of a call is transferred.
+def send_ids(cache: PagedAttentionCache, page_ids: Int32[np.ndarray, "*lead n"]) -> Int32[Array, "*lead n"]:
+    """Send page ids to the devices, each replica's ids to its own devices. A call transfers nothing else.
 
-    Every process has all ids and sends those of its devices, so that none waits for another.
+    Each process sends the ids of its own devices, so no process waits for another.
     """
     view = cache.views[0]
     if view.mesh is None:
         return jax.device_put(page_ids)
     where = NamedSharding(view.mesh, view.batch_spec)
     parts = where.addressable_devices_indices_map(page_ids.shape)
-    sent = jax.device_put([page_ids[part] for part in parts.values()], list(parts))
-    return jax.make_array_from_single_device_arrays(page_ids.shape, where, sent)
+    arrays = jax.device_put([page_ids[part] for part in parts.values()], list(parts))
+    return jax.make_array_from_single_device_arrays(page_ids.shape, where, arrays)
 
 
 def with_pages(cache: PagedAttentionCache, views: Sequence[KVPages]) -> PagedAttentionCache:
-    """The cache with these pages in place of its own."""
+    """The cache with other pages."""
     replaced = [dataclasses.replace(view, pages=pages) for view, pages in zip(cache.views, views, strict=True)]
     return dataclasses.replace(cache, views=tuple(replaced))
 
 
 def take(array: Shaped[Array, " pages *page"], page_ids: Int32[Array, " n"]) -> Shaped[Array, " n *page"]:
-    """These pages of the array; zeros for the null page."""
+    """Read pages of an array; zeros for the null page."""
     return array.at[_or_outside(array, page_ids)].get(mode="fill", fill_value=0)
 
 
 def put(
     array: Shaped[Array, " pages *page"], page_ids: Int32[Array, " n"], pages: Shaped[Array, " n *page"]
 ) -> Shaped[Array, " pages *page"]:
-    """The array with these pages in these places; what is for the null page, which must come last, is dropped."""
+    """Write pages to an array. Null pages in `page_ids` must come last and are not written."""
     return jax.lax.platform_dependent(array, page_ids, pages, cpu=_put_one_by_one, default=_put_at_once)
 
 
@@ -161,7 +161,10 @@ def _put_at_once(array: Array, page_ids: Array, pages: Array) -> Array:
 
 
 def _put_one_by_one(array: Array, page_ids: Array, pages: Array) -> Array:
-    """XLA scatters 8-bit floats, and in jax 0.10 bfloat16, on CPUs as float32: through a copy of the whole array."""
+    """As `_put_at_once`, one page at a time.
+
+    On CPUs, XLA scatters 8-bit floats (and in jax 0.10 bfloat16) as float32, which copies the whole array.
+    """
 
     def put_one(index: Array, array: Array) -> Array:
         page = jax.lax.dynamic_index_in_dim(pages, index, keepdims=True)
@@ -171,7 +174,7 @@ def _put_one_by_one(array: Array, page_ids: Array, pages: Array) -> Array:
 
 
 def _or_outside(array: Array, page_ids: Array) -> Array:
-    """An index outside the array, which reads as zeros and drops what is written, in place of the null page."""
+    """Replace the null page by an index outside the array: reads give zeros, writes are dropped."""
     return jnp.where(page_ids > 0, page_ids, array.shape[0])
 
 

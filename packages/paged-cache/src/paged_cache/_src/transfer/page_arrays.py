@@ -1,4 +1,4 @@
-"""Pages as numpy arrays, by the names under which they are exported and saved."""
+"""Converts pages to named numpy arrays and back, for export and for files."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -22,21 +22,21 @@ from paged_cache._src.transfer.host_pages import HostPages
 from paged_kernels import KVPages
 
 Progress = Callable[[list[slice]], Iterable[slice]]
-"""What a bar may be put around: it passes the parts of the work on, one after the other."""
+"""Wraps the slices of the work, for instance with a progress bar such as `tqdm`, and yields them unchanged."""
 
 
 def layout_of(cache: PagedAttentionCache) -> dict[str, Any]:
-    """What two caches must have in common for one's pages to be of use in the other, as JSON can say it."""
+    """The sizes and the layout, as JSON values. Two caches can exchange pages only if they are equal."""
     pages = cache.views[0].pages
     sizes = {"page_size": pages.page_size, "kv_heads": pages.num_kv_heads, "views": len(cache.views)}
     return sizes | dataclasses.asdict(pages.layout)
 
 
 def check_pool(cache: PagedAttentionCache, num_pages: int, replica: int) -> None:
-    """Refuse a manager of more pages than the cache has, a replica that it has not, and layers that differ.
+    """Check that the cache has pages for the manager, that it has the replica, and that its layers are alike.
 
     Raises:
-        ValueError: says which of the first two.
+        ValueError: the cache has too few pages, or no such replica.
         NotImplementedError: the layers' pages are not all of one shape.
     """
     check_alike(cache)
@@ -45,33 +45,35 @@ def check_pool(cache: PagedAttentionCache, num_pages: int, replica: int) -> None
         raise ValueError(f"replica={replica} must lie in 0..{view.replicas - 1}, the cache's replicas")
     pool = view.pages.num_pages // view.replicas
     if num_pages > pool:
-        raise ValueError(f"the manager has num_pages={num_pages}, but the cache has {pool}; both must have as many")
+        raise ValueError(
+            f"the manager has num_pages={num_pages}, but the cache has {pool}; both must have the same number"
+        )
 
 
 def check_host(manager: PageManager, host: HostPages | None) -> None:
-    """Refuse to go without host pages where moves that need them may be waiting, before anything is taken.
+    """Check that `host` is given if moves of the manager may need it.
 
     Raises:
         ValueError: the manager has host pages, and `host` is `None`.
     """
     if manager.num_host_pages and host is None:
         raise ValueError(
-            f"host is None, but the manager has num_host_pages={manager.num_host_pages}, so that moves which swap "
+            f"host is None, but the manager has num_host_pages={manager.num_host_pages}, so moves that swap "
             "pages may be waiting; pass the HostPages that apply_moves is given"
         )
 
 
 def check_fits(cache: PagedAttentionCache, layout: dict[str, Any], arrays: dict[str, np.ndarray], n: int) -> None:
-    """Refuse pages of another layout, and arrays that are not `n` pages of this cache.
+    """Check that the layout is the cache's, and that the arrays are `n` pages of it.
 
     Raises:
-        ValueError: names what differs.
+        ValueError: something differs; says what.
     """
     for name, here in layout_of(cache).items():
         if layout.get(name) != here:
             raise ValueError(
-                f"the pages have {name}={layout.get(name)}, but the cache has {name}={here}; use a cache like the one "
-                "that they are from, or compute them anew"
+                f"the pages have {name}={layout.get(name)}, but the cache has {name}={here}; use a cache with "
+                "the same layout, or compute them anew"
             )
     for name, (shape, dtype) in _array_types(cache, n).items():
         if name not in arrays or (arrays[name].shape, arrays[name].dtype) != (shape, dtype):
@@ -82,16 +84,16 @@ def check_fits(cache: PagedAttentionCache, layout: dict[str, Any], arrays: dict[
 def arrays_from_pages(
     cache: PagedAttentionCache, page_ids: Int32[np.ndarray, " n"], replica: int, progress: Progress = iter
 ) -> dict[str, np.ndarray]:
-    """What these pages of one replica hold: for each view `[n, kv_heads, ...]`, its data and its scales.
+    """Read pages of one replica: for each view its data and its scales, `[n, kv_heads, ...]`.
 
     Raises:
         NotImplementedError: other processes have parts of the pages.
     """
     _check_addressable(cache)
     arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in _array_types(cache, len(page_ids)).items()}
-    ids = _of_group(cache, page_ids, replica)
-    for chunk in progress(staging_slices(len(page_ids))):
-        for index, content in enumerate(jax.device_get(read_contents(cache, ids[:, chunk])), start=chunk.start):
+    ids = _ids_of_replica(cache, page_ids, replica)
+    for part in progress(staging_slices(len(page_ids))):
+        for index, content in enumerate(jax.device_get(read_contents(cache, ids[:, part])), start=part.start):
             for name, array in _by_view(content, replica, len(cache.views)).items():
                 arrays[name][index] = array
     return arrays
@@ -100,13 +102,13 @@ def arrays_from_pages(
 def pages_from_arrays(
     cache: PagedAttentionCache, page_ids: Int32[np.ndarray, " n"], arrays: dict[str, np.ndarray], replica: int
 ) -> PagedAttentionCache:
-    """The cache, donated, with the arrays' pages in these pages of one replica, but for the null page."""
-    ids = _of_group(cache, page_ids, replica)
+    """Write arrays to pages of one replica, except null pages, and return the cache. It is donated."""
+    ids = _ids_of_replica(cache, page_ids, replica)
     wanted = np.flatnonzero(page_ids)
-    for chunk in staging_slices(len(wanted)):
-        contents = [_place(cache, arrays, index, replica) for index in wanted[chunk].tolist()]
-        cache = write_contents(cache, ids[:, wanted[chunk]], contents)
-        if chunk.stop < len(wanted):  # else the next contents would need memory beside these
+    for part in staging_slices(len(wanted)):
+        contents = [_place(cache, arrays, index, replica) for index in wanted[part].tolist()]
+        cache = write_contents(cache, ids[:, wanted[part]], contents)
+        if part.stop < len(wanted):  # frees the staging memory before the next slice
             jax.block_until_ready(cache)
     return cache
 
@@ -128,7 +130,7 @@ def _kinds(pages: KVPages) -> dict[str, Any]:
 
 
 def _by_view(content: KVPages, replica: int, views: int) -> dict[str, np.ndarray]:
-    """A group's part of a content, as arrays."""
+    """One replica's part of a content, as named arrays."""
     return {
         _name(view, kind): array[replica * views + view]
         for kind, array in _kinds(content).items()
@@ -137,7 +139,7 @@ def _by_view(content: KVPages, replica: int, views: int) -> dict[str, np.ndarray
 
 
 def _place(cache: PagedAttentionCache, arrays: dict[str, np.ndarray], index: int, replica: int) -> KVPages:
-    """The content of one of the arrays' pages on the devices of a replica, and zeros on the others."""
+    """The content of page `index` of the arrays, on the devices of one replica; zeros on the others."""
     shape, views = content_shape(cache), len(cache.views)
 
     def place(kind: str, like: Array) -> Array:
@@ -152,10 +154,10 @@ def _place(cache: PagedAttentionCache, arrays: dict[str, np.ndarray], index: int
     return dataclasses.replace(shape, **{kind: place(kind, like) for kind, like in _kinds(shape).items()})
 
 
-def _of_group(
+def _ids_of_replica(
     cache: PagedAttentionCache, page_ids: Int32[np.ndarray, " n"], replica: int
 ) -> Int32[np.ndarray, "replicas n"]:
-    """The ids for one replica, and null pages for the others."""
+    """The ids for one replica; null pages for the others."""
     ids = np.zeros((cache.views[0].replicas, len(page_ids)), np.int32)
     ids[replica] = page_ids
     return ids

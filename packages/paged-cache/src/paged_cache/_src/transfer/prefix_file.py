@@ -1,4 +1,4 @@
-"""All that a cache keeps of prefixes, in a file: found again after a restart."""
+"""Saves a prefix cache to a file, and loads it after a restart."""
 
 import dataclasses
 import io
@@ -37,18 +37,18 @@ def save_prefix_cache(
     replica: int = 0,
     progress: Progress = iter,
 ) -> None:
-    """Write every page that can be found, and what it is found by, to a safetensors file with checksums.
+    """Write all indexed pages to a safetensors file with checksums.
 
-    It is written under another name first, so that there is never half of it at `path`. The host needs memory for all
-    these pages. Call it when all of `manager.take_moves` has been applied to the cache.
+    The file is written under another name and then renamed, so `path` is never half written. The host needs memory for
+    all of these pages. Apply `manager.take_moves` to the cache first.
 
     Args:
-        path: the file; one that is there is replaced.
+        path: the file; an existing file is replaced.
         cache: the pages of all layers.
-        manager: knows which pages can be found.
-        model: what has computed the pages, such as a model's name and revision.
+        manager: the page manager of the cache.
+        model: what computed the pages, such as a model's name and revision.
         replica: with a `data_axis`, the replica whose manager it is.
-        progress: a bar to put around the reading of the pages, such as `tqdm.tqdm`.
+        progress: a progress bar for reading the pages, such as `tqdm.tqdm`.
 
     Raises:
         NotImplementedError: the layers' pages are not all of one shape, or other processes have parts of them.
@@ -70,22 +70,22 @@ def load_prefix_cache(
     replica: int = 0,
     host: HostPages | None = None,
 ) -> PagedAttentionCache:
-    """The cache, donated, with the file's pages in empty ones, where the manager finds them from now on.
+    """Load pages from a file into empty pages, index them, and return the cache. It is donated.
 
-    What is here already is not loaded again, and nothing is evicted: when no page is empty the rest stays out. Applies
+    Skips content that is already indexed. Evicts nothing: loading ends when no page is empty. Applies
     `manager.take_moves` first.
 
     Args:
-        path: what `save_prefix_cache` wrote.
+        path: a file from `save_prefix_cache`.
         cache: the pages of all layers.
-        manager: gets the pages.
-        model: what the caller computes with; the file must say the same.
+        manager: the page manager of the cache.
+        model: the caller's model; must be the same as in the file.
         replica: with a `data_axis`, the replica whose manager it is.
-        host: as for `apply_moves`, for moves that are waiting; needed if the manager has host pages.
+        host: as for `apply_moves`; needed if the manager has host pages, because moves may be waiting.
 
     Raises:
-        ValueError: the file is something else, damaged, of an unknown version, or does not fit the cache or the
-            manager; says what differs. Nothing is loaded.
+        ValueError: the file is damaged, of another kind or version, or does not fit the cache or the manager; says
+            what differs. Nothing is loaded.
         FileNotFoundError: there is no such file.
         NotImplementedError: the layers' pages are not all of one shape.
     """
@@ -105,7 +105,7 @@ def load_prefix_cache(
 
 
 def _origin(manager: PageManager, model: str) -> dict[str, Any]:
-    """What else must be the same for pages to be of use, as it comes back from JSON."""
+    """Further facts that must be equal, as JSON values."""
     groups = [dataclasses.asdict(group) | {"layers": list(group.layers)} for group in manager.groups]
     return {"model": model, "groups": groups}
 

@@ -1,4 +1,4 @@
-"""A sequence's pages on their way to another cache: computed here, continued there."""
+"""Exports a sequence's pages and imports them into another cache, where it continues."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -29,44 +29,44 @@ TOKEN_IDS = "token_ids"
 
 @dataclasses.dataclass(frozen=True)
 class SequencePages:
-    """What a sequence's pages hold, for a cache of the same layout and the same groups of layers."""
+    """The pages of a sequence, for a cache with the same layout and the same layer groups."""
 
     token_ids: Int32[np.ndarray, " tokens"]
-    """The tokens whose keys and values these are."""
+    """The tokens whose keys and values the pages hold."""
     cross_tokens: int
-    """Tokens that groups of cross-attention see."""
+    """Tokens that cross-attention sees."""
     places: Int32[np.ndarray, "n 2"]
-    """For each page, the group of layers and the index in that group's page table."""
+    """For each page its layer group and its number in the page table of that group."""
     groups: tuple[LayerGroup, ...]
-    """The groups of layers that have page tables."""
+    """The layer groups."""
     layout: dict[str, Any]
-    """Page size, heads, number of views, and the fields of `KVLayout`."""
+    """Page size, KV heads, number of views, and the fields of `KVLayout`."""
     arrays: dict[str, np.ndarray]
     """The pages: `view.0.data` `[n, kv_heads, page_size, storage_lanes]`, `view.0.scales` if they have any, ..."""
 
     def to_bytes(self) -> bytes:
-        """A safetensors file with checksums, to send."""
+        """The bytes of a safetensors file with checksums."""
         return self._archive().to_bytes()
 
     def save(self, path: str | Path) -> None:
-        """Write that file; at `path` there is never half of it."""
+        """Write that file. `path` is never half written."""
         self._archive().save(path)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """What `to_bytes` gave.
+        """Read the result of `to_bytes`.
 
         Raises:
-            ValueError: it is something else, damaged, or of an unknown version; says which.
+            ValueError: it is damaged, or of another kind or version; says which.
         """
         return cls._from(Archive.from_bytes(data, KIND))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """What `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            ValueError: it is something else, damaged, or of an unknown version; says which.
+            ValueError: it is damaged, or of another kind or version; says which.
         """
         return cls._from(Archive.load(path, KIND))
 
@@ -90,24 +90,24 @@ class SequencePages:
 
 
 def _group(facts: dict[str, Any]) -> LayerGroup:
-    """A group of layers, from what `dataclasses.asdict` and JSON made of it."""
+    """A layer group, from its `dataclasses.asdict` in JSON."""
     kv = None if facts["kv"] is None else KVShape(**facts["kv"])
     return LayerGroup(**facts | {"layers": tuple(facts["layers"]), "kv": kv})
 
 
 def export_sequence(cache: PagedAttentionCache, manager: PageManager, seq: int, *, replica: int = 0) -> SequencePages:
-    """What the pages of a sequence hold, as far as it is computed; the sequence stays as it is.
+    """Export the pages of a sequence's computed tokens. The sequence does not change.
 
-    Call it when all of `manager.take_moves` has been applied to the cache.
+    Apply `manager.take_moves` to the cache first.
 
     Args:
         cache: the pages of all layers.
-        manager: whose sequence it is.
-        seq: the sequence.
+        manager: the page manager of the cache.
+        seq: the sequence's id.
         replica: with a `data_axis`, the replica whose manager it is.
 
     Raises:
-        ValueError: nothing of the sequence is computed, its tokens are not known, or it is swapped out.
+        ValueError: no token is computed, token ids are not known, or the sequence is swapped out.
         NotImplementedError: the layers' pages are not all of one shape, or other processes have parts of them.
     """
     check_pool(cache, manager.num_pages, replica)
@@ -143,24 +143,24 @@ def import_sequence(
     host: HostPages | None = None,
     replica: int = 0,
 ) -> tuple[PagedAttentionCache, int]:
-    """The cache, donated, with these pages in it, and the new sequence whose they are, all of it computed.
+    """Add a sequence with these pages, fully computed. Returns the cache, which is donated, and the sequence's id.
 
-    Pages that already hold its prefix are shared and not written again. Whose sequence it is the caller says, not the
-    pages: they are checked for damage, and otherwise believed. Applies `manager.take_moves` first.
+    A prefix that is a cache hit is shared and not written again. The pages are checked for damage but otherwise
+    trusted. The caller gives the namespace, the adapter and the media. Applies `manager.take_moves` first.
 
     Args:
         cache: the pages of all layers.
-        manager: gets the sequence.
-        pages: what `export_sequence` gave.
+        manager: the page manager of the cache.
+        pages: the result of `export_sequence`.
         namespace: as for `Prompt`.
         adapter: as for `Prompt`.
         media: as for `Prompt`.
-        host: as for `apply_moves`, for moves that are waiting; needed if the manager has host pages.
+        host: as for `apply_moves`; needed if the manager has host pages, because moves may be waiting.
         replica: with a `data_axis`, the replica whose manager it is.
 
     Raises:
-        ValueError: the pages do not fit the cache or the manager; nothing is taken.
-        OutOfPages: not enough pages are free; nothing is taken.
+        ValueError: the pages do not fit the cache or the manager; nothing changes.
+        OutOfPages: not enough pages are free; nothing changes.
         NotImplementedError: the layers' pages are not all of one shape.
     """
     check_pool(cache, manager.num_pages, replica)
@@ -181,8 +181,8 @@ def import_sequence(
 
 
 def _targets(manager: PageManager, seq: int, pages: SequencePages, computed: int) -> Int32[np.ndarray, " n"]:
-    """The page that takes each of `pages`; the null page where it is here already."""
-    group, index = pages.places.T
-    grows = np.array([each.is_self_attention for each in pages.groups])[group]
-    here = grows & (index < computed // manager.page_size)
-    return np.where(here, 0, manager.page_tables(seq)[group, 0, index]).astype(np.int32)
+    """The page id to write each page to; the null page where the prefix is a cache hit."""
+    group, number = pages.places.T
+    is_own = np.array([each.is_self_attention for each in pages.groups])[group]
+    hit = is_own & (number < computed // manager.page_size)
+    return np.where(hit, 0, manager.page_tables(seq)[group, 0, number]).astype(np.int32)
