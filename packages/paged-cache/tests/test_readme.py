@@ -13,6 +13,11 @@ def test_the_examples_run(capsys):
         exec(compile(example, str(README), "exec"), {})
     assert capsys.readouterr().out.splitlines() == [
         "(4, 512, 16, 64) [19 22]",
+        "0 LayerPlace(group=0, view=0, writes=True) (2, 600, 16, 64)",
+        "1 LayerPlace(group=1, view=0, writes=True) (2, 600, 16, 64)",
+        "2 LayerPlace(group=3, view=1, writes=True) (1, 600, 16, 128)",
+        "3 LayerPlace(group=2, view=0, writes=True) (2, 600, 16, 64)",
+        "4 LayerPlace(group=3, view=1, writes=False) (1, 600, 16, 128)",
         "[[4, 5]] 5",
         "40 tokens found",
         "True [10]",
