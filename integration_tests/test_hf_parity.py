@@ -5,8 +5,7 @@ import pytest
 from paged_runner import PagedRunner, serve_greedy
 from transformers import AutoTokenizer
 
-from paged_attn_layer._src.engine.config import EngineConfig
-from paged_attn_layer._src.engine.engine import Engine
+from paged_attn_layer import Engine, EngineConfig
 
 TOLERANCE = 1e-3
 TIE = 1e-4

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from paged_cache import BatchShapes, CacheConfig, KVShape, PagedAttentionCache, PageManager
+from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, PageManager
 
 PAGE_SIZE = 16
 
@@ -16,19 +16,16 @@ class PagedRunner:
 
     def __init__(self, model, *, mesh=None, tokens=(96,), max_seqs=8, pages_per_seq=8, kv_dtype=jnp.float32):
         self._model = model
-        self._shapes = BatchShapes(tokens=tokens, max_seqs=max_seqs, pages_per_seq=pages_per_seq)
+        groups = model.cache_spec.pool_groups()
         sizes = {"max_seqs": max_seqs, "max_sequence_length": pages_per_seq * PAGE_SIZE}
-        self._manager = PageManager(1 + max_seqs * pages_per_seq, PAGE_SIZE, **sizes, prefix_reuse=False)
-        self._seqs: dict[int, int] = {}
-        shape = KVShape(num_kv_heads=model.config.num_key_value_heads, head_dim=model.config.head_dim)
-        config = CacheConfig(
-            views=(shape,) * model.config.num_hidden_layers,
-            num_pages=self._manager.num_pages,
-            page_size=PAGE_SIZE,
-            dtype=kv_dtype,
-            **sizes,
+        num_pages = 1 + max_seqs * pages_per_seq * len(groups)
+        config = CacheConfig.for_spec(
+            model.cache_spec, mesh, page_size=PAGE_SIZE, num_pages=num_pages, dtype=kv_dtype, **sizes
         )
+        self._manager = PageManager(num_pages, PAGE_SIZE, groups=groups, prefix_reuse=False, **sizes)
+        self._shapes = BatchShapes(tokens, max_seqs, pages_per_seq, len(groups))
         self._cache = PagedAttentionCache.init_cache(mesh, None, config, None)
+        self._seqs: dict[int, int] = {}
 
     def step(self, work: dict[int, list[int]]) -> dict[int, np.ndarray]:
         """Feed each sequence its next tokens. Returns the logits `[tokens, vocab]` of all of them, by sequence."""
@@ -42,12 +39,17 @@ class PagedRunner:
         return dict(zip(work, logits.argmax(axis=1).tolist(), strict=False))
 
     def _compute(self, work: dict[int, list[int]], rows) -> np.ndarray:
-        seqs = [self._extended(sequence, tokens) for sequence, tokens in work.items()]
-        counts = np.array([len(tokens) for tokens in work.values()], np.int32)
-        ids = np.concatenate(list(work.values())).astype(np.int32)
-        step = self._shapes.pack_seqs(self._manager, seqs, ids, q_lens=counts)
-        logits, self._cache = self._model(step.token_ids, step.positions, self._cache, step.batch, rows(step))
-        self._manager.commit(seqs, counts)
+        for name, tokens in work.items():
+            self._extend(name, tokens)
+        seqs, q_lens = (
+            [self._seqs[name] for name in work],
+            np.array([len(tokens) for tokens in work.values()], np.int32),
+        )
+        flat = np.array([token for tokens in work.values() for token in tokens], np.int32)
+        step = self._shapes.pack_seqs(self._manager, seqs, flat, q_lens=q_lens)
+        batches = tuple(step.group(index) for index in range(step.layout.groups))
+        logits, self._cache = self._model(step.token_ids, step.positions, self._cache, batches, rows(step))
+        self._manager.commit(seqs, q_lens)
         return np.asarray(logits)
 
     def feed(self, tokens: list[int], chunks: list[int]) -> np.ndarray:
@@ -57,13 +59,12 @@ class PagedRunner:
         parts = [tokens[end - size : end] for end, size in zip(ends, chunks, strict=True)]
         return np.concatenate([self.step({sequence: part})[sequence] for part in parts])
 
-    def _extended(self, sequence: int, tokens: list[int]) -> int:
-        """The page manager's id of a sequence that has these tokens too now."""
-        if sequence in self._seqs:
-            self._manager.extend(self._seqs[sequence], len(tokens), tokens)
+    def _extend(self, name: int, tokens: list[int]) -> None:
+        """Give the sequence pages for its next tokens."""
+        if name in self._seqs:
+            self._manager.extend(self._seqs[name], len(tokens), tokens)
         else:
-            self._seqs[sequence] = self._manager.admit(tokens)
-        return self._seqs[sequence]
+            self._seqs[name] = self._manager.admit(tokens)
 
 
 def serve_greedy(runner: PagedRunner, prompts: list[list[int]], new_tokens: int, *, budget: int, chunk: int):

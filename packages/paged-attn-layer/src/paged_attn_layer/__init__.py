@@ -1,39 +1,63 @@
-"""Paged attention as a layer for JAX: operator, flax.nnx modules, Hugging Face conversion, generation."""
+"""Paged attention as a layer for JAX: one attention call, flax.nnx modules, Hugging Face conversion, an engine."""
 
-from paged_attn_layer._src.attention.mesh import resolve_mesh
+from paged_attn_layer._src.attention.attend import Attended, attend, prepare
+from paged_attn_layer._src.attention.mesh import on_mesh
 from paged_attn_layer._src.blocks.attention import AttentionConfig, PagedAttention
-from paged_attn_layer._src.blocks.rope import RopeConfig, apply_rope, rope_frequencies
+from paged_attn_layer._src.blocks.rope import RopeConfig, apply_rope
 from paged_attn_layer._src.convert.load import load_model
 from paged_attn_layer._src.convert.source import ConversionError
 from paged_attn_layer._src.convert.tokenizer import load_tokenizer
+
+# EasyDeL's names and meanings (2025), for code that is written against its attention operator.
 from paged_attn_layer._src.easydel.operator import PagedAttn
-from paged_attn_layer._src.easydel.registry import AttentionImpl, AttentionMetadata, AttentionOutput, AttentionRegistry
-from paged_attn_layer._src.engine import Completion, Engine, EngineConfig, EngineStats, Request, Scheduler
-from paged_attn_layer._src.models import LlamaForCausalLM, ModelConfig
+from paged_attn_layer._src.easydel.registry import (
+    AttentionImpl,
+    AttentionMetadata,
+    AttentionOutput,
+    AttentionRegistry,
+)
+from paged_attn_layer._src.engine.completion import Completion
+from paged_attn_layer._src.engine.config import EngineConfig
+from paged_attn_layer._src.engine.engine import Engine
+from paged_attn_layer._src.engine.request import FinishReason, Request
+from paged_attn_layer._src.engine.stats import EngineStats, StepRecord
+from paged_attn_layer._src.engine.text import Tokenizer
+from paged_attn_layer._src.models.causal_lm import CausalLM
+from paged_attn_layer._src.models.config import ModelConfig
+from paged_attn_layer._src.models.decoder import Decoder
+from paged_attn_layer._src.models.family import Family
+from paged_attn_layer._src.models.registry import find_family
 from paged_attn_layer._version import __version__
 
 __all__ = [
+    "Attended",
     "AttentionConfig",
     "AttentionImpl",
     "AttentionMetadata",
     "AttentionOutput",
     "AttentionRegistry",
+    "CausalLM",
     "Completion",
     "ConversionError",
+    "Decoder",
     "Engine",
     "EngineConfig",
     "EngineStats",
-    "LlamaForCausalLM",
+    "Family",
+    "FinishReason",
     "ModelConfig",
     "PagedAttention",
     "PagedAttn",
     "Request",
     "RopeConfig",
-    "Scheduler",
+    "StepRecord",
+    "Tokenizer",
     "__version__",
     "apply_rope",
+    "attend",
+    "find_family",
     "load_model",
     "load_tokenizer",
-    "resolve_mesh",
-    "rope_frequencies",
+    "on_mesh",
+    "prepare",
 ]

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from paged_attn_layer import AttentionMetadata, LlamaForCausalLM, ModelConfig, PagedAttn
+from paged_attn_layer import AttentionMetadata, Decoder, ModelConfig, PagedAttn
 from paged_attn_layer._src.models import llama
 from paged_cache import PagedAttentionCache, PagedAttentionCacheView
 from paged_kernels import KVPages, RaggedBatch
@@ -102,7 +102,7 @@ def test_a_model_on_four_chips(mesh, mode):
             "head_dim": HEAD_DIM,
         }
     )
-    model = nnx.eval_shape(lambda: LlamaForCausalLM(config, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Decoder(config, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
 
     def placed(path, weight):
@@ -116,7 +116,7 @@ def test_a_model_on_four_chips(mesh, mode):
     ids, rows = array((tokens,), everywhere, jnp.int32), array((SEQS,), everywhere, jnp.int32)
 
     def step(weights, cache, ids, batch, rows):
-        return nnx.merge(graph, weights)(ids, ids, cache, batch, rows)
+        return nnx.merge(graph, weights)(ids, ids, cache, (batch,), rows)
 
     lowered = jax.jit(step, donate_argnums=1).lower(weights, PagedAttentionCache((view, view)), ids, batch, rows)
     check(lowered, 2 * PAGES_BYTES // 4, KERNELS[mode])  # the layers share one lowered function

@@ -19,7 +19,9 @@ STEP = Step(kv_lens=(5, 20, 9), q_lens=(5, 1, 7), q_heads=16, kv_heads=8)
 THREE = Step(kv_lens=(5, 20, 9), q_lens=(5, 1, 7), q_heads=6, kv_heads=3)
 OLDER = pytest.mark.filterwarnings("ignore:.*context manager has been deprecated:DeprecationWarning")
 
-forward = jax.jit(lambda impl, *args, **options: impl(*args, **options), static_argnums=0)
+forward = jax.jit(
+    lambda impl, *args, **options: impl(*args, **options), static_argnums=0, static_argnames=("return_lse",)
+)
 
 
 def run_eagerly(impl, *args, **options):
@@ -63,7 +65,7 @@ def test_heads_split_over_any_number_of_devices_give_the_same(count, run):
     assert part_of(output.cache_view.pages.data)[1] == STEP.kv_heads // count
 
 
-def test_fault_13_kv_heads_that_do_not_divide_are_replicated():
+def test_kv_heads_that_do_not_divide_are_replicated():
     check(forward(PagedAttn(), *THREE.rows(TOKENS), view_on(THREE, mesh_of(2), None), THREE.batch), THREE)
     given = PagedAttn(AttentionMetadata(mesh=mesh_of(2)))  # whose axis "tp" does not divide 3
     check(forward(given, *THREE.rows(TOKENS), THREE.view(), THREE.batch), THREE)
@@ -79,7 +81,7 @@ def test_sinks_slopes_tree_masks_and_scales_are_split_with_the_heads(step, count
     head_axis = "tp" if step is STEP else None
     views = [view_on(step, mesh_of(count), head_axis, "int8") for count in counts]
     for view in (PagedAttentionCacheView(pages_of(step, "int8")), *views):
-        output = run(PagedAttn(), q, k, v, view, batch, head_params=heads)
+        output = run(PagedAttn(), q, k, v, view, batch, head_params=heads, return_lse=True)
         assert_allclose(output.attention_outputs, reference[0], **TOLERANCE)
         assert_allclose(output.lse, reference[1], **TOLERANCE)
         assert_array_equal(output.cache_view.pages.k, new.k)
@@ -98,7 +100,8 @@ def test_parts_of_a_context_merge_to_the_whole():
         q_starts=whole.first_positions - size,
     )
     view = PagedAttentionCacheView(pages, mesh=mesh, head_axis="tp")
-    parts = [forward(PagedAttn(), STEP.rows(TOKENS)[0], None, None, view, batch) for batch in (first, rest)]
+    q = STEP.rows(TOKENS)[0]
+    parts = [forward(PagedAttn(), q, None, None, view, batch, return_lse=True) for batch in (first, rest)]
     out, _ = merge_attention_states(
         jnp.stack([part.attention_outputs for part in parts]), jnp.stack([part.lse for part in parts])
     )
@@ -131,7 +134,7 @@ CONTEXTS = {"none": lambda mesh: contextlib.nullcontext(), "set_mesh": jax.set_m
         "with-explicit-jit",
     ],
 )
-def test_fault_12_pages_of_one_device_work_on_the_context_s_mesh(context, run, axis_type):
+def test_pages_of_one_device_work_on_the_context_s_mesh(context, run, axis_type):
     mesh = jax.make_mesh((4,), ("tp",), axis_types=(axis_type,))
     q, k, v = STEP.rows(TOKENS)
     with CONTEXTS[context](mesh):
@@ -147,7 +150,7 @@ def test_fault_12_pages_of_one_device_work_on_the_context_s_mesh(context, run, a
     [("none", run_eagerly), ("set_mesh", forward), ("set_mesh", run_eagerly), ("with", forward)],
     ids=["none-eager", "set_mesh-jit", "set_mesh-eager", "with-jit"],
 )
-def test_fault_12_prefill_and_decode_take_the_mesh_by_the_same_rule(context, run):
+def test_prefill_and_decode_take_the_mesh_by_the_same_rule(context, run):
     mesh, view = mesh_of(2), view_on(STEP, mesh_of(2))
     with CONTEXTS[context](mesh):
         check(run(PagedAttn(), *STEP.rows(TOKENS), view, STEP.batch), STEP)
@@ -157,7 +160,7 @@ def test_fault_12_prefill_and_decode_take_the_mesh_by_the_same_rule(context, run
     assert_allclose(output.attention_outputs, decode.expected(), **TOLERANCE)
 
 
-def test_fault_12_arrays_committed_to_one_device_work_eagerly_on_a_mesh():
+def test_arrays_committed_to_one_device_work_eagerly_on_a_mesh():
     q, k, v, view = jax.device_put((*STEP.rows(TOKENS), STEP.view()), jax.devices()[1])
     check(PagedAttn()(q, k, v, view, STEP.batch, mesh=mesh_of(4)), STEP)
 
@@ -198,7 +201,7 @@ def test_bad_values_are_refused_in_eager_calls_on_a_mesh_too():
 
 
 class TestDataParallel:
-    """Two groups of sequences, each with its own pages, over `dp`; heads over `tp`."""
+    """Two replicas, each with its own sequences and pages, over `dp`; heads over `tp`."""
 
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("dp", "tp"))
     steps = (STEP, dataclasses.replace(STEP, kv_lens=(17, 1, 12), q_lens=(1, 1, 12), seed=1))
@@ -218,12 +221,12 @@ class TestDataParallel:
     def rows(self):
         return [jnp.stack(group) for group in zip(*(step.rows(TOKENS) for step in self.steps), strict=True)]
 
-    def test_fault_13_each_group_attends_its_own_pages(self, view, batch, rows):
+    def test_each_replica_attends_its_own_pages(self, view, batch, rows):
         output = forward(PagedAttn(), *rows, view, batch)
         assert_allclose(output.attention_outputs, jnp.stack([s.expected(TOKENS) for s in self.steps]), **TOLERANCE)
         self.check_pages_and_split(output)
 
-    def test_each_group_has_trees_of_its_own_and_all_have_the_same_heads(self, view, rows):
+    def test_each_replica_has_trees_of_its_own_and_all_have_the_same_heads(self, view, rows):
         trees = [step.in_a_tree(TOKENS) for step in self.steps]
         trees = [dataclasses.replace(tree, max_q_len=TOKENS) for tree in trees]  # one shape
         output = run_eagerly(PagedAttn(), *rows, view, stack_batches(trees), head_params=STEP.heads())
@@ -246,7 +249,7 @@ class TestDataParallel:
         with pytest.raises(ValueError, match=r"must be \[seqs, pages_per_seq\] for a cache with data_axis=None"):
             PagedAttn()(*rows, STEP.view(), batch)
 
-    def test_the_seed_s_metadata_is_refused(self, view, rows):
+    def test_metadata_of_one_replica_is_refused(self, view, rows):
         metadata = PagedAttentionMetadata(
             decodes_position=jnp.zeros(2, jnp.int32), decodes_page_table=jnp.ones((2, 2), jnp.int32)
         )

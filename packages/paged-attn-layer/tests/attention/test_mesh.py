@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from paged_attn_layer import resolve_mesh
-from paged_attn_layer._src.attention.mesh import context_mesh, platform_of
+from paged_attn_layer._src.attention.mesh import context_mesh, platform_of, resolve_mesh
 
 
 def mesh_of(first, count=2):

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from numpy.testing import assert_allclose
 
-from paged_attn_layer import AttentionConfig, AttentionMetadata, PagedAttention, RopeConfig
+from paged_attn_layer import AttentionConfig, PagedAttention, RopeConfig
 from paged_cache import PagedAttentionCacheView
 from paged_kernels import KVPages, RaggedBatch
 
@@ -109,9 +109,9 @@ def test_eager_is_as_compiled():
 def test_on_a_mesh_it_gives_the_same():
     mesh = Mesh(np.array(jax.devices()[:2]), ("tp",))
     config = dataclasses.replace(CONFIG, sinks=True)  # which start at 0: a logit like any other
-    layer = PagedAttention(config, metadata=AttentionMetadata(mesh=mesh), rngs=nnx.Rngs(0))
-    hidden = hidden_of(TOKENS)
-    out, _ = prefill(layer, hidden)
+    layer, hidden = PagedAttention(config, rngs=nnx.Rngs(0)), hidden_of(TOKENS)
+    with jax.set_mesh(mesh):
+        out, _ = prefill(layer, hidden)
     assert_allclose(out, dense_layer(layer, hidden), **TOLERANCE)
 
 

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from paged_attn_layer import RopeConfig, apply_rope, rope_frequencies
+from paged_attn_layer import RopeConfig, apply_rope
+from paged_attn_layer._src.blocks.rope import rope_frequencies
 
 LLAMA3 = {"rope_type": "llama3", "theta": 500000.0, "factor": 8.0, "original_max_position": 64}
 X = np.arange(16, dtype=np.float32) / 8 - 1

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from tiny_checkpoints import CONFIG, finish, gguf_writer, random_weights, write_gguf
 
+from paged_attn_layer import ModelConfig
 from paged_attn_layer._src.convert.gguf_file import GGUFFile
-from paged_attn_layer._src.models import ModelConfig
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import pytest
 from dense import TOLERANCE, Step
 from numpy.testing import assert_allclose, assert_array_equal
 
-from paged_attn_layer import AttentionMetadata, AttentionRegistry, PagedAttn
+from paged_attn_layer import AttentionMetadata, AttentionRegistry, PagedAttn, attend
+from paged_attn_layer._src.easydel import operator as operator_module
 from paged_cache import PagedAttentionMetadata
 from paged_kernels import AttentionSpec, paged_attention
 
@@ -99,7 +100,7 @@ def test_it_agrees_with_layer_one_s_reference():
     assert_allclose(output.attention_outputs, expected, **TOLERANCE)
 
 
-def test_fault_3_the_output_carries_the_cache_and_the_callers_view_is_unchanged(case):
+def test_the_output_carries_the_cache_and_the_callers_view_is_unchanged(case):
     step, rows, metadata, _ = case
     view = step.view()
     before = np.array(view.pages.data)
@@ -125,28 +126,80 @@ def test_keys_without_values_are_refused(missing):
         PagedAttn()(q, kv["k"], kv["v"], RAGGED.view(), RAGGED.batch)
 
 
-@pytest.mark.parametrize("name", ["native", "cpu", "gpu", "cuda", "rocm"])
-def test_fault_15_each_forward_is_reachable_and_right(name):
+def backend_asked_for(monkeypatch, forward):
+    """The backend that a `forward_*` asks `attend` for."""
+    asked = []
+
+    def spy(*args, backend, **options):
+        asked.append(backend)
+        return attend(*args, backend="reference", **options)
+
     step, rows, metadata, expected = mixed_case()
-    output = getattr(PagedAttn(), f"forward_{name}")(*rows, step.view(), metadata)
+    monkeypatch.setattr(operator_module, "attend", spy)
+    output = forward(*rows, step.view(), metadata)
     assert_allclose(output.attention_outputs, expected, **TOLERANCE)
-    if name != "native":
-        output = forward(PagedAttn(AttentionMetadata(platform=name)), *rows, step.view(), metadata)
-        assert_allclose(output.attention_outputs, expected, **TOLERANCE)
+    return asked
 
 
-def test_fault_15_forward_tpu_asks_for_the_tpu_kernels_alone():
+@pytest.mark.parametrize(
+    ("name", "platform", "backend"),
+    [
+        ("native", "cpu", "xla"),
+        ("cpu", "cpu", None),  # the kernels' own first choice
+        ("cpu", "gpu", "xla"),
+        ("gpu", "gpu", None),
+        ("gpu", "cpu", "xla"),
+        ("cuda", "gpu", None),
+        ("rocm", "gpu", None),
+        ("tpu", "cpu", "tpu"),
+        ("tpu", "tpu", "tpu"),
+    ],
+)
+def test_each_forward_asks_for_a_backend_of_its_own(monkeypatch, name, platform, backend):
+    monkeypatch.setattr(operator_module, "platform_of", lambda mesh: platform)
+    assert backend_asked_for(monkeypatch, getattr(PagedAttn(), f"forward_{name}")) == [backend]
+    given = PagedAttn(AttentionMetadata(backend="tpu_interpret"))
+    assert backend_asked_for(monkeypatch, getattr(given, f"forward_{name}")) == ["tpu_interpret"]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "cuda", "rocm"])
+def test_each_platform_runs_and_is_right(platform):
+    step, rows, metadata, expected = mixed_case()
+    output = forward(PagedAttn(AttentionMetadata(platform=platform)), *rows, step.view(), metadata)
+    assert_allclose(output.attention_outputs, expected, **TOLERANCE)
+
+
+def test_the_backend_asked_for_is_the_one_that_computes():
+    step, rows, metadata, _ = ragged_case()
+
+    def program(backend):
+        impl = PagedAttn(AttentionMetadata(backend=backend))
+        return str(jax.make_jaxpr(impl)(*rows, step.view(), metadata))
+
+    assert "pallas_call" in program("tpu_interpret")
+    assert "pallas_call" not in program("xla")
+    assert program("xla") != program("reference")
+
+
+def test_forward_tpu_asks_for_the_tpu_kernels_alone():
     with pytest.raises(ValueError, match="backend='tpu' cannot run here"):
         PagedAttn().forward_tpu(*RAGGED.rows(), RAGGED.view(), RAGGED.batch)
 
 
 @pytest.mark.parametrize("backend", ["tpu_interpret", "reference"])
-def test_fault_15_forward_tpu_is_right_by_the_backend_given(backend):
+def test_forward_tpu_is_right_by_the_backend_given(backend):
     step = Step(kv_lens=(20, 17), q_lens=(4, 1), head_dim=64, page_size=16, num_pages=8)
     impl = PagedAttn(AttentionMetadata(platform="tpu", backend=backend))
     output = forward(impl, *step.rows(8), step.view(), step.batch)
     assert_allclose(output.attention_outputs, step.expected(8), **TOLERANCE)
     assert_pages_equal(output.cache_view.pages, step.pages(with_new=True))
+
+
+def test_log_sum_exp_only_where_asked_for(case):
+    step, rows, metadata, _ = case
+    assert forward(PagedAttn(), *rows, step.view(), metadata).lse is None
+    output = PagedAttn()(*rows, step.view(), metadata, return_lse=True)
+    assert output.lse.shape == rows[0].shape[:-1]
 
 
 OPTIONS = {
@@ -159,7 +212,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("by_call", [True, False], ids=["call", "metadata"])
-def test_fault_8_every_option_reaches_the_kernel(name, by_call):
+def test_every_option_reaches_the_kernel(name, by_call):
     value, dense = OPTIONS[name]
     q, k, v = RAGGED.rows()
     impl = PagedAttn() if by_call else PagedAttn(AttentionMetadata(**{name: value}))
@@ -175,7 +228,7 @@ def test_a_call_s_option_comes_before_the_metadata_s():
 
 
 @pytest.mark.parametrize("name", ["bias", "mask", "segment_ids", "dropout_prob"])
-def test_fault_8_an_option_that_it_does_not_have_is_an_error(name):
+def test_an_option_that_it_does_not_have_is_an_error(name):
     with pytest.raises(TypeError, match=name):
         PagedAttn()(*RAGGED.rows(), RAGGED.view(), RAGGED.batch, **{name: None})
     with pytest.raises(TypeError, match=name):

@@ -20,12 +20,12 @@ class Named(AttentionImpl):
     def get_impl_name(cls):
         return "named"
 
-    def forward_native(self, q, k, v, cache_view, cache_metadata, *, head_params=None):
+    def forward_native(self, q, k, v, cache_view, cache_metadata, *, head_params=None, return_lse=False):
         return AttentionOutput("native")
 
 
 class Gpu(Named):
-    def forward_gpu(self, q, k, v, cache_view, cache_metadata, *, head_params=None):
+    def forward_gpu(self, q, k, v, cache_view, cache_metadata, *, head_params=None, return_lse=False):
         return AttentionOutput("gpu")
 
 
@@ -80,7 +80,7 @@ def test_cuda_and_rocm_fall_back_on_forward_gpu(platform, runs):
 
 def test_the_devices_pick_the_platform_where_the_metadata_does_not():
     class Cpu(Named):
-        def forward_cpu(self, q, k, v, cache_view, cache_metadata, *, head_params=None):
+        def forward_cpu(self, q, k, v, cache_view, cache_metadata, *, head_params=None, return_lse=False):
             return AttentionOutput("cpu")
 
     assert Cpu()(None, None, None, STEP.view(), STEP.batch).attention_outputs == "cpu"

@@ -57,8 +57,8 @@ def check_invariants(scheduler, step):
         pages = pages_of(scheduler, part.request)
         written = pages[part.start // manager.page_size :]
         assert manager.refcounts(written).tolist() == [1] * len(written), "a shared page is written"
-        assert part.start + part.rows <= len(pages) * manager.page_size
-        assert part.samples == (part.start + part.rows == part.request.num_tokens)
+        assert part.start + part.q_len <= len(pages) * manager.page_size
+        assert part.samples == (part.start + part.q_len == part.request.num_tokens)
 
 
 # --- whatever comes, in whatever order, into however small a pool ---
@@ -133,17 +133,17 @@ def test_every_request_gets_its_text_whatever_the_batching(
 # --- the faults of the original scheduler ---
 
 
-def test_fault_2_only_the_last_chunk_of_a_prompt_samples():
+def test_only_the_last_chunk_of_a_prompt_samples():
     scheduler = make(max_seqs=1, token_budget=5)
     request = ask(13, 2)
     scheduler.add(request)
     model, samples = FakeModel(scheduler.manager), []
-    drain(scheduler, model, look=lambda step: samples.extend((p.rows, p.samples) for p in step.work))
+    drain(scheduler, model, look=lambda step: samples.extend((p.q_len, p.samples) for p in step.work))
     assert samples == [(5, False), (5, False), (3, True), (1, True)]
     assert request.output_ids == answer(request.prompt_ids, 2)
 
 
-def test_fault_5_a_stop_string_frees_slot_and_pages_at_once():
+def test_a_stop_string_frees_slot_and_pages_at_once():
     whole = letters(answer(ask(9).prompt_ids, 12))
     request = ask(9, 12, text=OutputText(letters, stop=[whole[3:6]]))
     scheduler = make(max_seqs=1)
@@ -167,7 +167,7 @@ def test_fault_5_a_stop_string_frees_slot_and_pages_at_once():
         (40, 10, "prompt of 40 tokens + max_new_tokens=10 need 13 pages of 4 tokens, more than the cache's 9"),
     ],
 )
-def test_fault_5_a_prompt_that_is_too_long_is_refused_and_not_cut(length, new, says):
+def test_a_prompt_that_is_too_long_is_refused_and_not_cut(length, new, says):
     scheduler = make(num_pages=10)
     request = ask(length, new)
     with pytest.raises(ValueError, match=re.escape(says)):
@@ -177,7 +177,7 @@ def test_fault_5_a_prompt_that_is_too_long_is_refused_and_not_cut(length, new, s
     assert request.num_tokens == length
 
 
-def test_fault_11_several_prompts_share_a_step_and_decodes_go_on_beside_them():
+def test_several_prompts_share_a_step_and_decodes_go_on_beside_them():
     scheduler = make(max_seqs=4, token_budget=20)
     model = FakeModel(scheduler.manager)
     scheduler.add(ask(3, 30))
@@ -186,18 +186,18 @@ def test_fault_11_several_prompts_share_a_step_and_decodes_go_on_beside_them():
     scheduler.add(ask(10, 2))
     scheduler.add(ask(30, 2))
     step = scheduler.schedule()
-    assert [(p.rows, p.is_decode) for p in step.work] == [(1, True), (10, False), (9, False)]
+    assert [(p.q_len, p.is_decode) for p in step.work] == [(1, True), (10, False), (9, False)]
     assert step.mode == "mixed"
     assert (step.decode_tokens, step.prefill_tokens, step.new_tokens) == (1, 19, 2)
 
 
-def test_fault_11_a_short_prompt_takes_a_short_step():
+def test_a_short_prompt_takes_a_short_step():
     scheduler = make(max_seqs=4, token_budget=20)
     scheduler.add(ask(3))
     assert scheduler.schedule().num_tokens == 3
 
 
-def test_fault_11_decodes_in_every_slot_leave_rows_for_a_prompt():
+def test_decodes_in_every_slot_leave_rows_for_a_prompt():
     scheduler = make(max_seqs=3, token_budget=4)
     model = FakeModel(scheduler.manager)
     scheduler.add(ask(1, 30))
@@ -207,11 +207,11 @@ def test_fault_11_decodes_in_every_slot_leave_rows_for_a_prompt():
     scheduler.add(ask(6, 1))
     for _ in range(3):
         step = scheduler.schedule()
-        assert [(p.rows, p.is_decode) for p in step.work] == [(1, True), (1, True), (2, False)]
+        assert [(p.q_len, p.is_decode) for p in step.work] == [(1, True), (1, True), (2, False)]
         scheduler.advance(step, model(step))
 
 
-def test_fault_16_the_youngest_is_preempted_and_says_the_same_later():
+def test_the_youngest_is_preempted_and_says_the_same_later():
     scheduler = make(num_pages=1 + 6, max_seqs=2)
     old, young = ask(8, 12), ask(8, 12, first=9)
     scheduler.add(old)
@@ -223,7 +223,7 @@ def test_fault_16_the_youngest_is_preempted_and_says_the_same_later():
         assert request.output_ids == answer(request.prompt_ids, 12)
 
 
-def test_fault_16_requests_wait_for_pages_instead_of_failing():
+def test_requests_wait_for_pages_instead_of_failing():
     scheduler = make(num_pages=1 + 4, max_seqs=3)
     first, second = ask(14, 1), ask(14, 1)
     scheduler.add(first)
@@ -235,14 +235,14 @@ def test_fault_16_requests_wait_for_pages_instead_of_failing():
     assert [part.request for part in scheduler.schedule().work] == [second]
 
 
-def test_fault_16_an_idle_scheduler_has_no_work_and_takes_nothing():
+def test_an_idle_scheduler_has_no_work_and_takes_nothing():
     scheduler = make()
     assert not scheduler.has_work
     assert scheduler.schedule().work == ()
     assert scheduler.manager.num_used == 0
 
 
-def test_fault_16_owners_are_counted_prefixes_reused_pages_evicted_and_waited_for():
+def test_owners_are_counted_prefixes_reused_pages_evicted_and_waited_for():
     scheduler = make(num_pages=1 + 7, max_seqs=2)
     model = FakeModel(scheduler.manager)
     first, same, other = ask(18, 5), ask(18, 5), ask(14, 2, first=9)
@@ -363,7 +363,7 @@ def test_a_request_admitted_with_one_token_left_takes_a_row_of_the_budget():
     scheduler._preempt(request)  # as for an older one, with both pages still to be found
     scheduler.add(ask(6, 1, first=30))
     step = run_step(scheduler, model)  # checks the budget
-    assert [(part.rows, part.is_decode) for part in step.work] == [(1, True), (2, False)]
+    assert [(part.q_len, part.is_decode) for part in step.work] == [(1, True), (2, False)]
     drain(scheduler, model)
     assert request.output_ids == answer(request.prompt_ids, 4)
 
@@ -375,7 +375,7 @@ def test_pages_that_only_a_match_holds_are_not_counted_free_twice():
     scheduler.add(ask(17, 2))  # finds four, needs one more
     scheduler.add(ask(3, 1, first=30))
     step = run_step(scheduler, model)
-    assert [part.rows for part in step.work] == [1]
+    assert [part.q_len for part in step.work] == [1]
     assert (scheduler.manager.num_free, len(scheduler.waiting)) == (0, 1)
 
 

@@ -2,7 +2,7 @@
 
 import zlib
 
-from paged_attn_layer._src.engine.scheduler import Scheduler, Step
+from paged_attn_layer._src.engine.scheduler import ScheduledStep, Scheduler
 
 VOCABULARY = 50
 
@@ -28,14 +28,14 @@ class FakeModel:
         self.manager = manager
         self.slots = {}
 
-    def __call__(self, step: Step):
+    def __call__(self, step: ScheduledStep):
         for moves in self.manager.take_moves():
             self._copy(moves.copy_from.tolist(), moves.copy_to.tolist())
         (tables,) = self.manager.page_tables(step.seqs).tolist()
         for part, table in zip(step.work, tables, strict=True):
             for position, token in enumerate(part.token_ids, part.start):
                 self.slots[self._slot(table, position)] = token
-        ends = [part.start + part.rows for part in step.work]
+        ends = [part.start + part.q_len for part in step.work]
         return [
             next_token([self.slots[self._slot(table, p)] for p in range(end)])
             for table, end in zip(tables, ends, strict=True)

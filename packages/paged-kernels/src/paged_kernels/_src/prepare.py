@@ -48,7 +48,7 @@ def prepare_batch(
     """
     head_params = head_params or HeadParams()
     q = jax.ShapeDtypeStruct((tokens, q_heads, pages.head_dim), q_dtype)
-    check_attention_inputs(q, pages, batch, head_params)
+    check_attention_inputs(q, pages, batch, head_params, spec.sliding_window)
     call = Call.of_step(q, pages, batch, spec, head_params)
     return _prepare(batch, fitted=choose(candidates(backend, call.platform), call))
 

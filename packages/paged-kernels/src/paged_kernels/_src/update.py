@@ -46,7 +46,7 @@ def paged_attention_update(  # noqa: PLR0917 -- the three rows, then what `paged
         check_prepared_write(batch, k, v, pages, backend)
         check_prepared_attention(batch, q, pages, spec=spec, head_params=head_params, backend=backend)
         return _update((q, k, v), pages, batch, head_params)
-    check_update_inputs(q, k, v, pages, batch, head_params=head_params)
+    check_update_inputs(q, k, v, pages, batch, head_params=head_params, sliding_window=spec.sliding_window)
     call = Call.of_step(q, pages, batch, spec, head_params)
     fitted = choose(candidates(backend, call.platform), call)
     return _prepare_and_update((q, k, v), pages, batch, head_params, fitted=fitted)

@@ -24,7 +24,11 @@ Q_STARTS_IN_A_WRITE = "batch.q_starts must be None in a write: its rows are the 
 
 
 def check_attention_inputs(
-    q: Array | jax.ShapeDtypeStruct, pages: KVPages, batch: RaggedBatch, head_params: HeadParams
+    q: Array | jax.ShapeDtypeStruct,
+    pages: KVPages,
+    batch: RaggedBatch,
+    head_params: HeadParams,
+    sliding_window: int | None = None,
 ) -> None:
     """Check that queries and parameters fit the pages, and that the batch is well-formed.
 
@@ -43,7 +47,7 @@ def check_attention_inputs(
         _check_head_param(field.name, getattr(head_params, field.name), q.shape[1])
     _check_batch_arrays(batch)
     _check_tree_mask(batch, q.shape[0])
-    _check_values_if_known(batch, pages, q.shape[0])
+    _check_values_if_known(batch, pages, q.shape[0], sliding_window)
 
 
 def check_write_inputs(k: Array, v: Array | None, pages: KVPages, batch: RaggedBatch) -> None:
@@ -57,18 +61,26 @@ def check_write_inputs(k: Array, v: Array | None, pages: KVPages, batch: RaggedB
     if batch.q_starts is not None:
         raise ValueError(Q_STARTS_IN_A_WRITE)
     _check_batch_arrays(batch)
-    _check_values_if_known(batch, pages, k.shape[0])
+    own_keys = 1  # a write looks only at the pages of its own rows, as if the window were one key
+    _check_values_if_known(batch, pages, k.shape[0], sliding_window=own_keys)
 
 
 def check_update_inputs(
-    q: Array, k: Array, v: Array | None, pages: KVPages, batch: RaggedBatch, *, head_params: HeadParams
+    q: Array,
+    k: Array,
+    v: Array | None,
+    pages: KVPages,
+    batch: RaggedBatch,
+    *,
+    head_params: HeadParams,
+    sliding_window: int | None = None,
 ) -> None:
     """Check that the arguments of a write and an attention fit each other, and that the batch is well-formed.
 
     Raises:
         ValueError: names the argument, what it is, and what it must be.
     """
-    check_attention_inputs(q, pages, batch, head_params)
+    check_attention_inputs(q, pages, batch, head_params, sliding_window)
     _check_new_keys_and_values(k, v, pages)
     if k.shape[0] != q.shape[0]:
         raise ValueError(f"k has {k.shape[0]} rows; it must have a row for each of the {q.shape[0]} rows of q")
@@ -165,8 +177,17 @@ def _check_new_rows(name: str, rows: Array, kv_heads: int, dim: int) -> None:
         raise ValueError(f"{name} has (kv_heads, head_dim) {rows.shape[1:]}, but the pages have {(kv_heads, dim)}")
 
 
-def check_batch(batch: RaggedBatch, *, num_pages: int, page_size: int, tokens: int) -> None:
+def check_batch(
+    batch: RaggedBatch, *, num_pages: int, page_size: int, tokens: int, sliding_window: int | None = None
+) -> None:
     """Check that a batch reads and writes only pages that it may. For the host: it needs concrete arrays.
+
+    Args:
+        batch: the step's sequences.
+        num_pages: pages of the pool, with the null page.
+        page_size: tokens per page.
+        tokens: rows of the queries.
+        sliding_window: `AttentionSpec.sliding_window`. Pages that no row sees may be the null page.
 
     Raises:
         ValueError: names the field and the sequence, what it is, and what it must be.
@@ -184,7 +205,10 @@ def check_batch(batch: RaggedBatch, *, num_pages: int, page_size: int, tokens: i
         q_len = int(starts[seq + 1] - starts[seq])
         kv_len = int(kv_lens[seq])
         _check_lengths(seq, q_len, kv_len, batch)
-        _check_page_ids(seq, kv_len, page_table[seq], num_pages=num_pages, page_size=page_size)
+        first_seen = 0 if sliding_window is None else max(0, kv_len - q_len - sliding_window + 1)
+        used = page_table[seq, : -(-kv_len // page_size)]
+        _check_width(seq, kv_len, page_table.shape[1], page_size)
+        _check_page_ids(seq, used, first_seen // page_size, num_pages)
 
 
 def _check_lengths(seq: int, q_len: int, kv_len: int, batch: RaggedBatch) -> None:
@@ -199,18 +223,22 @@ def _check_lengths(seq: int, q_len: int, kv_len: int, batch: RaggedBatch) -> Non
         raise ValueError(f"kv_lens[{seq}]={kv_len} must count the {q_len} new rows of the sequence too")
 
 
-def _check_page_ids(seq: int, kv_len: int, page_table: np.ndarray, *, num_pages: int, page_size: int) -> None:
+def _check_width(seq: int, kv_len: int, pages_per_seq: int, page_size: int) -> None:
     used = -(-kv_len // page_size)
-    if used > len(page_table):
+    if used > pages_per_seq:
         raise ValueError(
             f"kv_lens[{seq}]={kv_len} needs {used} pages of {page_size}, "
-            f"but the page table has {len(page_table)} per sequence"
+            f"but the page table has {pages_per_seq} a sequence"
         )
-    outside = (page_table[:used] < 1) | (page_table[:used] >= num_pages)
+
+
+def _check_page_ids(seq: int, page_ids: np.ndarray, first_seen: int, num_pages: int) -> None:
+    outside = (page_ids < 0) | (page_ids >= num_pages)
+    outside[first_seen:] |= page_ids[first_seen:] == 0
     if outside.any():
         at = int(np.argmax(outside))
         raise ValueError(
-            f"page_table[{seq}, {at}]={page_table[at]} must lie in 1..{num_pages - 1} (page 0 is the null page)"
+            f"page_table[{seq}, {at}]={page_ids[at]} must lie in 1..{num_pages - 1} (page 0 is the null page)"
         )
 
 
@@ -277,7 +305,9 @@ def _check_tree_mask(batch: RaggedBatch, tokens: int) -> None:
         )
 
 
-def _check_values_if_known(batch: RaggedBatch, pages: KVPages, tokens: int) -> None:
-    leaves = jax.tree.leaves(batch)
-    if not any(isinstance(leaf, Tracer) for leaf in leaves):
-        check_batch(batch, num_pages=pages.num_pages, page_size=pages.page_size, tokens=tokens)
+def _check_values_if_known(batch: RaggedBatch, pages: KVPages, tokens: int, sliding_window: int | None) -> None:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(batch)):
+        return
+    check_batch(
+        batch, num_pages=pages.num_pages, page_size=pages.page_size, tokens=tokens, sliding_window=sliding_window
+    )

@@ -1,109 +1,227 @@
-"""Attention with its heads split over one axis of a mesh, and its groups of sequences over another."""
+"""One layer's attention: the step's new keys and values into the layer's pages, then attention over the pages."""
 
 import dataclasses
-from functools import partial
-from typing import NamedTuple, cast
+import functools
+from typing import NamedTuple
 
 import jax
-from eformer.escale import PartitionManager
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from paged_attn_layer._src.attention.mesh import AnyMesh
-from paged_cache import PagedAttentionCacheView, kv_head_axis, sharded_call
-from paged_cache import PartitionManager as LayerTwoManager
-from paged_kernels import AttentionSpec, Backend, HeadParams, KVPages, RaggedBatch, paged_attention
+from paged_attn_layer._src.attention.checks import check_call
+from paged_cache import PagedAttentionCacheView
+from paged_kernels import (
+    AttentionSpec,
+    Backend,
+    HeadParams,
+    KVPages,
+    PreparedBatch,
+    RaggedBatch,
+    paged_attention,
+    prepare_batch,
+    write_kv,
+)
 
 Rows = Float[Array, "*replicas tokens heads head_dim"]
 LogSumExp = Float[Array, "*replicas tokens heads"]
+StepBatch = RaggedBatch | PreparedBatch
+"""A step's sequences, as they are or as `prepare` returns them."""
 
 
-class Inputs(NamedTuple):
-    """The arrays of a call, as rows."""
+class Attended(NamedTuple):
+    """What `attend` returns."""
 
-    q: Rows
-    k: Rows | None
-    v: Rows | None
+    out: Rows
+    """The output of each row, in the dtype of the queries; zeros for rows that are no token."""
     view: PagedAttentionCacheView
-    batch: RaggedBatch
-    head_params: HeadParams
+    """The view whose pages hold the new keys and values; the caller's own is unchanged."""
+    lse: LogSumExp | None
+    """The log of each row's softmax denominator, where it was asked for."""
 
 
-def view_on_mesh(
-    view: PagedAttentionCacheView, mesh: AnyMesh | None, partition_manager: PartitionManager | None
-) -> PagedAttentionCacheView:
-    """The view as the mesh splits it: its own split if it has one, else by KV heads where they divide.
+def attend(  # noqa: PLR0917 - the three rows, then what they are attended over
+    q: Rows,
+    k: Rows | None,
+    v: Rows | None,
+    view: PagedAttentionCacheView,
+    batch: StepBatch,
+    spec: AttentionSpec | None = None,
+    *,
+    head_params: HeadParams | None = None,
+    backend: str | Backend | None = None,
+    return_lse: bool = False,
+) -> Attended:
+    """The attention of each row over the pages of its sequence, and the view that holds the new keys and values.
 
-    So that pages of a single device work on any mesh, with the write and the read split alike.
+    Each device works on its own heads of its own replica; nothing is communicated:
+
+                      q [replicas, tokens, q_heads, head_dim]   pages [pages, kv_heads, ...]   batch [replicas, ...]
+        data_axis        replicas                                  pages                          replicas
+        head_axis                          q_heads                        kv_heads                on every device
+
+    Without a data axis, `q`, `k`, `v` and `batch` have no `replicas` axis. Query heads lie with their KV head.
+
+    Args:
+        q: the queries of this step's tokens.
+        k: their new keys, or latent rows; `None` reads the pages and writes nothing.
+        v: their new values; `None` with latent pages, and where `k` is `None`.
+        view: one layer's pages, and how a mesh splits them (`on_mesh`).
+        batch: which rows belong to which sequence. `prepare` it to share the work of a step between layers.
+        spec: what to compute; `None` is causal attention without a window.
+        head_params: attention sinks and ALiBi slopes, one number for each query head.
+        backend: the name of the kernels' backend, or one itself; `None` takes the first that can.
+        return_lse: whether to compute the log-sum-exp.
+
+    Raises:
+        ValueError: an argument does not fit the others; nothing is written.
+        NotImplementedError: no backend can compute this.
     """
-    if mesh is None:
-        return view
-    concrete = cast(Mesh, mesh)  # or an AbstractMesh within jax.jit, where one will do
-    if view.mesh is not None:
-        return dataclasses.replace(view, mesh=concrete)
-    manager = cast(LayerTwoManager | None, partition_manager)  # eformer types its modes more narrowly than str
-    head_axis = kv_head_axis(concrete, view.pages.num_kv_heads, manager)
-    return dataclasses.replace(view, mesh=concrete, head_axis=head_axis)
+    spec, head_params = spec or AttentionSpec(), head_params or HeadParams()
+    check_call(q, k, v, view, batch, head_params=head_params)
+    if isinstance(batch, RaggedBatch):  # a prepared one was checked when it was made
+        view.check_batch(batch, q.shape[-3], spec.sliding_window)
+    rows, pages = (q, k, v), view.pages
+    if view.mesh is not None:  # jax.jit refuses arrays that lie on one device alone, so they are placed before it
+        specs = (view.rows_spec, view.pages_spec, view.batch_spec, _heads_spec(view))
+        places = tuple(NamedSharding(view.mesh, spec) for spec in specs)
+        rows, pages, batch, head_params = jax.device_put((rows, pages, batch, head_params), places)
+    placed = dataclasses.replace(view, pages=pages)
+    out, lse, pages = _attend(rows, placed, batch, head_params, spec=spec, backend=backend, return_lse=return_lse)
+    return Attended(out, dataclasses.replace(view, pages=pages), lse)
 
 
-def place(inputs: Inputs) -> Inputs:
-    """The same, laid out as the view's mesh splits them; what is in place already is not moved.
+def prepare(
+    batch: RaggedBatch,
+    view: PagedAttentionCacheView,
+    spec: AttentionSpec | None = None,
+    *,
+    tokens: int,
+    q_heads: int,
+    q_dtype: DTypeLike,
+    head_params: HeadParams | None = None,
+    backend: str | Backend | None = None,
+) -> PreparedBatch:
+    """The batch with all that the kernels derive from it: make it once a step, for all layers that are alike.
 
-    `jax.jit` refuses arrays that are committed to one device, so in eager calls this must come before it.
+    Layers are alike if they have the same page table, page shape, spec, query heads and dtype.
+
+    Args:
+        batch: which rows belong to which sequence; stacked, one for each replica, where the view has a data axis.
+        view: the pages of one of the layers; only shapes are looked at.
+        spec: what the layers compute.
+        tokens: rows of the queries (of one replica).
+        q_heads: query heads over all devices.
+        q_dtype: type of the queries.
+        head_params: which of them the layers have; only that is looked at.
+        backend: as for `attend`.
+
+    Raises:
+        ValueError: the batch is malformed, or does not fit the pages.
+        NotImplementedError: no backend can compute this.
     """
-    q, k, v, view, batch, head_params = inputs
+    spec, pages = spec or AttentionSpec(), local_pages(view)
+    devices = view.pages.num_kv_heads // pages.num_kv_heads  # that share the heads
+
+    def prepare_part(batch: RaggedBatch) -> PreparedBatch:
+        one = _without_replicas(view, batch)
+        prepared = prepare_batch(
+            one,
+            pages,
+            spec,
+            tokens=tokens,
+            q_heads=q_heads // devices,
+            q_dtype=q_dtype,
+            head_params=head_params,
+            backend=backend,
+        )
+        return _with_replicas(view, prepared)
+
     if view.mesh is None:
-        return inputs
-    specs = (view.rows_spec, view.pages_spec, view.batch_spec, heads_spec(view))
-    places = tuple(NamedSharding(view.mesh, spec) for spec in specs)
-    (q, k, v), pages, batch, head_params = jax.device_put(((q, k, v), view.pages, batch, head_params), places)
-    return Inputs(q, k, v, dataclasses.replace(view, pages=pages), batch, head_params)
+        return prepare_part(batch)
+    view.check_batch(batch, tokens, spec.sliding_window)  # here, where values are known: on devices they are traced
+    placed = jax.device_put(batch, NamedSharding(view.mesh, view.batch_spec))
+    return _on_devices(prepare_part, view, (view.batch_spec,), view.batch_spec)(placed)
 
 
-def heads_spec(view: PagedAttentionCacheView) -> PartitionSpec:
+def local_pages(view: PagedAttentionCacheView) -> KVPages:
+    """The shapes of one device's part of the pages."""
+    if view.mesh is None:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), view.pages)
+    sharding = NamedSharding(view.mesh, view.pages_spec)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(sharding.shard_shape(leaf.shape), leaf.dtype), view.pages)
+
+
+# Compiled as one, so that an eager call compiles once, and does not run one operation at a time on each device.
+@functools.partial(jax.jit, static_argnames=("spec", "backend", "return_lse"))
+def _attend(
+    rows: tuple[Rows, Rows | None, Rows | None],
+    view: PagedAttentionCacheView,
+    batch: StepBatch,
+    head_params: HeadParams,
+    *,
+    spec: AttentionSpec,
+    backend: str | Backend | None,
+    return_lse: bool,
+) -> tuple[Rows, LogSumExp | None, KVPages]:
+    def attend_part(rows, pages, batch, head_params):
+        rows, batch = _without_replicas(view, (rows, batch))
+        if isinstance(batch, RaggedBatch):
+            tokens, q_heads, _ = rows[0].shape
+            batch = prepare_batch(
+                batch,
+                pages,
+                spec,
+                tokens=tokens,
+                q_heads=q_heads,
+                q_dtype=rows[0].dtype,
+                head_params=head_params,
+                backend=backend,
+            )
+        out, lse, pages = _write_and_attend(rows, pages, batch, head_params, spec=spec, return_lse=return_lse)
+        return *_with_replicas(view, (out, lse)), pages
+
+    if view.mesh is None:
+        return attend_part(rows, view.pages, batch, head_params)
+    in_specs = (view.rows_spec, view.pages_spec, view.batch_spec, _heads_spec(view))
+    out_specs = (view.rows_spec, PartitionSpec(*view.rows_spec[:-1]), view.pages_spec)
+    return _on_devices(attend_part, view, in_specs, out_specs)(rows, view.pages, batch, head_params)
+
+
+def _write_and_attend(
+    rows: tuple[Rows, Rows | None, Rows | None],
+    pages: KVPages,
+    batch: PreparedBatch,
+    head_params: HeadParams,
+    *,
+    spec: AttentionSpec,
+    return_lse: bool,
+) -> tuple[Rows, LogSumExp | None, KVPages]:
+    """One device's part."""
+    q, k, v = rows
+    if k is not None:
+        pages = write_kv(pages, k, v, batch)
+    if return_lse:
+        return *paged_attention(q, pages, batch, spec, head_params, return_lse=True), pages
+    return paged_attention(q, pages, batch, spec, head_params), None, pages
+
+
+def _on_devices(function, view: PagedAttentionCacheView, in_specs, out_specs):
+    """`function` on each device's part of its arguments."""
+    # The kernels' outputs carry no replication types, so shard_map cannot check them.
+    return jax.shard_map(function, mesh=view.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _heads_spec(view: PagedAttentionCacheView) -> PartitionSpec:
     """How parameters `[q_heads]` are split: as the queries that they belong to."""
     return PartitionSpec(view.head_axis)
 
 
-@partial(jax.jit, static_argnames=("spec", "backend"))
-def write_and_attend(inputs: Inputs, *, spec: AttentionSpec, backend: str | Backend) -> tuple[Rows, LogSumExp, KVPages]:
-    """The attention of each row, and the pages with `k` and `v` in them, or as they were where there is no `k`.
-
-    Compiled by itself, so that eager calls are compiled once, and not run one operation at a time on each device.
-    """
-    q, k, v, view, batch, head_params = inputs
-    if k is not None:
-        view = view.write(k, v, batch, backend=backend)
-    return *attend(q, view, batch, head_params, spec=spec, backend=backend), view.pages
+def _without_replicas(view: PagedAttentionCacheView, arrays):
+    """A device's part without the axis of replicas, of which it sees one."""
+    return arrays if view.data_axis is None else jax.tree.map(lambda leaf: leaf[0], arrays)
 
 
-def attend(
-    q: Rows,
-    view: PagedAttentionCacheView,
-    batch: RaggedBatch,
-    head_params: HeadParams,
-    *,
-    spec: AttentionSpec,
-    backend: str | Backend,
-) -> tuple[Rows, LogSumExp]:
-    """`paged_attention`, each device attending its own heads of its own group; nothing is communicated.
-
-                      q [groups, tokens, q_heads, head_dim]   pages [pages, kv_heads, ...]   batch [groups, ...]
-        data_axis        groups                                  pages                          groups
-        head_axis                        q_heads                        kv_heads                everywhere
-
-    Without a data axis `q` and the batch have no `groups`. KV heads lie with their queries: both are split in order,
-    and so are the parameters of the query heads, which every group shares.
-    """
-    if view.mesh is None:
-        return paged_attention(q, view.pages, batch, spec, head_params, backend=backend, return_lse=True)
-
-    def attend_part(q: Array, pages: KVPages, batch: RaggedBatch, head_params: HeadParams) -> tuple[Array, Array]:
-        if view.data_axis is not None:  # each device sees the one batch of its group
-            q, batch = jax.tree.map(lambda leaf: leaf[0], (q, batch))
-        results = paged_attention(q, pages, batch, spec, head_params, backend=backend, return_lse=True)
-        return results if view.data_axis is None else jax.tree.map(lambda leaf: leaf[None], results)
-
-    in_specs = (view.rows_spec, view.pages_spec, view.batch_spec, heads_spec(view))
-    out_specs = (view.rows_spec, PartitionSpec(*view.rows_spec[:-1]))
-    return sharded_call(attend_part, view.mesh, in_specs, out_specs, q, view.pages, batch, head_params)
+def _with_replicas(view: PagedAttentionCacheView, arrays):
+    """The arrays with the axis of replicas, for the output of a device's part."""
+    return arrays if view.data_axis is None else jax.tree.map(lambda leaf: leaf[None], arrays)

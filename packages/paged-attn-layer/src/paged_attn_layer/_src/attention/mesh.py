@@ -1,18 +1,48 @@
 """Which devices a call is split over: the one rule that every path follows."""
 
+import dataclasses
 import warnings
+from typing import cast
 
 import jax
-from eformer.escale import get_incontext_mesh
+from eformer.escale import PartitionManager, get_incontext_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from paged_cache import PagedAttentionCacheView, kv_head_axis
+from paged_cache import PartitionManager as LayerTwoManager
 
 AnyMesh = Mesh | AbstractMesh
 
 
-def resolve_mesh(given: AnyMesh | None, view_mesh: AnyMesh | None) -> AnyMesh | None:
-    """The mesh of a call: the one given (as an argument, else in the metadata), else the context's, else the view's.
+def on_mesh(
+    view: PagedAttentionCacheView, mesh: AnyMesh | None = None, partition_manager: PartitionManager | None = None
+) -> PagedAttentionCacheView:
+    """The view as the call's mesh splits it (`resolve_mesh`): its own split if it has one, else by KV heads.
 
-    `None` means none of them: a plain call, on whatever device the arrays lie.
+    So pages of a single device work on any mesh. KV heads that the mesh axis does not divide stay whole.
+
+    Args:
+        view: one layer's pages.
+        mesh: the mesh asked for; `None` takes the context's, else the view's.
+        partition_manager: names the mesh axis of the heads; `None` means `"tp"`.
+
+    Raises:
+        ValueError: the mesh is not the one that the view's pages lie on.
+    """
+    resolved = resolve_mesh(mesh, view.mesh)
+    if resolved is None:
+        return view
+    concrete = cast(Mesh, resolved)  # or an AbstractMesh within jax.jit, where one will do
+    if view.mesh is not None:
+        return dataclasses.replace(view, mesh=concrete)
+    manager = cast(LayerTwoManager | None, partition_manager)  # eformer types its modes more narrowly than str
+    return dataclasses.replace(view, mesh=concrete, head_axis=kv_head_axis(concrete, view.pages.num_kv_heads, manager))
+
+
+def resolve_mesh(given: AnyMesh | None, view_mesh: AnyMesh | None) -> AnyMesh | None:
+    """Returns the mesh of a call: the one given, else the context's, else the view's.
+
+    `None` means that there is none: a plain call, on the device where the arrays lie.
 
     Raises:
         ValueError: it is not the mesh that the view's pages lie on.

@@ -1,18 +1,17 @@
 """Attention as a layer of a model: projections, rotary embedding, the cache, and the way back."""
 
 import dataclasses
-from typing import cast
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
+from paged_attn_layer._src.attention.attend import attend, prepare
+from paged_attn_layer._src.attention.mesh import on_mesh
 from paged_attn_layer._src.blocks.rope import RopeConfig, apply_rope
-from paged_attn_layer._src.easydel.operator import PagedAttn
-from paged_attn_layer._src.easydel.registry import AttentionMetadata
-from paged_cache import PagedAttentionCacheView
-from paged_kernels import HeadParams, RaggedBatch
+from paged_cache import KVShape, PagedAttentionCacheView
+from paged_kernels import AttentionSpec, Backend, HeadParams, PreparedBatch, RaggedBatch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +58,18 @@ class AttentionConfig:
         if slopes is not None and len(slopes) != self.num_heads:
             raise ValueError(f"alibi_slopes has {len(slopes)} entries; it must have num_heads={self.num_heads}")
 
+    @property
+    def spec(self) -> AttentionSpec:
+        """What the kernels compute."""
+        return AttentionSpec(
+            softmax_scale=self.softmax_scale, soft_cap=self.soft_cap, sliding_window=self.sliding_window
+        )
+
+    @property
+    def kv(self) -> KVShape:
+        """What the layer stores for one token."""
+        return KVShape(num_kv_heads=self.num_kv_heads, head_dim=self.head_dim)
+
 
 class PagedAttention(nnx.Module):
     """Self-attention of a step's tokens, with their keys and values kept in pages.
@@ -74,7 +85,7 @@ class PagedAttention(nnx.Module):
         self,
         config: AttentionConfig,
         *,
-        metadata: AttentionMetadata | None = None,
+        backend: str | Backend | None = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -82,19 +93,15 @@ class PagedAttention(nnx.Module):
         """A layer with random weights.
 
         Args:
-            config: sizes, and what is computed. Its scale, cap and window stand in for the metadata's.
-            metadata: where and by what it is computed: mesh, platform, backend.
+            config: sizes, and what is computed.
+            backend: the kernels' backend, by name; `None` takes the first that can. The cache view says where: on its
+                mesh, or on the context's.
             dtype: type that the projections compute in; `None` takes the wider of the input's and the weights'.
             param_dtype: type of the weights.
             rngs: source of the weights.
         """
         self.config = config
-        self.metadata = dataclasses.replace(
-            metadata or AttentionMetadata(),
-            softmax_scale=config.softmax_scale,
-            soft_cap=config.soft_cap,
-            sliding_window=config.sliding_window,
-        )
+        self.backend = backend
 
         def linear(size_in: int, size_out: int, use_bias: bool) -> nnx.Linear:
             return nnx.Linear(size_in, size_out, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -112,15 +119,15 @@ class PagedAttention(nnx.Module):
         hidden: Float[Array, "*replicas tokens hidden"],
         positions: Int32[Array, "*replicas tokens"],
         cache_view: PagedAttentionCacheView,
-        batch: RaggedBatch,
+        batch: RaggedBatch | PreparedBatch,
     ) -> tuple[Float[Array, "*replicas tokens hidden"], PagedAttentionCacheView]:
         """The output of each token, and the view that holds its key and value; padding rows give no useful output.
 
         Args:
-            hidden: this step's tokens; with a leading `groups` axis where the cache is split over a data axis.
+            hidden: this step's tokens; with a leading `replicas` axis where the cache is split over a data axis.
             positions: of each token in its sequence; what padding has does not matter.
             cache_view: this layer's pages.
-            batch: which rows belong to which sequence.
+            batch: which rows belong to which sequence; `prepare` it to share its work between layers of one config.
 
         Raises:
             ValueError: an argument does not fit the others.
@@ -128,9 +135,43 @@ class PagedAttention(nnx.Module):
         q = self._rotate(self._split_heads(self.q_proj(hidden)), positions)
         k = self._rotate(self._split_heads(self.k_proj(hidden)), positions)
         v = self._split_heads(self.v_proj(hidden))
-        output = PagedAttn(self.metadata)(q, k, v, cache_view, batch, head_params=self._head_params())
-        heads = output.attention_outputs
-        return self.o_proj(heads.reshape(*heads.shape[:-2], -1)), cast(PagedAttentionCacheView, output.cache_view)
+        attended = attend(
+            q,
+            k,
+            v,
+            on_mesh(cache_view),
+            batch,
+            self.config.spec,
+            head_params=self._head_params(),
+            backend=self.backend,
+        )
+        out = self.o_proj(attended.out.reshape(*attended.out.shape[:-2], -1))
+        return out, dataclasses.replace(cache_view, pages=attended.view.pages)
+
+    def prepare(
+        self,
+        batch: RaggedBatch,
+        cache_view: PagedAttentionCacheView,
+        hidden: Float[Array, "*replicas tokens hidden"],
+    ) -> PreparedBatch:
+        """The batch with what the kernels derive from it, for every layer of this config over such pages.
+
+        Args:
+            batch: which rows belong to which sequence.
+            cache_view: the pages of one such layer; only shapes are looked at.
+            hidden: this step's tokens; only shape and dtype are looked at.
+        """
+        kernel = self.q_proj.kernel[...]
+        return prepare(
+            batch,
+            on_mesh(cache_view),
+            self.config.spec,
+            tokens=hidden.shape[-2],
+            q_heads=self.config.num_heads,
+            q_dtype=self.q_proj.dtype or jnp.promote_types(hidden.dtype, kernel.dtype),
+            head_params=self._head_params(),
+            backend=self.backend,
+        )
 
     def _split_heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], -1, self.config.head_dim)

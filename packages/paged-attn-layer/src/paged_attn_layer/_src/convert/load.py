@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array
 from paged_attn_layer._src.convert.extras import needs_extra
 from paged_attn_layer._src.convert.source import WeightSource
 from paged_attn_layer._src.convert.weights import match_weights
-from paged_attn_layer._src.models.decoder import Decoder
+from paged_attn_layer._src.models.causal_lm import CausalLM
 from paged_attn_layer._src.models.family import Family
 from paged_attn_layer._src.models.registry import find_family
 
@@ -27,7 +27,7 @@ def load_model(
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
     partition_manager: PartitionManager | None = None,
-) -> Decoder:
+) -> CausalLM:
     """The model of a Hugging Face directory (safetensors) or a GGUF file, without torch.
 
     Everything is checked before the first weight is read. The model's weights are then read, cast and placed one after
@@ -60,7 +60,7 @@ def load_model(
         for target, weight in zip(match.targets, made, strict=True):
             sharding = _sharding(family, target, config, mesh, partition_manager)
             weights[target].set_value(_place(weight, dtype, sharding))
-    return nnx.merge(graph, state)
+    return cast(CausalLM, nnx.merge(graph, state))
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> WeightSource:
@@ -83,10 +83,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> WeightSource:
     raise ValueError(f"{path} {kind}; give a Hugging Face model directory or a .gguf file")
 
 
-def _abstract_model(family: Family, config: Any, dtype: DTypeLike) -> Decoder:
+def _abstract_model(family: Family, config: Any, dtype: DTypeLike) -> CausalLM:
     """The model with shapes in place of weights: nothing is computed."""
 
-    def build() -> Decoder:
+    def build() -> CausalLM:
         rngs = nnx.Rngs(0)
         rngs.default = _OneKey(0, tag="default")
         return family.build(config, param_dtype=dtype, rngs=rngs)

@@ -1,37 +1,34 @@
-"""The attention operator on a paged KV cache: it writes the new keys and values, and attends."""
+"""EasyDeL's operator on a paged KV cache, as a name and a call around `attend`."""
 
 import dataclasses
+import functools
 
-from paged_attn_layer._src.attention.attend import Inputs, place, view_on_mesh, write_and_attend
-from paged_attn_layer._src.attention.mesh import resolve_mesh
-from paged_attn_layer._src.easydel.dispatch import (
-    CacheMetadata,
-    check_head_params,
-    check_new_tokens,
-    check_queries,
-    to_ragged,
-    to_rows,
-)
-from paged_attn_layer._src.easydel.registry import AttentionImpl, AttentionOutput, AttentionRegistry, Heads
+from paged_attn_layer._src.attention.attend import attend
+from paged_attn_layer._src.attention.mesh import on_mesh, platform_of, resolve_mesh
+from paged_attn_layer._src.easydel.dispatch import StepMetadata, to_ragged, to_rows
+from paged_attn_layer._src.easydel.registry import AttentionImpl, AttentionOutput, AttentionRegistry, Forward, Heads
 from paged_cache import PagedAttentionCacheView
-from paged_kernels import Backend, HeadParams
+from paged_kernels import HeadParams
+
+PLAIN = "xla"
+"""The kernels' backend that runs on every platform."""
 
 
 @AttentionRegistry.register
 class PagedAttn(AttentionImpl):
-    """Attention of a step's tokens over the pages of their sequences.
+    """Attention of a step's tokens over the pages of their sequences: `attend`, in EasyDeL's shapes.
 
-    Writes `k` and `v` into the pages, then attends; the output carries the view that holds them, and the caller's
-    view is unchanged. With `k` and `v` both `None` it only reads; latent pages take `k` alone. Queries, keys and values
-    are shaped by the step:
+    Writes `k` and `v` into the pages, then attends. The output carries the view that holds them; the caller's view is
+    unchanged. With `k` and `v` both `None` it only reads. Latent pages take `k` alone. Queries, keys and values are
+    shaped by the step:
 
         prefill       [1, tokens, heads, head_dim]           one chunk of one prompt
         decode        [seqs, 1, heads, head_dim]             one token of each sequence
         mixed         [tokens + seqs, 1, heads, head_dim]    the chunk's tokens, then one of each sequence
-        RaggedBatch   [tokens, heads, head_dim]              any mix; [groups, tokens, heads, head_dim] on a data axis
+        RaggedBatch   [tokens, heads, head_dim]              any mix; [replicas, tokens, heads, head_dim] on a data axis
 
-    The output is shaped as the queries (heads of the values' size), in their dtype or the metadata's `runtime_dtype`.
-    Tree masks and parts of a context are the batch's, attention sinks and ALiBi slopes the `head_params` of a call.
+    The output has the shape of the queries (and the size of a value), in their dtype or the metadata's `runtime_dtype`.
+    Tree masks and parts of a context belong to the batch, sinks and ALiBi slopes to `head_params`.
 
     On a mesh (`resolve_mesh`) each device attends its own heads, KV heads with their queries. KV heads that the mesh
     axis does not divide are computed whole on every device, with the same result.
@@ -42,57 +39,57 @@ class PagedAttn(AttentionImpl):
         """Always `"paged_attention"`."""
         return "paged_attention"
 
-    def forward_native(
-        self,
-        q: Heads,
-        k: Heads | None,
-        v: Heads | None,
-        cache_view: PagedAttentionCacheView,
-        cache_metadata: CacheMetadata,
-        *,
-        head_params: HeadParams | None = None,
-    ) -> AttentionOutput:
+    @property
+    def forward_native(self) -> Forward:
         """The output by plain XLA, which runs everywhere."""
-        return self._forward(q, k, v, cache_view, cache_metadata, head_params=head_params, backend="xla")
+        return functools.partial(self._attend, PLAIN)
 
-    def forward_tpu(
+    @property
+    def forward_cpu(self) -> Forward:
+        """The output by the first backend that can, of those for CPUs."""
+        return functools.partial(self._attend, self._first_choice("cpu"))
+
+    @property
+    def forward_gpu(self) -> Forward:
+        """The output by the first backend that can, of those for GPUs."""
+        return functools.partial(self._attend, self._first_choice("gpu"))
+
+    @property
+    def forward_tpu(self) -> Forward:
+        """The output by the Pallas kernels for TPUs."""
+        return functools.partial(self._attend, "tpu")
+
+    def _first_choice(self, platform: str) -> str | None:
+        """`None`, with which the kernels choose, on the platform itself; elsewhere what runs everywhere."""
+        return None if platform_of(resolve_mesh(self.metadata.mesh, None)) == platform else PLAIN
+
+    def _attend(  # noqa: PLR0917 - the backend, then what every `forward_*` takes
         self,
+        backend: str | None,
         q: Heads,
         k: Heads | None,
         v: Heads | None,
         cache_view: PagedAttentionCacheView,
-        cache_metadata: CacheMetadata,
+        cache_metadata: StepMetadata,
         *,
         head_params: HeadParams | None = None,
-    ) -> AttentionOutput:
-        """The output by the Pallas kernels."""
-        return self._forward(q, k, v, cache_view, cache_metadata, head_params=head_params, backend="tpu")
-
-    def _forward(
-        self,
-        q: Heads,
-        k: Heads | None,
-        v: Heads | None,
-        cache_view: PagedAttentionCacheView,
-        cache_metadata: CacheMetadata,
-        *,
-        head_params: HeadParams | None,
-        backend: str | Backend,
+        return_lse: bool = False,
     ) -> AttentionOutput:
         metadata = self.metadata
-        backend = metadata.backend or backend
-        batch = to_ragged(cache_metadata)
-        check_queries(q, cache_metadata, cache_view)
-        check_new_tokens(k, v, q, cache_view)
-        head_params = head_params or HeadParams()
-        check_head_params(head_params, q.shape[-2])
-        view = view_on_mesh(cache_view, resolve_mesh(metadata.mesh, cache_view.mesh), metadata.partition_manager)
-        q_rows = to_rows(q if metadata.runtime_dtype is None else q.astype(metadata.runtime_dtype), cache_metadata)
-        k_rows, v_rows = (None if x is None else to_rows(x, cache_metadata) for x in (k, v))
-        view.check_batch(batch, q_rows.shape[-3])
-        inputs = place(Inputs(q_rows, k_rows, v_rows, view, batch, head_params))
-        out, lse, pages = write_and_attend(inputs, spec=metadata.spec(), backend=backend)
+        batch = to_ragged(q, cache_metadata, cache_view)
+        attended = attend(
+            to_rows(q if metadata.runtime_dtype is None else q.astype(metadata.runtime_dtype), cache_metadata),
+            to_rows(k, cache_metadata),
+            to_rows(v, cache_metadata),
+            on_mesh(cache_view, metadata.mesh, metadata.partition_manager),
+            batch,
+            metadata.spec(),
+            head_params=head_params,
+            backend=metadata.backend or backend,
+            return_lse=return_lse,
+        )
         # The caller's own split, not this call's: a view keeps its tree structure through scans and compiled steps.
-        new_view = dataclasses.replace(cache_view, pages=pages)
-        lead = q.shape[:-1]  # with the seed's axis of size 1
-        return AttentionOutput(out.reshape(*lead, -1), cache_view=new_view, lse=lse.reshape(lead))
+        view = dataclasses.replace(cache_view, pages=attended.view.pages)
+        lead = q.shape[:-1]  # with EasyDeL's axis of size 1
+        lse = None if attended.lse is None else attended.lse.reshape(lead)
+        return AttentionOutput(attended.out.reshape(*lead, -1), cache_view=view, lse=lse)

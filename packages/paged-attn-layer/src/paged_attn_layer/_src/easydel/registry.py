@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from paged_attn_layer._src.attention.mesh import platform_of, resolve_mesh
-from paged_attn_layer._src.easydel.dispatch import CacheMetadata
+from paged_attn_layer._src.easydel.dispatch import StepMetadata
 from paged_cache import PagedAttentionCacheView
 from paged_kernels import AttentionSpec, Backend, HeadParams, get_backend
 
@@ -92,12 +92,31 @@ class AttentionOutput:
     (`paged_kernels.merge_attention_states`)."""
 
 
+class Forward(Protocol):
+    """One way to compute attention: the signature of every `forward_*`."""
+
+    def __call__(
+        self,
+        q: Heads,
+        k: Heads | None,
+        v: Heads | None,
+        cache_view: PagedAttentionCacheView,
+        cache_metadata: StepMetadata,
+        *,
+        head_params: HeadParams | None = None,
+        return_lse: bool = False,
+    ) -> AttentionOutput:
+        """The output, and the view with `k` and `v` in its pages."""
+        ...
+
+
 class AttentionImpl(abc.ABC):
-    """One way to compute attention; a call runs the `forward_*` of the platform.
+    """One attention implementation; a call runs the `forward_*` of the platform.
 
         forward_native  <-  forward_cpu, forward_tpu, forward_gpu  <-  forward_cuda, forward_rocm
 
-    Each does what the one to its left does, until a subclass, which gives a name and `forward_native`, overrides it.
+    Each is the one to its left, until a subclass overrides it, by a method or a property. A subclass gives a name and
+    `forward_native`.
     """
 
     def __init__(self, metadata: AttentionMetadata | None = None) -> None:
@@ -114,83 +133,35 @@ class AttentionImpl(abc.ABC):
     def get_impl_name(cls) -> str:
         """The name that it is registered and found under."""
 
+    @property
     @abc.abstractmethod
-    def forward_native(
-        self,
-        q: Heads,
-        k: Heads | None,
-        v: Heads | None,
-        cache_view: PagedAttentionCacheView,
-        cache_metadata: CacheMetadata,
-        *,
-        head_params: HeadParams | None = None,
-    ) -> AttentionOutput:
+    def forward_native(self) -> Forward:
         """The output where there is nothing better for the platform."""
 
-    def forward_cpu(
-        self,
-        q: Heads,
-        k: Heads | None,
-        v: Heads | None,
-        cache_view: PagedAttentionCacheView,
-        cache_metadata: CacheMetadata,
-        *,
-        head_params: HeadParams | None = None,
-    ) -> AttentionOutput:
+    @property
+    def forward_cpu(self) -> Forward:
         """The output on CPU."""
-        return self.forward_native(q, k, v, cache_view, cache_metadata, head_params=head_params)
+        return self.forward_native
 
-    def forward_tpu(
-        self,
-        q: Heads,
-        k: Heads | None,
-        v: Heads | None,
-        cache_view: PagedAttentionCacheView,
-        cache_metadata: CacheMetadata,
-        *,
-        head_params: HeadParams | None = None,
-    ) -> AttentionOutput:
+    @property
+    def forward_tpu(self) -> Forward:
         """The output on TPU."""
-        return self.forward_native(q, k, v, cache_view, cache_metadata, head_params=head_params)
+        return self.forward_native
 
-    def forward_gpu(
-        self,
-        q: Heads,
-        k: Heads | None,
-        v: Heads | None,
-        cache_view: PagedAttentionCacheView,
-        cache_metadata: CacheMetadata,
-        *,
-        head_params: HeadParams | None = None,
-    ) -> AttentionOutput:
+    @property
+    def forward_gpu(self) -> Forward:
         """The output on a GPU of any make."""
-        return self.forward_native(q, k, v, cache_view, cache_metadata, head_params=head_params)
+        return self.forward_native
 
-    def forward_cuda(
-        self,
-        q: Heads,
-        k: Heads | None,
-        v: Heads | None,
-        cache_view: PagedAttentionCacheView,
-        cache_metadata: CacheMetadata,
-        *,
-        head_params: HeadParams | None = None,
-    ) -> AttentionOutput:
+    @property
+    def forward_cuda(self) -> Forward:
         """The output on an NVIDIA GPU."""
-        return self.forward_gpu(q, k, v, cache_view, cache_metadata, head_params=head_params)
+        return self.forward_gpu
 
-    def forward_rocm(
-        self,
-        q: Heads,
-        k: Heads | None,
-        v: Heads | None,
-        cache_view: PagedAttentionCacheView,
-        cache_metadata: CacheMetadata,
-        *,
-        head_params: HeadParams | None = None,
-    ) -> AttentionOutput:
+    @property
+    def forward_rocm(self) -> Forward:
         """The output on an AMD GPU."""
-        return self.forward_gpu(q, k, v, cache_view, cache_metadata, head_params=head_params)
+        return self.forward_gpu
 
     def __call__(
         self,
@@ -198,7 +169,7 @@ class AttentionImpl(abc.ABC):
         k: Heads | None,
         v: Heads | None,
         cache_view: PagedAttentionCacheView,
-        cache_metadata: CacheMetadata,
+        cache_metadata: StepMetadata,
         *,
         head_params: HeadParams | None = None,
         mesh: Mesh | AbstractMesh | None = None,
@@ -206,6 +177,7 @@ class AttentionImpl(abc.ABC):
         soft_cap: float | None = None,
         sliding_window: int | None = None,
         causal: bool | None = None,
+        return_lse: bool = False,
         return_attention_weights: bool = False,
     ) -> AttentionOutput:
         """The output of the platform's `forward_*`. A keyword that is not `None` stands in for the metadata's field.
@@ -225,27 +197,33 @@ class AttentionImpl(abc.ABC):
             raise NotImplementedError(
                 "return_attention_weights=True is not supported: the weights over a paged cache are never materialised"
             )
-        overrides = {
+        given = {
             "mesh": mesh,
             "softmax_scale": softmax_scale,
             "soft_cap": soft_cap,
             "sliding_window": sliding_window,
             "causal": causal,
         }
-        impl = self.replace({name: value for name, value in overrides.items() if value is not None})
-        forward = getattr(impl, f"forward_{impl._platform(cache_view)}")
-        return forward(q, k, v, cache_view, cache_metadata, head_params=head_params)
+        changes = {name: value for name, value in given.items() if value is not None}
+        impl = type(self)(dataclasses.replace(self.metadata, **changes)) if changes else self
+        forward = impl._forward(cache_view)
+        return forward(q, k, v, cache_view, cache_metadata, head_params=head_params, return_lse=return_lse)
 
-    def replace(self, overrides: dict[str, object]) -> "AttentionImpl":
-        """The same implementation with these fields of its metadata replaced."""
-        return type(self)(dataclasses.replace(self.metadata, **overrides)) if overrides else self
-
-    def _platform(self, cache_view: PagedAttentionCacheView) -> str:
-        if self.metadata.platform is not None:
-            return self.metadata.platform
-        platform = platform_of(resolve_mesh(self.metadata.mesh, cache_view.mesh))
+    def _forward(self, cache_view: PagedAttentionCacheView) -> Forward:
+        """The `forward_*` of the platform that the metadata names, or that the arrays lie on."""
+        platform = self.metadata.platform or platform_of(resolve_mesh(self.metadata.mesh, cache_view.mesh))
         _check_one_of("platform", platform, PLATFORMS)
-        return platform
+        match platform:
+            case "cpu":
+                return self.forward_cpu
+            case "tpu":
+                return self.forward_tpu
+            case "cuda":
+                return self.forward_cuda
+            case "rocm":
+                return self.forward_rocm
+            case _:
+                return self.forward_gpu
 
 
 ImplClass = TypeVar("ImplClass", bound=type[AttentionImpl])

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32
 
-from paged_attn_layer._src.models import LlamaForCausalLM
+from paged_attn_layer._src.models.causal_lm import CausalLM
 from paged_cache import (
     BatchShapes,
     CacheConfig,
@@ -29,9 +30,7 @@ class CompiledStep:
     Only the rows that give a next token get logits, and one array leaves the device: each sequence's likeliest token.
     """
 
-    def __init__(
-        self, model: LlamaForCausalLM, shapes: BatchShapes, cache_config: CacheConfig, mesh: Mesh | None
-    ) -> None:
+    def __init__(self, model: CausalLM, shapes: BatchShapes, cache_config: CacheConfig, mesh: Mesh | None) -> None:
         """Allocate the cache; nothing compiles before the first call.
 
         Args:
@@ -45,7 +44,7 @@ class CompiledStep:
         placed = jax.tree.map(lambda pages: pages.sharding, cache)
         self._cache = jax.device_put(cache, placed)  # committed, as results are: else the second call compiles again
         self._replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-        graph, self._weights = nnx.split(model)
+        graph, self._weights = nnx.split(cast(nnx.Module, model))
         self._run = jax.jit(
             functools.partial(_next_tokens, graph), donate_argnames="cache", out_shardings=(None, placed)
         )
@@ -78,6 +77,7 @@ def _next_tokens(
     step: StepBatch,
 ) -> tuple[Int32[Array, " seqs"], PagedAttentionCache]:
     """The likeliest token after the last row of each sequence, and the cache with the rows' keys and values."""
-    model = nnx.merge(graph, weights)
-    logits, cache = model(step.token_ids, step.positions, cache, step.batch, step.last_rows)
+    model = cast(CausalLM, nnx.merge(graph, weights))
+    batches = tuple(step.group(index) for index in range(step.layout.groups))
+    logits, cache = model(step.token_ids, step.positions, cache, batches, step.last_rows)
     return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache

@@ -20,13 +20,14 @@ from paged_attn_layer._src.engine.completion import Completion
 from paged_attn_layer._src.engine.config import EngineConfig
 from paged_attn_layer._src.engine.progress import ServingBar, progress_bar
 from paged_attn_layer._src.engine.request import Request
-from paged_attn_layer._src.engine.scheduler import Scheduler, Step
+from paged_attn_layer._src.engine.scheduler import ScheduledStep, Scheduler
 from paged_attn_layer._src.engine.stats import EngineStats, StepRecord
 from paged_attn_layer._src.engine.text import OutputText, Tokenizer, encode_prompt, text_decoder
-from paged_attn_layer._src.models import LlamaForCausalLM
+from paged_attn_layer._src.models.causal_lm import CausalLM
 from paged_cache import BatchShapes, CacheConfig, PageManager, StepBatch
 
-Prompt = str | Sequence[int]
+PromptLike = str | Sequence[int]
+"""A text, or token ids."""
 OnStep = Callable[[StepRecord, list[Request]], None]
 """Called after each step with its record and the requests that it finished."""
 
@@ -44,13 +45,19 @@ class Engine:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: CausalLM,
         *,
         tokenizer: Tokenizer | None = None,
         config: EngineConfig | None = None,
         mesh: Mesh | None = None,
     ) -> None:
-        """Take the model's weights as they are placed, and allocate the cache.
+        """Take the model's weights as they are placed, and allocate the cache that its layers need.
+
+        Args:
+            model: what to serve; it is asked only what `CausalLM` says.
+            tokenizer: turns prompts into token ids, and answers into text; without one, both are token ids.
+            config: how much is served at once.
+            mesh: the devices that share the cache; `None` for the default one.
 
         Raises:
             ValueError: the sizes do not fit each other or the model.
@@ -58,17 +65,21 @@ class Engine:
         self.config = config or EngineConfig()
         self.tokenizer = tokenizer
         self.stats = EngineStats()
-        self._vocab_size = model.config.vocab_size
+        self._vocab_size = model.vocab_size
+        groups = model.cache_spec.pool_groups()
         cache_config = _cache_config(self.config, model, mesh)
         self._manager = PageManager(
             cache_config.num_pages,
             self.config.page_size,
             max_seqs=self.config.max_seqs,
             max_sequence_length=self.config.max_sequence_length,
+            groups=groups,
             prefix_reuse=self.config.prefix_reuse,
         )
         self._scheduler = Scheduler(self._manager, token_budget=self.config.token_budget)
-        self._shapes = BatchShapes(self.config.token_buckets, self.config.max_seqs, cache_config.pages_per_seq)
+        self._shapes = BatchShapes(
+            self.config.token_buckets, self.config.max_seqs, cache_config.pages_per_seq, len(groups)
+        )
         self._compute = CompiledStep(model, self._shapes, cache_config, mesh)
 
     @classmethod
@@ -118,7 +129,7 @@ class Engine:
 
     def request(
         self,
-        prompt: Prompt,
+        prompt: PromptLike,
         *,
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
@@ -160,7 +171,7 @@ class Engine:
         self._scheduler.add(request)
 
     def abort(self, request: Request) -> None:
-        """End a request early and free its slot and pages; nothing happens to a finished one."""
+        """End a request early and free its pages. A finished one stays as it is."""
         self._scheduler.finish(request, "aborted")
 
     def step(self) -> list[Request]:
@@ -223,7 +234,7 @@ class Engine:
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[PromptLike],
         *,
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
@@ -267,12 +278,12 @@ class Engine:
             if on_step is not None:
                 on_step(self.stats.steps[-1], finished)
 
-    def _pack(self, step: Step) -> StepBatch:
+    def _pack(self, step: ScheduledStep) -> StepBatch:
         """The step's arrays on the host, padded to one of the fixed shapes."""
         token_ids = np.array(step.token_ids, np.int32)
-        return self._shapes.pack_seqs(self._manager, step.seqs, token_ids, q_lens=step.rows)
+        return self._shapes.pack_seqs(self._manager, step.seqs, token_ids, q_lens=step.q_lens)
 
-    def _prompt_ids(self, prompt: Prompt, chat: bool | None) -> list[int]:
+    def _prompt_ids(self, prompt: PromptLike, chat: bool | None) -> list[int]:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ValueError("a text prompt needs a tokenizer; build the engine with tokenizer=...")
@@ -287,25 +298,28 @@ class Engine:
         return frozenset() if end is None else frozenset([end])
 
 
-def _cache_config(config: EngineConfig, model: LlamaForCausalLM, mesh: Mesh | None) -> CacheConfig:
-    """The cache for this model: as many pages as asked for, else as are of use and fit."""
-    longest = model.config.max_position_embeddings
+def _cache_config(config: EngineConfig, model: CausalLM, mesh: Mesh | None) -> CacheConfig:
+    """The cache that the model's layers need: as many pages as asked for, else as are of use and fit."""
+    longest = model.max_positions
     if config.max_sequence_length > longest:
         raise ValueError(
             f"max_sequence_length={config.max_sequence_length} must be at most {longest}, the model's longest sequence"
         )
-    fitting = CacheConfig.create(
+    spec = model.cache_spec
+    fitting = CacheConfig.for_spec(
+        spec,
         mesh,
-        batch_size=config.max_seqs,
-        num_hidden_layers=model.config.num_hidden_layers,
-        max_sequences=config.max_sequence_length,
+        max_seqs=config.max_seqs,
+        max_sequence_length=config.max_sequence_length,
         page_size=config.page_size,
-        num_kv_heads=model.config.num_key_value_heads,
-        kv_head_dim_size=model.config.head_dim,
         num_pages=config.num_pages,
-        dtype=model.embed.embedding[...].dtype if config.kv_dtype is None else config.kv_dtype,
+        dtype=model.dtype if config.kv_dtype is None else config.kv_dtype,
     )
     if config.num_pages is not None:
         return fitting
-    of_use = 1 + config.max_seqs * fitting.pages_per_seq  # the null page, and the longest request in each slot
+    longest_request = sum(
+        group.most_pages(config.max_sequence_length, config.token_budget, config.page_size)
+        for group in spec.pool_groups()
+    )
+    of_use = 1 + config.max_seqs * longest_request  # the null page, and `max_seqs` of the longest requests
     return dataclasses.replace(fitting, num_pages=min(fitting.num_pages, of_use))

@@ -4,37 +4,36 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 
 from paged_attn_layer._src.engine.request import FinishReason, Request, RequestState
 from paged_cache import OutOfPages, PageManager, Prompt
 
-Count = TypeVar("Count", int, np.ndarray)
 Mode = Literal["prefill", "decode", "mixed"]
 """What a step computes: prompt tokens, the newest tokens of answers, or both."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduledRequest:
-    """The part of one request that a step computes: tokens `start : start + rows`, at the time it was scheduled."""
+    """The part of one request that a step computes: tokens `start : start + q_len`, at the time it was scheduled."""
 
     request: Request
     start: int
-    rows: int
+    q_len: int
     is_decode: bool
     samples: bool
-    """Whether the last row gives the request's next token; in the middle of a prompt it gives nothing."""
+    """True if the last row gives the request's next token. In the middle of a prompt it gives nothing."""
 
     @property
     def token_ids(self) -> list[int]:
         """The tokens of the rows."""
-        return self.request.token_ids[self.start : self.start + self.rows]
+        return self.request.token_ids[self.start : self.start + self.q_len]
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class ScheduledStep:
     """What one call of the model computes, oldest request first; empty when there is nothing to do."""
 
     work: tuple[ScheduledRequest, ...]
@@ -49,19 +48,19 @@ class Step:
         return np.array([part.request.seq for part in self.work], np.int64)
 
     @functools.cached_property
-    def rows(self) -> np.ndarray:
-        """Rows of each part."""
-        return np.array([part.rows for part in self.work], np.int32)
+    def q_lens(self) -> np.ndarray:
+        """Tokens of each part."""
+        return np.array([part.q_len for part in self.work], np.int32)
 
     @property
     def token_ids(self) -> list[int]:
-        """Tokens of all rows, one part's after another's."""
+        """The tokens of all parts, one after another."""
         return [token for part in self.work for token in part.token_ids]
 
     @property
     def num_tokens(self) -> int:
         """Rows of the step."""
-        return sum(part.rows for part in self.work)
+        return sum(part.q_len for part in self.work)
 
     @property
     def new_tokens(self) -> int:
@@ -71,12 +70,12 @@ class Step:
     @property
     def decode_tokens(self) -> int:
         """Rows that are the newest token of an answer."""
-        return sum(part.rows for part in self.work if part.is_decode)
+        return sum(part.q_len for part in self.work if part.is_decode)
 
     @property
     def prefill_tokens(self) -> int:
         """Rows of prompts, and of answers that are computed again after a preemption."""
-        return sum(part.rows for part in self.work if not part.is_decode)
+        return sum(part.q_len for part in self.work if not part.is_decode)
 
     @property
     def mode(self) -> Mode:
@@ -87,27 +86,33 @@ class Step:
 
 
 class Scheduler:
-    """First come, first served: decodes first, then chunks of prompts, as pages and rows allow.
+    """First come, first served: decodes first, then prefill chunks, as pages and rows allow.
 
-    Each step takes the running requests, oldest first. A decoding one computes one token; its row is set aside
-    before any prompt's. The others compute as much of their prompt as rows are left for, several in one step. Then
-    waiting requests are admitted while their known tokens fit the pages that nobody has claimed. A request starts with
-    the pages that already hold its prefix, and after each step others can find the pages that it filled.
+    Each step takes the running requests, oldest first. A request that decodes computes one token; its row is reserved
+    before any prompt's. The others compute as much of their prompt as rows are left for; several may do so in one step.
+    Then waiting requests are admitted, while their known tokens fit the pages that nobody has claimed. A request starts
+    with the cached pages that hold its prefix. After each step, others can find the pages that it filled.
 
-    Pages are taken as tokens need them, for all running requests at once. Where they do not suffice, the youngest
-    running request waits a step, and keeps what it has. Where they do not suffice even so, it is preempted: it goes
-    back to the front of the queue, and later computes again what it no longer finds in pages.
+    Pages are taken as tokens need them, for all running requests at once. If there are too few, the youngest running
+    request waits a step and keeps its pages. If there are still too few, it is preempted: it loses its pages, goes back
+    to the front of the queue, and later computes again what is no longer cached.
 
-    Why every request finishes. (1) `running + waiting` is always in order of arrival: requests are admitted from the
-    front of the queue, and the last one admitted goes back to the front. (2) The oldest running request gets at least
-    one row in every step: there are more rows than slots, and all others may be preempted for its pages. Then every
-    page is free or its own, and `check` has made sure that all pages are enough for it. So it finishes after finitely
-    many steps, and the next becomes the oldest. (3) With nothing running, every page is free, and the front of the
-    queue is admitted: what it finds and what it lacks are free pages, and together no more than `check` allowed.
+    Layers with a window give pages back as it moves on (`PageManager.commit`), so a request is charged only for the
+    pages that it can hold at once (`PageManager.pages_for`).
+
+    Why every request finishes:
+
+    1. `running + waiting` is always in order of arrival. Requests are admitted from the front of the queue, and the
+       last one admitted goes back to the front.
+    2. The oldest running request gets at least one row in every step: there are more rows than running requests, and
+       all others may be preempted for its pages. Then every page is free or its own, and `check` made sure that these
+       are enough. So it finishes after finitely many steps, and the next becomes the oldest.
+    3. With nothing running, every page is free, and the front of the queue is admitted: it never needs more pages at
+       once than `check` allowed.
     """
 
     def __init__(self, manager: PageManager, *, token_budget: int) -> None:
-        """Schedule over the pages of `manager`, all of them free, and as many sequences as it has room for.
+        """Schedule over the pages of `manager`, all of them free, and at most its `max_seqs` requests at once.
 
         Args:
             manager: gives requests their pages.
@@ -144,7 +149,7 @@ class Scheduler:
                 f"max_sequence_length={self.manager.max_sequence_length}; "
                 "shorten the prompt, ask for fewer tokens, or build the engine for longer sequences"
             )
-        pages = self._pages_for(request.max_tokens)
+        pages = self.manager.pages_for(request.max_tokens, chunk=self.token_budget)
         if pages > self.manager.num_pages - 1:
             raise ValueError(
                 f"{asked} need {pages} pages of {self.manager.page_size} tokens, more than the cache's "
@@ -163,7 +168,7 @@ class Scheduler:
         request.state = RequestState.WAITING
         self.waiting.append(request)
 
-    def schedule(self) -> Step:
+    def schedule(self) -> ScheduledStep:
         """Decide the next step, and take the pages it needs."""
         work, num_preempted = self._rows_of_running(), 0
         while not self._take_pages(work):
@@ -173,25 +178,25 @@ class Scheduler:
                 self._preempt(self.running[-1])
                 num_preempted += 1
                 work = self._rows_of_running()
-        rows_left = self.token_budget - sum(part.rows for part in work)
+        rows_left = self.token_budget - sum(part.q_len for part in work)
         cached_tokens = 0
         while rows_left and (admitted := self._admit(rows_left)):
             work.append(admitted)
-            rows_left -= admitted.rows
+            rows_left -= admitted.q_len
             cached_tokens += admitted.start
-        return Step(tuple(work), num_preempted, cached_tokens)
+        return ScheduledStep(tuple(work), num_preempted, cached_tokens)
 
-    def advance(self, step: Step, next_tokens: Sequence[int]) -> list[Request]:
-        """Take the results of a step; returns the requests that it finished, their slots and pages free again.
+    def advance(self, step: ScheduledStep, next_tokens: Sequence[int]) -> list[Request]:
+        """Take the results of a step; returns the requests that it finished, and frees their pages.
 
         Args:
             step: what `schedule` returned.
             next_tokens: for each request of the step the token after its last row; looked at where it samples.
         """
-        self.manager.commit(step.seqs, step.rows)
+        self.manager.commit(step.seqs, step.q_lens)
         finished = []
         for part, token in zip(step.work, next_tokens, strict=True):
-            part.request.num_computed += part.rows
+            part.request.num_computed += part.q_len
             reason = part.request.append(token) if part.samples else None
             if reason is not None:
                 self.finish(part.request, reason)
@@ -199,7 +204,7 @@ class Scheduler:
         return finished
 
     def finish(self, request: Request, reason: FinishReason) -> None:
-        """End a request, between steps, and free its slot and pages at once; nothing happens to a finished one."""
+        """End a request, between steps, and free its pages at once. A finished one stays as it is."""
         if request.state is RequestState.FINISHED:
             return
         if request.state is RequestState.RUNNING:
@@ -211,21 +216,21 @@ class Scheduler:
         request.finish_reason = reason
 
     def _rows_of_running(self) -> list[ScheduledRequest]:
-        """What the running requests compute next: a row for each decode, and the others' prompts in the rows left."""
+        """What the running requests compute next: one row for each decode, then prompts in the rows that are left."""
         rows_left = self.token_budget - sum(request.is_decoding for request in self.running)
         work = []
         for request in self.running:
-            rows = 1 if request.is_decoding else min(request.num_uncomputed, rows_left)
-            rows_left -= 0 if request.is_decoding else rows
-            if rows:
-                work.append(_part(request, rows))
+            q_len = 1 if request.is_decoding else min(request.num_uncomputed, rows_left)
+            rows_left -= 0 if request.is_decoding else q_len
+            if q_len:
+                work.append(_part(request, q_len))
         return work
 
     def _take_pages(self, work: list[ScheduledRequest]) -> bool:
         """Give all parts the pages that they need, or none of them any and say so."""
-        step = Step(tuple(work))
+        step = ScheduledStep(tuple(work))
         try:
-            self.manager.extend(step.seqs, step.rows, step.token_ids)
+            self.manager.extend(step.seqs, step.q_lens, step.token_ids)
         except OutOfPages:
             if len(self.running) == 1:
                 raise  # cannot be: `check` has counted its pages
@@ -233,13 +238,14 @@ class Scheduler:
         return True
 
     def _admit(self, rows_left: int) -> ScheduledRequest | None:
-        """Give the next waiting request a slot, and what it computes, if all its tokens fit the unclaimed pages."""
+        """Admit the next waiting request, if all its known tokens fit the unclaimed pages; returns what it computes."""
         if not self.waiting or len(self.running) == self.manager.max_seqs:
             return None
         request = self.waiting[0]
         if request.known is None:
             request.known = Prompt(request.token_ids, namespace=request.namespace)
-        if self.manager.pages_to_admit(request.known) > self.manager.num_free - self._claimed_pages():
+        pages = self.manager.pages_to_admit(request.known, chunk=self.token_budget)
+        if pages > self.manager.num_free - self._claimed_pages():
             return None
         request.seq = self.manager.admit(request.known, chunk=rows_left)
         request.known = None
@@ -249,10 +255,10 @@ class Scheduler:
         return _part(request, int(self.manager.lengths(request.seq)[0]) - request.num_computed)
 
     def _claimed_pages(self) -> int:
-        """Pages that running requests still need for the tokens that they are known to have."""
+        """Pages that running requests may still take for the tokens that they are known to have."""
         seqs = np.array([request.seq for request in self.running], np.int64)
-        tokens = np.array([request.num_tokens for request in self.running], np.int64)
-        return int((self._pages_for(tokens) - self._pages_for(self.manager.lengths(seqs))).sum())
+        lengths = np.array([request.num_tokens for request in self.running], np.int64)
+        return self.manager.pages_to_extend(seqs, lengths, chunk=self.token_budget)
 
     def _preempt(self, request: Request) -> None:
         """Take back a running request's pages, and queue it as the next to be admitted."""
@@ -268,10 +274,7 @@ class Scheduler:
             self.manager.release(request.seq)
             request.seq = None
 
-    def _pages_for(self, tokens: Count) -> Count:
-        return -(-tokens // self.manager.page_size)
 
-
-def _part(request: Request, rows: int) -> ScheduledRequest:
-    samples = rows == request.num_uncomputed
-    return ScheduledRequest(request, request.num_computed, rows, request.is_decoding, samples)
+def _part(request: Request, q_len: int) -> ScheduledRequest:
+    samples = q_len == request.num_uncomputed
+    return ScheduledRequest(request, request.num_computed, q_len, request.is_decoding, samples)

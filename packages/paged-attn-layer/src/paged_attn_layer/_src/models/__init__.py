@@ -1,6 +1,1 @@
-"""Decoders built from `PagedAttention`."""
-
-from paged_attn_layer._src.models.config import SUPPORTED_ARCHITECTURES, ModelConfig
-from paged_attn_layer._src.models.decoder import Decoder as LlamaForCausalLM
-
-__all__ = ["SUPPORTED_ARCHITECTURES", "LlamaForCausalLM", "ModelConfig"]
+"""Models: what the engine asks of one (`causal_lm`), a decoder, and a file for each family (`registry`)."""

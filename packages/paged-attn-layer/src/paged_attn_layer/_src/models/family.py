@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
 from paged_attn_layer._src.convert.weights import WeightRule
-from paged_attn_layer._src.models.decoder import Decoder
+from paged_attn_layer._src.models.causal_lm import CausalLM
 from paged_attn_layer._src.models.sharding import AxisNames, partition_spec
 from paged_cache import PartitionManager
 
@@ -18,7 +18,7 @@ from paged_cache import PartitionManager
 class BuildModel(Protocol):
     """Makes a model with random weights from its family's config."""
 
-    def __call__(self, config: Any, *, param_dtype: DTypeLike, rngs: nnx.Rngs) -> Decoder:
+    def __call__(self, config: Any, *, param_dtype: DTypeLike, rngs: nnx.Rngs) -> CausalLM:
         """The model, with weights of type `param_dtype`."""
         ...
 

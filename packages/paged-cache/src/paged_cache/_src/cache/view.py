@@ -87,7 +87,7 @@ class PagedAttentionCacheView:
                 checked where they are concrete, that is in eager code.
         """
         self._check_rows(key, value)
-        self.check_batch(batch, key.shape[-3])
+        self.check_batch(batch, key.shape[-3], sliding_window=1)  # only the pages of its own rows are written
         return dataclasses.replace(self, pages=self._write_pages(key, value, batch, backend))
 
     def write_prefill_to_cache(
@@ -128,10 +128,11 @@ class PagedAttentionCacheView:
         _check_row_count(key, part.decodes_position, "decode")
         return self.write(key, value, part.to_ragged_batch())
 
-    def check_batch(self, batch: RaggedBatch, tokens: int) -> None:
+    def check_batch(self, batch: RaggedBatch, tokens: int, sliding_window: int | None = None) -> None:
         """Refuse page ids and lengths that do not fit the pages or the `tokens` rows; traced values are let pass.
 
-        For the host, before a call is compiled: what is compiled sees no values. Checks each of a stacked batch.
+        Call it on the host, before the values are traced. Each batch of a stacked one is checked. With a
+        `sliding_window`, pages that no row sees may be the null page.
 
         Raises:
             ValueError: names the field and the sequence, what it is, and what it must be.
@@ -141,7 +142,11 @@ class PagedAttentionCacheView:
         batches = [batch] if self.data_axis is None else _unstack(batch, self.replicas)
         for each in batches:
             check_batch(
-                each, num_pages=self.pages.num_pages // self.replicas, page_size=self.pages.page_size, tokens=tokens
+                each,
+                num_pages=self.pages.num_pages // self.replicas,
+                page_size=self.pages.page_size,
+                tokens=tokens,
+                sliding_window=sliding_window,
             )
 
     def _write_pages(

@@ -98,7 +98,7 @@ def attend_batch(
     return_lse: bool = False,
 ) -> tuple[Output, LogSumExp | None]:
     """Check the arguments, and return the attention by the first of these backends that can take the call."""
-    check_attention_inputs(q, pages, batch, head_params)
+    check_attention_inputs(q, pages, batch, head_params, spec.sliding_window)
     fitted = choose(backends, Call.of_attention(q, pages, batch, spec, head_params))
     return _prepare_and_attend(q, pages, batch, head_params, fitted=fitted, return_lse=return_lse)
 

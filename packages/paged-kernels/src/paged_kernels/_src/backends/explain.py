@@ -46,7 +46,7 @@ def explain_backends(
         ValueError: an argument does not fit the others.
     """
     head_params = head_params or HeadParams()
-    check_attention_inputs(q, pages, batch, head_params)
+    check_attention_inputs(q, pages, batch, head_params, spec.sliding_window)
     call = Call.of_step(q, pages, batch, spec, head_params)
     why_not = {name: get_backend(name).why_not(call) for name in backend_names()}
     runs = next((name for name in preferred_names(call.platform) if why_not[name] is None), None)
