@@ -227,9 +227,9 @@ TPU_ATTENTION = {
     "k_with_the_scale_of_v": Mutant(
         TileAttention.score, "keys.scales[0,", "keys.scales[c.layout.scales_per_entry - 1,", INT4
     ),
-    "v_with_the_scale_of_k": Mutant(TileAttention.absorb, "c.layout.scales_per_entry - 1", "0", INT4),
+    "v_with_the_scale_of_k": Mutant(TileAttention.add_keys, "c.layout.scales_per_entry - 1", "0", INT4),
     "scales_not_over_the_unit": Mutant(TileAttention.spread_scales, " * unit(c)", "", INT4),
-    "values_that_are_not_real": Mutant(TileAttention.absorb, "keys.real is None", "True", PREFILL),
+    "values_that_are_not_real": Mutant(TileAttention.add_keys, "keys.in_range is None", "True", PREFILL),
     "mask_dropped": Mutant(TileAttention.score, "keys.mask is None", "True", PREFILL),
     "sink_without_weight": Mutant(TileAttention.initial, "column + 1 / LANES", "column", SINKS),
     "tile_inherits_a_state": Mutant(
@@ -245,7 +245,7 @@ TPU_ATTENTION = {
     "ids_of_another_block": Mutant(PageStream._start_page, "at.block %", "(at.block + 1) %", PREFILL),
     "queries_not_waited_for": Mutant(RowStream.wait_q, "copy.wait()", "pass", PREFILL),
     "output_not_waited_for": Mutant(RowStream.wait_out, "copy.wait()", "pass", PREFILL),
-    "sequence_inherits_a_state": Mutant(DecodeAttention._absorb, "jnp.where(begins, new, old)", "old", RAGGED_DECODE),
+    "sequence_inherits_a_state": Mutant(DecodeAttention._add_keys, "jnp.where(begins, new, old)", "old", RAGGED_DECODE),
     "row_of_the_block_s_first_sequence": Mutant(
         DecodeAttention._operand, "self.tiles.row_lo[subblock.tile]", "0", RAGGED_DECODE
     ),
@@ -253,7 +253,7 @@ TPU_ATTENTION = {
         DecodeAttention.begin_tile, "first.page == self.tiles.first_page[first.tile]", "first.page >= 0", DECODE
     ),
     "subblocks_skip_a_sequence": Mutant(
-        SubBlockStream.plan, "tile + done.astype(jnp.int32)", "tile + 2 * done.astype(jnp.int32)", RAGGED_DECODE
+        SubBlockStream.assign, "tile + done.astype(jnp.int32)", "tile + 2 * done.astype(jnp.int32)", RAGGED_DECODE
     ),
     "subblocks_not_waited_for": Mutant(
         SubBlockStream.wait,

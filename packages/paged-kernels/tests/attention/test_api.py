@@ -12,11 +12,12 @@ from kernel_data import (
     CASES,
     EVERY_WORKLOAD,
     FEATURE_CASES,
-    FEW_FEATURE_CASES,
     HEADS,
     KV_DTYPES,
     LONG,
+    ONE_FEATURE_CASE,
     SPECS,
+    TWO_FEATURE_CASES,
     WORKLOADS,
     Workload,
     assert_equals_oracle,
@@ -33,11 +34,11 @@ from paged_kernels import AttentionSpec, KVPages, paged_attention
 from paged_kernels._src.attention.block_sizes import BlockSizes
 
 
-def few_in_ordinary_runs(cases):
-    """Parameters for a test: ordinary runs take one per workload, the slow session takes all."""
+def features(ordinary):
+    """Parameters for a test: ordinary runs take these cases, the slow session takes all."""
     return [
-        pytest.param(names, id="-".join(names), marks=[] if names in FEW_FEATURE_CASES else pytest.mark.slow)
-        for names in cases
+        pytest.param(names, id="-".join(names), marks=[] if names in ordinary else pytest.mark.slow)
+        for names in FEATURE_CASES
     ]
 
 
@@ -52,12 +53,12 @@ def test_xla_equals_dense_attention(workload, spec):
     )
 
 
-@pytest.mark.parametrize("names", FEATURE_CASES, ids="-".join)
+@pytest.mark.parametrize("names", features(TWO_FEATURE_CASES))
 def test_features_in_pairs_equal_dense_attention(names):
     assert_equals_oracle(make_named_case(*names), SPECS[names[2]], backend="xla", block_sizes=SMALL)
 
 
-@pytest.mark.parametrize("names", few_in_ordinary_runs(FEATURE_CASES))
+@pytest.mark.parametrize("names", features(ONE_FEATURE_CASE))
 def test_features_of_the_reference(names):
     assert_equals_oracle(make_named_case(*names), SPECS[names[2]], backend="reference")
 
@@ -93,10 +94,7 @@ def test_interpreted_tpu_kernel_equals_dense_attention(workload, spec):
     assert_equals_oracle(make_case(WORKLOADS[workload], spec=SPECS[spec]), SPECS[spec], backend="tpu_interpret")
 
 
-@pytest.mark.parametrize(
-    "names",
-    few_in_ordinary_runs(FEATURE_CASES),
-)
+@pytest.mark.parametrize("names", features(ONE_FEATURE_CASE))
 def test_features_of_the_interpreted_tpu_kernel(names):
     sizes = BlockSizes(q_rows=16, kv_pages=2)
     assert_equals_oracle(make_named_case(*names), SPECS[names[2]], backend="tpu_interpret", block_sizes=sizes)

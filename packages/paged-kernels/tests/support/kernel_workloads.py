@@ -155,17 +155,21 @@ FEATURE_CASES = [
 """`(workload, kv_dtype, spec, heads)` by name: every two features meet."""
 
 
-def one_of_each_workload(cases: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Returns one case of each workload: the one whose other values have met the least."""
+def few_of_each_workload(cases: list[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
+    """Returns `count` cases of each workload: those whose other values have met the least."""
     taken, met = [], collections.Counter()
-    for workload in dict.fromkeys(case[0] for case in cases):
-        values = {case: [*case[1:], *itertools.combinations(case[1:], 2)] for case in cases if case[0] == workload}
+    for workload in count * list(dict.fromkeys(case[0] for case in cases)):
+        left = [case for case in cases if case[0] == workload and case not in taken]
+        values = {case: [*case[1:], *itertools.combinations(case[1:], 2)] for case in left}
         taken.append(min(values, key=lambda case: sum(met[value] for value in values[case])))
         met.update(values[taken[-1]])
     return taken
 
 
-FEW_FEATURE_CASES = one_of_each_workload(FEATURE_CASES)
+ONE_FEATURE_CASE = few_of_each_workload(FEATURE_CASES, 1)
+"""One case of each workload."""
+TWO_FEATURE_CASES = few_of_each_workload(FEATURE_CASES, 2)
+"""Two cases of each workload."""
 
 ALL_CASES = [
     ("long", "float32", "window", "plain"),

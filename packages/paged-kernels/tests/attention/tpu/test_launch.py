@@ -58,7 +58,7 @@ def test_workloads_in_float32(workload):
     check(WORKLOADS[workload], SPECS["plain"], "float32")
 
 
-@pytest.mark.parametrize("workload", ["decode", "mixed", "gaps", "head_128", "large_pages", "wide_group"])
+@pytest.mark.parametrize("workload", ["decode", "mixed", "gaps", "wide_group", slow("head_128"), slow("large_pages")])
 def test_workloads_in_bfloat16(workload):
     check(WORKLOADS[workload], SPECS["plain"], "bfloat16")
 
@@ -71,8 +71,8 @@ def test_workloads_in_bfloat16(workload):
         slow("mixed", "window"),  # `test_block_sizes_change_nothing` has it, in decode too
         slow("decode", "window"),
         ("mixed", "window_of_one"),
-        ("mixed", "window_of_a_page"),
-        ("mixed", "bidirectional"),
+        slow("mixed", "window_of_a_page"),  # a test below has a window that ends where a block begins
+        slow("mixed", "bidirectional"),  # with a window below, without one in `test_api.py`
         ("mixed", "bidirectional_window"),
         ("mixed", "everything"),
         ("decode", "everything"),
@@ -98,8 +98,8 @@ OTHER_SHAPES = {
     [
         ("decode_head_128", "bfloat16"),
         ("group_of_3", "float32"),
-        ("head_80", "float32"),
-        ("decode_head_192", "bfloat16"),
+        slow("head_80", "float32"),  # `test_api.py` has both head sizes
+        slow("decode_head_192", "bfloat16"),
         ("decode_large_pages", "float32"),
         slow("decode_head_128", "float32"),
         slow("group_of_3", "bfloat16"),
@@ -137,7 +137,7 @@ def test_parameters_of_the_heads(workload, heads, spec):
 @pytest.mark.parametrize(
     ("workload", "dtype", "kv_dtype"),
     [
-        ("mixed", "float32", "int8"),
+        slow("mixed", "float32", "int8"),  # `test_api.py` has other head sizes and trees of this type
         slow("decode", "bfloat16", "int8"),  # `test_api.py` has decode of this and the next type
         slow("decode_mqa", "float32", "float8_e4m3fn"),
         ("mixed", "bfloat16", "float8_e5m2"),
@@ -146,7 +146,7 @@ def test_parameters_of_the_heads(workload, heads, spec):
         ("head_80", "bfloat16", "int4"),
         ("latent", "float32", "int8"),
         slow("page_2", "float32", "int4"),  # `test_api.py` has it
-        ("page_4", "float32", "int8"),
+        slow("page_4", "float32", "int8"),
     ],
 )
 def test_pages_with_scales(workload, dtype, kv_dtype):
@@ -160,7 +160,7 @@ def test_pages_with_scales(workload, dtype, kv_dtype):
         ("decode", BlockSizes(q_rows=1, kv_pages=1)),
         ("decode", None),
         ("mixed", BlockSizes(q_rows=999, kv_pages=3)),
-        ("mixed", None),
+        slow("mixed", None),  # `test_api.py` runs other workloads with these
     ],
 )
 def test_block_sizes_change_nothing(workload, block_sizes):
@@ -204,7 +204,7 @@ def test_no_copy_is_read_early_or_overwritten(workload):
     assert not interpret_pallas_call.races.races_found
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
 def test_infinities_stay_with_their_sequence(dtype):
     """In each buffer, a full block comes before one that is not full. What it left there must not be multiplied."""
     case = make_case(decode(64, 20, 5, 64, 40, 3, q_heads=2, kv_heads=1), dtype=dtype)

@@ -22,7 +22,7 @@ from page_write_data import (
 
 from paged_kernels import KVPages, get_backend
 from paged_kernels._src.call import Call
-from paged_kernels._src.page_write.tpu import copies, launch
+from paged_kernels._src.page_write.tpu import launch
 from paged_kernels._src.page_write.tpu.launch import WriteSizes, copies_fit
 from paged_kernels._src.tpu.interpreter import INTERPRET
 
@@ -138,42 +138,6 @@ def test_copies_may_complete_at_once(name, kind, two_buffers):
 def write_and_check(interpret, name="chunks", kind="int8"):
     write_kv = jax.jit(functools.partial(write_kv_tpu, interpret=interpret))
     check(noise_pages(16, kind), WRITES[name], write_kv=write_kv)
-
-
-@pytest.mark.once
-class TestMutations:
-    """The tests above can fail: each of these changes to the kernel gives a wrong result."""
-
-    @pytest.mark.parametrize("part", [copies.RowCopies, copies.ScaleCopies])
-    def test_what_is_kept_but_never_read(self, part, monkeypatch):
-        monkeypatch.setattr(part, "_keeps_some", lambda self, run: run < 0)
-        self.fails(interpret=INTERPRET)
-
-    def test_rows_one_slot_too_far(self, monkeypatch):
-        original = copies.merge_rows
-        monkeypatch.setattr(copies, "merge_rows", lambda *a, shift, **k: original(*a, shift=shift + 1, **k))
-        self.fails(interpret=INTERPRET)
-
-    def test_scales_of_v_where_those_of_k_are(self, monkeypatch):
-        original = copies.merge_lanes
-        monkeypatch.setattr(
-            copies,
-            "merge_lanes",
-            lambda *a, first, end, shift: original(*a, first=first % 16, end=first % 16 + end - first, shift=shift),
-        )
-        self.fails(interpret=INTERPRET)
-
-    def test_merged_before_it_arrives(self, monkeypatch):
-        monkeypatch.setattr(copies.RunCopies, "wait_read", lambda self, run: None)
-        self.fails(interpret=INTERPRET)
-
-    def test_runs_that_share_a_buffer(self, monkeypatch, two_buffers):
-        monkeypatch.setattr(copies.RunCopies, "buffer", lambda self, run: run * 0)
-        self.fails(interpret=EAGER)
-
-    def fails(self, interpret):
-        with pytest.raises(AssertionError, match="values differ"):
-            write_and_check(interpret)
 
 
 class TestSizes:
