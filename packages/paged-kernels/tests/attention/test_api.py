@@ -77,8 +77,17 @@ def test_half_types_equal_dense_attention_on_the_rounded_data(backend, workload,
     assert_equals_oracle(case, SPECS["everything"], backend=backend)
 
 
-@pytest.mark.parametrize("kv_dtype", [kv_dtype for kv_dtype in KV_DTYPES if kv_dtype != "bfloat16"])
-@pytest.mark.parametrize("backend", ["xla", "tpu_interpret"])
+@pytest.mark.parametrize(
+    ("backend", "kv_dtype"),
+    [
+        *(("xla", kv_dtype) for kv_dtype in KV_DTYPES if kv_dtype != "bfloat16"),
+        ("tpu_interpret", "float32"),
+        ("tpu_interpret", "int8"),
+        ("tpu_interpret", "float8_e4m3fn"),
+        pytest.param("tpu_interpret", "float8_e5m2", marks=pytest.mark.slow),  # `tpu/test_launch.py` has these two
+        pytest.param("tpu_interpret", "int4", marks=pytest.mark.slow),
+    ],
+)
 def test_queries_in_bfloat16_over_pages_of_any_type(backend, kv_dtype):
     case = make_case(WORKLOADS["decode"], dtype="bfloat16", kv_dtype=kv_dtype)
     assert_equals_oracle(case, SPECS["plain"], backend=backend)
