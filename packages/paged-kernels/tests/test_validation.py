@@ -31,7 +31,7 @@ def new(case):
         (lambda q: q.astype(jnp.int32), "q has dtype int32; it must be one of float32, bfloat16"),
         (lambda q: q.astype(jnp.float8_e4m3fn), "q has dtype float8_e4m3fn; it must be one of"),
         (lambda q: q[..., :32], "q has head_dim 32, but the pages have 64; they must be equal"),
-        (lambda q: q[:, :3], "q has 3 heads, which must be a multiple of the pages' 2 KV heads"),
+        (lambda q: q[:, :3], "q has 3 heads, which must be a multiple of the 2 KV heads of the pages"),
     ],
 )
 @pytest.mark.parametrize("attend", [paged_attention, jax.jit(paged_attention)], ids=["eager", "jit"])
