@@ -23,10 +23,10 @@ from paged_attn_layer._src.engine.request import FinishReason, Request
 from paged_attn_layer._src.engine.stats import EngineStats, StepRecord
 from paged_attn_layer._src.engine.text import Tokenizer
 from paged_attn_layer._src.models.causal_lm import CausalLM
-from paged_attn_layer._src.models.config import ModelConfig
 from paged_attn_layer._src.models.decoder import Decoder
+from paged_attn_layer._src.models.decoder_config import DecoderConfig
 from paged_attn_layer._src.models.family import Family
-from paged_attn_layer._src.models.registry import find_family
+from paged_attn_layer._src.models.registry import find_family, read_config
 from paged_attn_layer._version import __version__
 
 __all__ = [
@@ -40,12 +40,12 @@ __all__ = [
     "Completion",
     "ConversionError",
     "Decoder",
+    "DecoderConfig",
     "Engine",
     "EngineConfig",
     "EngineStats",
     "Family",
     "FinishReason",
-    "ModelConfig",
     "PagedAttention",
     "PagedAttn",
     "Request",
@@ -60,4 +60,5 @@ __all__ = [
     "load_tokenizer",
     "on_mesh",
     "prepare",
+    "read_config",
 ]

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from paged_attn_layer import AttentionMetadata, Decoder, ModelConfig, PagedAttn
+from paged_attn_layer import AttentionMetadata, Decoder, PagedAttn, read_config
 from paged_attn_layer._src.models import llama
 from paged_cache import PagedAttentionCache, PagedAttentionCacheView
 from paged_kernels import KVPages, RaggedBatch
@@ -90,7 +90,7 @@ def test_pages_alone_are_written_by_the_kernel(mesh):
 
 @pytest.mark.parametrize("mode", STEPS)
 def test_a_model_on_four_chips(mesh, mode):
-    config = ModelConfig.from_hf(
+    config = read_config(
         {
             "architectures": ["LlamaForCausalLM"],
             "vocab_size": 1024,

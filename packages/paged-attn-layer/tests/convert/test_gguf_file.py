@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from tiny_checkpoints import CONFIG, finish, gguf_writer, random_weights, write_gguf
 
-from paged_attn_layer import ModelConfig
+from paged_attn_layer import read_config
 from paged_attn_layer._src.convert.gguf_file import GGUFFile
 
 
@@ -14,9 +14,9 @@ def path(tmp_path):
 
 def test_config_is_that_of_the_directory(path):
     write_gguf(path, random_weights())
-    config = ModelConfig.from_hf(GGUFFile(path).config)
+    config = read_config(GGUFFile(path).config)
     assert config.rms_norm_eps == pytest.approx(1e-5)
-    assert {**vars(config), "rms_norm_eps": 1e-5} == vars(ModelConfig.from_hf(CONFIG))
+    assert {**vars(config), "rms_norm_eps": 1e-5} == vars(read_config(CONFIG))
 
 
 def test_weights_are_in_hugging_faces_order(path):
@@ -89,7 +89,7 @@ def test_linear_rope_scaling(path):
     writer = gguf_writer(path, **{"rope.scaling.type": "linear"})
     writer.add_float32("llama.rope.scaling.factor", 4.0)
     finish(writer)
-    rope = ModelConfig.from_hf(GGUFFile(path).config).rope
+    rope = read_config(GGUFFile(path).config).rope
     assert (rope.rope_type, rope.factor) == ("linear", 4.0)
 
 

@@ -9,10 +9,10 @@ from dense_decoder import dense_answer
 from flax import nnx
 from jax.sharding import AxisType
 
+from paged_attn_layer import read_config
 from paged_attn_layer._src.engine.compilations import COMPILE_EVENT, count_compilations
 from paged_attn_layer._src.engine.config import EngineConfig
 from paged_attn_layer._src.engine.engine import Engine
-from paged_attn_layer._src.models.config import ModelConfig
 from paged_attn_layer._src.models.decoder import Decoder
 from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, PageManager, ScheduledSequence
 
@@ -38,7 +38,7 @@ class Letters:
 
 @pytest.fixture(scope="module")
 def model():
-    config = ModelConfig.from_hf(
+    config = read_config(
         {
             "architectures": ["LlamaForCausalLM"],
             "vocab_size": VOCABULARY,

@@ -8,7 +8,7 @@ from dense_decoder import dense_logits
 from flax import nnx
 from tiny_checkpoints import CONFIG
 
-from paged_attn_layer import CausalLM, ModelConfig
+from paged_attn_layer import CausalLM, read_config
 from paged_attn_layer._src.models import decoder
 from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, PageManager
 
@@ -17,7 +17,7 @@ TOKENS = np.random.default_rng(1).integers(0, 32, 7).astype(np.int32)
 
 
 def make(**settings):
-    config = ModelConfig.from_hf({**CONFIG, **settings})
+    config = read_config({**CONFIG, **settings})
     return decoder.Decoder(config, rngs=nnx.Rngs(0))
 
 
@@ -134,7 +134,7 @@ def test_no_log_sum_exp_is_computed():
 
 
 def test_logits_are_float32_in_a_bfloat16_model():
-    served = Served(decoder.Decoder(ModelConfig.from_hf(CONFIG), param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    served = Served(decoder.Decoder(read_config(CONFIG), param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     assert served.logits([served.manager.admit(TOKENS[:3])], TOKENS[:3], [3]).dtype == jnp.float32
 
 

@@ -6,7 +6,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from tiny_checkpoints import CONFIG
 
-from paged_attn_layer._src.models.registry import FAMILIES, find_family
+from paged_attn_layer._src.models.registry import FAMILIES, find_family, read_config
+from paged_cache import HFConfig
 
 
 @pytest.mark.parametrize(
@@ -25,15 +26,15 @@ from paged_attn_layer._src.models.registry import FAMILIES, find_family
     ],
 )
 def test_specs(path, two, three):
-    family = find_family(CONFIG)
-    config = family.read_config(CONFIG)
+    family = find_family(HFConfig.of(CONFIG))
+    config = read_config(CONFIG)
     for devices, want in ((2, two), (3, three)):
         assert family.partition_spec(path, config, Mesh(np.array(jax.devices()[:devices]), ("tp",))) == want
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_types[0])
 def test_every_matrix_of_a_model_is_in_its_familys_table(family):
-    config = family.read_config({**CONFIG, "attention_bias": True, "mlp_bias": True})
+    config = family.read_config(HFConfig.of({**CONFIG, "attention_bias": True, "mlp_bias": True}))
     mesh = Mesh(np.array(jax.devices()[:2]), ("tp",))
     model = nnx.eval_shape(lambda: family.build(config, param_dtype=np.float32, rngs=nnx.Rngs(0)))
     for keys, weight in nnx.to_flat_state(nnx.state(model)):

@@ -19,6 +19,7 @@ from paged_attn_layer._src.convert.weights import match_weights
 from paged_attn_layer._src.models.causal_lm import CausalLM
 from paged_attn_layer._src.models.family import Family
 from paged_attn_layer._src.models.registry import find_family
+from paged_cache import HFConfig
 
 
 def load_model(
@@ -50,8 +51,9 @@ def load_model(
         raise ValueError(f"dtype={jnp.dtype(dtype).name} must be a floating type, such as float32 or bfloat16")
     _check_mesh(mesh)
     source = open_checkpoint(path)
-    family = find_family(source.config)
-    config = family.read_config(source.config)
+    settings = HFConfig.of(source.config)
+    family = find_family(settings)
+    config = family.read_config(settings)
     graph, state = nnx.split(_abstract_model(family, config, dtype))
     weights = {".".join(map(str, keys)): weight for keys, weight in nnx.to_flat_state(state)}
     matches = match_weights(source, {path: weight.shape for path, weight in weights.items()}, family.weights(config))

@@ -11,17 +11,17 @@ from jaxtyping import Array, Float, Int32
 
 from paged_attn_layer._src.blocks.attention import AttentionConfig, PagedAttention
 from paged_attn_layer._src.blocks.mlp import GatedMLP
-from paged_attn_layer._src.models.config import ModelConfig
+from paged_attn_layer._src.models.decoder_config import DecoderConfig
 from paged_cache import CacheSpec, LayerGroup, PagedAttentionCache, PagedAttentionCacheView
 from paged_kernels import Backend, PreparedBatch, RaggedBatch
 
 
 class DecoderLayer(nnx.Module):
-    """One layer: `x + a`, then `x + a + m`, as `ModelConfig` writes it."""
+    """One layer: `x + a`, then `x + a + m`, as `DecoderConfig` writes it."""
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: DecoderConfig,
         layer: int,
         *,
         backend: str | Backend | None = None,
@@ -68,7 +68,7 @@ class Decoder(nnx.Module):
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: DecoderConfig,
         *,
         backend: str | Backend | None = None,
         param_dtype: DTypeLike = jnp.float32,
@@ -158,7 +158,7 @@ class Decoder(nnx.Module):
             raise ValueError(f"batches has {len(batches)} entries; the model needs {groups} (cache_spec.pool_groups())")
 
 
-def attention_config(config: ModelConfig, layer: int) -> AttentionConfig:
+def attention_config(config: DecoderConfig, layer: int) -> AttentionConfig:
     """What one layer's attention computes."""
     return AttentionConfig(
         hidden_size=config.hidden_size,
@@ -173,7 +173,7 @@ def attention_config(config: ModelConfig, layer: int) -> AttentionConfig:
 
 
 @functools.cache
-def _cache_spec(config: ModelConfig) -> CacheSpec:
+def _cache_spec(config: DecoderConfig) -> CacheSpec:
     layers = [attention_config(config, layer) for layer in range(config.num_hidden_layers)]
     return CacheSpec.of_layers(
         [

@@ -12,7 +12,7 @@ from paged_attn_layer._src.convert.gguf_names import GGUFNames
 from paged_attn_layer._src.convert.weights import WeightRule
 from paged_attn_layer._src.models.causal_lm import CausalLM
 from paged_attn_layer._src.models.sharding import AxisNames, partition_spec
-from paged_cache import PartitionManager
+from paged_cache import HFConfig, PartitionManager
 
 
 class BuildModel(Protocol):
@@ -31,8 +31,8 @@ class Family:
     """Its names in the `architectures` of a config.json."""
     model_types: tuple[str, ...]
     """Its names in the `model_type` of a config.json, for a config without `architectures`."""
-    read_config: Callable[[Mapping[str, Any]], Any]
-    """Makes the family's config from the content of a config.json. Refuses what the model cannot compute."""
+    read_config: Callable[[HFConfig], Any]
+    """Makes the family's config from a config.json. Refuses what the model cannot compute."""
     build: BuildModel
     """Makes a model from the family's config."""
     weights: Callable[[Any], tuple[WeightRule, ...]]

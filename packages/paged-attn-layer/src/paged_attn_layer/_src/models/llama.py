@@ -6,17 +6,19 @@ from typing import Any
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
 from paged_attn_layer._src.convert.operations import RotaryPairsToHalves
 from paged_attn_layer._src.convert.weights import WeightRule, linear, rename, unused
-from paged_attn_layer._src.models.config import ModelConfig
 from paged_attn_layer._src.models.decoder import Decoder
+from paged_attn_layer._src.models.decoder_config import DecoderConfig, read_decoder_config
 from paged_attn_layer._src.models.family import Family
+from paged_cache import HFConfig
 
 
-def read_config(config: Mapping[str, Any]) -> ModelConfig:
+def read_config(config: HFConfig) -> DecoderConfig:
     """The config of a Llama model."""
-    return ModelConfig.from_hf({**config, "architectures": ["LlamaForCausalLM"]})
+    bias = config.flag("attention_bias", False)
+    return read_decoder_config(config, qkv_bias=bias, o_bias=bias, mlp_bias=config.flag("mlp_bias", False))
 
 
-def weights(config: ModelConfig) -> tuple[WeightRule, ...]:
+def weights(config: DecoderConfig) -> tuple[WeightRule, ...]:
     """The rules of a Llama model. Families of the same form share them."""
     return (
         rename("model.embed_tokens.weight", "embed.embedding"),
@@ -43,7 +45,7 @@ SHARDINGS = (
 """The axes of a Llama model's weights. Query heads are split with the KV heads that they share."""
 
 
-def axis_sizes(config: ModelConfig) -> dict[str, int]:
+def axis_sizes(config: DecoderConfig) -> dict[str, int]:
     """How many parts each axis of `SHARDINGS` may be cut into."""
     return {"vocab": config.vocab_size, "kv_heads": config.num_key_value_heads, "mlp": config.intermediate_size}
 

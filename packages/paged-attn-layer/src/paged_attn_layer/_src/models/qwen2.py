@@ -7,12 +7,13 @@ from typing import Any
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
 from paged_attn_layer._src.convert.weights import WeightRule, rename
 from paged_attn_layer._src.models import llama
-from paged_attn_layer._src.models.config import ModelConfig
+from paged_attn_layer._src.models.decoder_config import DecoderConfig, read_decoder_config
+from paged_cache import HFConfig
 
 
-def read_config(config: Mapping[str, Any]) -> ModelConfig:
+def read_config(config: HFConfig) -> DecoderConfig:
     """The config of a Qwen2 model."""
-    return ModelConfig.from_hf({**config, "architectures": ["Qwen2ForCausalLM"]})
+    return read_decoder_config(config, qkv_bias=True)
 
 
 def gguf_tensors(_config: Mapping[str, Any]) -> tuple[WeightRule, ...]:

@@ -6,27 +6,38 @@ from typing import Any
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
 from paged_attn_layer._src.models import llama, mistral, qwen2
 from paged_attn_layer._src.models.family import Family
+from paged_cache import HFConfig
 
 FAMILIES = (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY)
 
 
-def find_family(config: Mapping[str, Any]) -> Family:
+def find_family(config: HFConfig) -> Family:
     """The family of a config.json: by its `architectures`, or by its `model_type` if it has none.
 
     Raises:
-        ValueError: `architectures` is not a list.
         NotImplementedError: the family is not supported; names it, and those that are.
     """
-    architectures = config.get("architectures") or ()
-    if not isinstance(architectures, list | tuple):
-        raise ValueError(f"architectures={architectures!r} must be a list, such as ['LlamaForCausalLM']")
-    if not architectures:
-        return _by_model_type(config.get("model_type"))
     for family in FAMILIES:
-        if architectures[0] in family.architectures:
+        if config.architecture in family.architectures:
             return family
+    name = config.architecture or config.model_type
     supported = ", ".join(name for family in FAMILIES for name in family.architectures)
-    raise NotImplementedError(f"architecture {architectures[0]!r} is not supported; supported are {supported}")
+    raise NotImplementedError(f"architecture {name!r} is not supported; supported are {supported}")
+
+
+def read_config(config: Mapping[str, Any]) -> Any:
+    """The config of the family that a parsed config.json names: what the family's model is built from.
+
+    >>> read_config({"model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96,
+    ...     "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 2}).head_dim
+    8
+
+    Raises:
+        ValueError: a key is missing, or has a value that means nothing; names it.
+        NotImplementedError: the family, or a setting of it, is not supported; names it.
+    """
+    settings = HFConfig.of(config)
+    return find_family(settings).read_config(settings)
 
 
 def find_gguf_family(architecture: str | None) -> tuple[Family, GGUFNames]:
@@ -41,13 +52,3 @@ def find_gguf_family(architecture: str | None) -> tuple[Family, GGUFNames]:
             f"GGUF architecture {architecture!r} is not supported; supported are {', '.join(readable)}"
         )
     return readable[architecture]
-
-
-def _by_model_type(model_type: str | None) -> Family:
-    for family in FAMILIES:
-        if model_type in family.model_types:
-            return family
-    supported = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise NotImplementedError(
-        f"the config has no architectures, and model_type={model_type!r} is not supported; supported are {supported}"
-    )

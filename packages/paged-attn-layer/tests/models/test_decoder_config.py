@@ -1,11 +1,11 @@
 import pytest
 from tiny_checkpoints import CONFIG
 
-from paged_attn_layer._src.models.config import ModelConfig
+from paged_attn_layer import DecoderConfig, read_config
 
 
 def config(**settings):
-    return ModelConfig.from_hf({**CONFIG, **settings})
+    return read_config({**CONFIG, **settings})
 
 
 def test_sizes_are_the_files():
@@ -59,8 +59,9 @@ def test_windows_by_family():
                 "use_sliding_window": True,
                 "sliding_window": 8,
                 "layer_types": ["chunked_attention"] * 2,
+                "attention_chunk_size": 8,
             },
-            "chunked_attention",
+            "layers with chunked attention are not supported",
         ),
     ],
 )
@@ -72,11 +73,11 @@ def test_what_changes_the_result_is_never_ignored(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"hidden_size": None, "vocab_size": None}, "has no vocab_size, hidden_size"),
+        ({"hidden_size": None}, "the config has no hidden_size; it must be a whole number of at least 1"),
         ({"num_key_value_heads": 3}, "num_attention_heads=4 must be a multiple of num_key_value_heads=3"),
         ({"head_dim": 5}, "head_dim=5 must be even"),
-        ({"intermediate_size": 0}, "intermediate_size=0 must be an int of at least 1"),
-        ({"num_hidden_layers": "2"}, "num_hidden_layers='2' must be an int"),
+        ({"intermediate_size": 0}, "intermediate_size=0 must be a whole number of at least 1"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers='2' must be a whole number"),
     ],
 )
 def test_settings_that_mean_nothing(settings, message):
@@ -86,16 +87,16 @@ def test_settings_that_mean_nothing(settings, message):
 
 def test_one_window_a_layer():
     with pytest.raises(ValueError, match="sliding_windows has 1 entries"):
-        ModelConfig(**{**vars(config()), "sliding_windows": (8,)})
+        DecoderConfig(**{**vars(config()), "sliding_windows": (8,)})
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"architectures": "LlamaForCausalLM"}, r"architectures='LlamaForCausalLM' must be a list"),
-        ({"hidden_size": "16"}, "hidden_size='16' must be an int of at least 1"),
-        ({"num_attention_heads": 0}, "num_attention_heads=0 must be an int of at least 1"),
-        ({"num_hidden_layers": True}, "num_hidden_layers=True must be an int"),
+        ({"architectures": "LlamaForCausalLM"}, r"architectures='LlamaForCausalLM' must be a list of names"),
+        ({"hidden_size": "16"}, "hidden_size='16' must be a whole number of at least 1"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0 must be a whole number of at least 1"),
+        ({"num_hidden_layers": True}, "num_hidden_layers=True must be a whole number"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps='small' must be a number"),
         ({"rope_scaling": [2]}, r"rope_scaling=\[2\] must be an object of settings"),
         ({"quantization_config": "awq"}, "quantization_config='awq' must be an object of settings"),

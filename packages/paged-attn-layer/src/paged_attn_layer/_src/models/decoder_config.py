@@ -1,0 +1,150 @@
+"""What decides the arrays and the result of a decoder, and the keys of a config.json that its families share."""
+
+import dataclasses
+
+from paged_attn_layer._src.blocks.rope import RopeConfig
+from paged_cache import CacheSpec, HFConfig
+
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Sizes and switches of a `Decoder`. Static and hashable.
+
+    Layer `l` maps hidden rows `x [tokens, hidden_size]` to `x + a`, then `x + a + m`, with
+
+        a = o(attention(rotary(q(n1)), rotary(k(n1)), v(n1)))    n1 = rms_norm(x)
+        m = down(silu(gate(n2)) * up(n2))                        n2 = rms_norm(x + a)
+
+    Raises:
+        ValueError: a size is below 1, the query heads are no multiple of the KV heads, or `head_dim` is odd.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    """The longest sequence that the model was trained for, in tokens."""
+    rms_norm_eps: float
+    rope: RopeConfig
+    tie_word_embeddings: bool
+    """True if the head that gives logits is the embedding."""
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    sliding_windows: tuple[int | None, ...] = ()
+    """For each layer the number of keys that a query sees, its own included; `None` for all. Empty: all, everywhere."""
+
+    def __post_init__(self) -> None:
+        for name in SIZES:
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}={size!r} must be a whole number of at least 1")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even: rotary turns pairs of its entries")
+        if len(self.sliding_windows) not in (0, self.num_hidden_layers):
+            raise ValueError(
+                f"sliding_windows has {len(self.sliding_windows)} entries; it must have one for each of the "
+                f"{self.num_hidden_layers} layers, or none"
+            )
+
+    def sliding_window(self, layer: int) -> int | None:
+        """The number of keys that a query of this layer sees, its own included; `None` for all."""
+        return self.sliding_windows[layer] if self.sliding_windows else None
+
+
+def read_decoder_config(
+    config: HFConfig, *, qkv_bias: bool = False, o_bias: bool = False, mlp_bias: bool = False
+) -> DecoderConfig:
+    """The config of a decoder in Llama's form, from the keys of a config.json that its families share.
+
+    A key that changes the result is honoured or refused. Keys that transformers' own class for the model does not read
+    are ignored, as they are there.
+
+    Args:
+        config: the config.json.
+        qkv_bias: true if the family's projections to queries, keys and values add a bias.
+        o_bias: the same of the projection back.
+        mlp_bias: the same of the MLP's projections.
+
+    Raises:
+        ValueError: a key is missing, or has a value that means nothing; names it.
+        NotImplementedError: a key asks for something that is not supported; names it.
+    """
+    _refuse_unsupported(config)
+    spec = CacheSpec.from_hf_config(config)
+    kv = spec.groups[0].kv
+    return DecoderConfig(
+        vocab_size=config.whole("vocab_size"),
+        hidden_size=config.whole("hidden_size"),
+        intermediate_size=config.whole("intermediate_size"),
+        num_hidden_layers=config.whole("num_hidden_layers"),
+        num_attention_heads=config.whole("num_attention_heads"),
+        num_key_value_heads=kv.num_kv_heads,
+        head_dim=kv.head_dim,
+        max_position_embeddings=config.whole("max_position_embeddings", 2048),
+        rms_norm_eps=config.number("rms_norm_eps", 1e-6),
+        rope=read_rope(config),
+        tie_word_embeddings=config.flag("tie_word_embeddings", False),
+        qkv_bias=qkv_bias,
+        o_bias=o_bias,
+        mlp_bias=mlp_bias,
+        sliding_windows=_sliding_windows(spec),
+    )
+
+
+def read_rope(config: HFConfig) -> RopeConfig:
+    """Rotary settings. transformers 5 writes `rope_parameters`; before, it was `rope_theta` and `rope_scaling`."""
+    rope = HFConfig({**config.mapping("rope_scaling"), **config.mapping("rope_parameters")})
+    fraction = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+    if fraction != 1.0:
+        raise NotImplementedError(f"partial_rotary_factor={fraction} is not supported; it must be 1.0")
+    numbers = {name: rope.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor") if rope.has(name)}
+    if rope.has("original_max_position_embeddings"):
+        numbers["original_max_position"] = rope.whole("original_max_position_embeddings")
+    return RopeConfig(
+        theta=rope.number("rope_theta", config.number("rope_theta", 10000.0)),
+        rope_type=rope.text("rope_type", rope.text("type", "default")),
+        **numbers,
+    )
+
+
+def _refuse_unsupported(config: HFConfig) -> None:
+    act = config.text("hidden_act", "silu")
+    if act not in ("silu", "swish"):
+        raise NotImplementedError(f"hidden_act={act!r} is not supported; only 'silu' is")
+    if quantization := config.mapping("quantization_config"):
+        raise NotImplementedError(
+            f"quantization_config (quant_method={quantization.get('quant_method')!r}) is not supported in a Hugging "
+            "Face directory; use the unquantised checkpoint, or a GGUF file"
+        )
+    if config.flag("rope_interleaved", False):
+        raise NotImplementedError("rope_interleaved=True is not supported; rotary pairs entry i with i + head_dim / 2")
+
+
+def _sliding_windows(spec: CacheSpec) -> tuple[int | None, ...]:
+    windows: dict[int, int | None] = {}
+    for group in spec.groups:
+        if group.kind not in ("full", "window"):
+            raise NotImplementedError(f"layers with {group.kind} attention are not supported; full and windowed are")
+        windows |= dict.fromkeys(group.layers, group.tokens or None)
+    return tuple(windows[layer] for layer in range(spec.num_layers)) if any(windows.values()) else ()
