@@ -1,3 +1,3 @@
 """The one place of this package's version number."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

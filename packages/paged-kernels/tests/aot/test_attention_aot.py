@@ -11,7 +11,16 @@ from jax.sharding import PartitionSpec as P
 from kernel_workloads import HEADS, KV_DTYPES
 from pairwise import pairwise
 
-from paged_kernels import AttentionSpec, HeadParams, KVPages, RaggedBatch, get_backend, paged_attention
+from paged_kernels import (
+    AttentionSpec,
+    HeadParams,
+    KVPages,
+    RaggedBatch,
+    get_backend,
+    paged_attention,
+    prepare_batch,
+    write_kv,
+)
 
 pytestmark = pytest.mark.aot
 
@@ -151,6 +160,26 @@ def test_128k_tokens_for_256_sequences(target, mode, shape):
     """The page table is 8 MB, eight times the scalar memory."""
     args = shape.arguments(mode)
     assert_pages_not_copied(target.compile(attend(AttentionSpec()), *args), args[1])
+
+
+@pytest.mark.parametrize("mode", ["decode", "mixed"])
+def test_a_step_of_two_layers_over_one_prepared_batch(target, mode):
+    """Each layer has its kernels; what the step's layers share is outside them, once."""
+    q, pages, batch, heads = Shape().arguments(mode)
+    rows = of((q.shape[0], KV_HEADS, 128), q.dtype)
+    facts = {"tokens": q.shape[0], "q_heads": Q_HEADS, "q_dtype": q.dtype, "head_params": heads}
+
+    def step(q, k, v, pages, batch):
+        prepared = prepare_batch(batch, pages, AttentionSpec(), backend=TUNED_MIXED, **facts)
+        for _ in range(2):
+            pages = write_kv(pages, k, v, prepared)
+            q = paged_attention(q, pages, prepared, AttentionSpec())
+        return q, pages
+
+    compiled = target.compile(step, q, rows, rows, pages, batch, donate=(3,))
+    kernels = {"decode": 2, "mixed": 3}[mode]  # the write's, the attention's, and in a mixed batch that of single rows
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2 * kernels
+    assert_pages_not_copied(compiled, pages)
 
 
 def test_each_chip_has_each_feature():
