@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadParams:
-    """A layer's parameters of its query heads, `[q_heads]` each. A field that is `None` has no effect and no cost.
+    """A layer's parameters of its query heads, `[q_heads]` each. `None` has no effect and no cost.
 
     With both, the logit of a query at position `t` and a key at position `p` is `cap(softmax_scale q . k) - slope |t -
     p|`. The softmax of a row divides by `exp(sink) + sum_p exp(s(t, p))`.

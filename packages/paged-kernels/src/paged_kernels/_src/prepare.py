@@ -26,7 +26,9 @@ def prepare_batch(
     head_params: HeadParams | None = None,
     backend: str | Backend | None = None,
 ) -> PreparedBatch:
-    """Returns the batch with what all layers of a step share. `write_kv` and `paged_attention` take it as their batch.
+    """Returns the batch with what all layers of a step share, computed once.
+
+    `write_kv` and `paged_attention` take it as their batch.
 
     Each layer that uses it must have queries, pages, a spec and head parameters like those given here. Shapes, types
     and which head parameters are given must agree; values may differ. Layers that differ need a prepared batch each.

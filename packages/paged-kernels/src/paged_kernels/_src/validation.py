@@ -180,7 +180,7 @@ def _check_new_rows(name: str, rows: Array, kv_heads: int, dim: int) -> None:
 def check_batch(
     batch: RaggedBatch, *, num_pages: int, page_size: int, tokens: int, sliding_window: int | None = None
 ) -> None:
-    """Check that a batch reads and writes only pages that it may. For the host: it needs concrete arrays.
+    """Check that a batch reads and writes only pages that it may. For the host, with concrete arrays.
 
     Args:
         batch: the step's sequences.

@@ -24,7 +24,9 @@ def write_kv(
     *,
     backend: str | Backend | None = None,
 ) -> KVPages:
-    """Returns pages with the batch's new keys and values, each at its token's position. All else is unchanged.
+    """Returns pages with the batch's new keys and values, each at its token's position.
+
+    All else is unchanged.
 
     Row `r` of sequence `i` at position `p` goes to slot `p % page_size` of page `page_table[i, p // page_size]`,
     rounded to the pages' dtype. In types with scales, each key and each value gets its own scale (`KVLayout`). Padding,
