@@ -28,11 +28,9 @@ def prepare_batch(
 ) -> PreparedBatch:
     """Returns the batch with what all layers of a step share, computed once.
 
-    `write_kv` and `paged_attention` take it as their batch.
-
-    Each layer that uses it must have queries, pages, a spec and head parameters like those given here. Shapes, types
-    and which head parameters are given must agree; values may differ. Layers that differ need a prepared batch each.
-    Under `jax.shard_map` the shapes are those of one device.
+    `write_kv` and `paged_attention` take it as their batch. Each layer that uses it must have queries, pages, a spec
+    and head parameters like those given here. Shapes, types and which head parameters are given must agree; values may
+    differ. Layers that differ need a prepared batch each. Under `jax.shard_map` the shapes are those of one device.
 
     Args:
         batch: the step's sequences.
