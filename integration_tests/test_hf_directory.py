@@ -74,7 +74,7 @@ def test_one_error_lists_every_broken_shard_and_weight(tmp_path):
     assert f"{missing} is missing" in text
     assert f"{corrupt} is corrupt" in text
     assert "model.layers.2.self_attn.q_norm.weight (8,) has no place in the model" in text
-    assert "layers.2.mlp.up_proj.kernel (64, 95), which must be (64, 96)" in text
+    assert "model.layers.2.mlp.up_proj.weight has shape (95, 64), which must be (96, 64)" in text
 
 
 def test_one_error_lists_weights_that_are_missing_or_have_no_place(tmp_path):
@@ -82,7 +82,7 @@ def test_one_error_lists_weights_that_are_missing_or_have_no_place(tmp_path):
     edit_config(tmp_path, attention_bias=True, num_hidden_layers=2)
     with pytest.raises(ConversionError) as caught:
         load_model(tmp_path)
-    assert "layers.1.attention.q_proj.bias (64,) of the model is filled by no weight" in str(caught.value)
+    assert "model.layers.1.self_attn.q_proj.bias (64,) is missing" in str(caught.value)
     assert "model.layers.2.mlp.up_proj.weight (96, 64) has no place in the model" in str(caught.value)
 
 

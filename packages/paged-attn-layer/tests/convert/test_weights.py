@@ -83,7 +83,7 @@ def test_all_problems_are_in_one_error():
     error = problems_of(shapes, ["a.safetensors is corrupt"])
     assert error.problems == (
         "a.safetensors is corrupt",
-        "model.norm.weight (4,) is missing: the model's norm.scale needs it; the checkpoint is not complete",
+        "model.norm.weight (4,) is missing: the model's norm.scale cannot be made; the checkpoint is not complete",
         "model.layers.10.mlp.up_proj.weight has shape (6, 5), which must be (6, 4) for the model's "
         "layers.10.mlp.up_proj.kernel; is config.json this checkpoint's own?",
         "model.norm.weight_scale () has no place in the model; is config.json this checkpoint's own?",
@@ -125,7 +125,7 @@ def test_a_fused_weight_is_one_match():
     (match,) = match_weights(Source({"7.qkv.weight": (8, 3)}), {p: QKV[p] for p in QKV if p[0] == "7"}, (FUSED,))
     assert match.targets == ("7.q.kernel", "7.k.kernel", "7.v.kernel")
     (problem,) = problems_of({"0.qkv.weight": (8, 3)}, targets=QKV, rules=(FUSED,)).problems
-    assert problem.startswith("7.qkv.weight (8, 3) is missing: the model's 7.q.kernel and 2 more needs it")
+    assert problem.startswith("7.qkv.weight (8, 3) is missing: the model's 7.q.kernel and 2 more cannot be made")
 
 
 EXPERTS = WeightRule(

@@ -196,7 +196,7 @@ def _missing_or_misshapen(match: WeightMatch, shapes: Mapping[str, Shape | None]
     problems = []
     for name, want in match.sources:
         if name not in shapes:
-            problems.append(f"{name} {want} is missing: {_users(match)} needs it; the checkpoint is not complete")
+            problems.append(f"{name} {want} is missing: {_users(match)} cannot be made; the checkpoint is not complete")
         elif shapes[name] not in (want, None):  # None: unreadable, and reported as such already
             problems.append(
                 f"{name} has shape {shapes[name]}, which must be {want} for {_users(match)}; "
