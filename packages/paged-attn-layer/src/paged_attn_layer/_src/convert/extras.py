@@ -1,4 +1,4 @@
-"""Packages that only some users need: imported where they are used, with a hint where they are missing."""
+"""Says what to install when an optional package is missing."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Tell how to install a package that the imports inside the `with` don't find.
+    """Runs imports of optional packages; an error says how to install what is missing.
 
     Raises:
-        ModuleNotFoundError: a package is not installed; names it and the extra that brings it.
+        ModuleNotFoundError: a package is not installed; names it, and the extra to install.
     """
     try:
         yield

@@ -66,7 +66,7 @@ class GGUFFile:
 
 
 def open_gguf(path: pathlib.Path) -> gguf.GGUFReader:
-    """A reader of the file, which it maps into memory.
+    """Opens a GGUF file, mapped into memory.
 
     Raises:
         ValueError: there is no such file, or it is cut short or no GGUF file.
@@ -80,7 +80,7 @@ def open_gguf(path: pathlib.Path) -> gguf.GGUFReader:
 
 
 def read_field(reader: gguf.GGUFReader, key: str) -> Any:
-    """The value of a metadata key, `None` where the file does not have it."""
+    """The value of a metadata key; `None` if the file does not have it."""
     field = reader.get_field(key)
     return None if field is None else field.contents()
 
@@ -133,7 +133,7 @@ def _check_settings(found: Mapping[str, Any], config: Mapping[str, Any]) -> None
 
 
 def _unreadable(tensors: Mapping[str, gguf.ReaderTensor]) -> list[str]:
-    """The tensors stored in a type that `gguf` cannot dequantise, tried on one row of each type."""
+    """A line for each stored type that `gguf` cannot dequantise. One row of each type is tried."""
     by_type: dict[gguf.GGMLQuantizationType, list[str]] = {}
     for name, tensor in tensors.items():
         by_type.setdefault(tensor.tensor_type, []).append(name)

@@ -24,11 +24,12 @@ _SPLITS = {
     "llama-bpe": (_WORDS_SPLIT % "{1,3}",),
     "qwen2": (_WORDS_SPLIT % "",),
 }
-"""Regular expressions that cut text before merging, in turn, by `tokenizer.ggml.pre`: those of the tokenizer.json
-that each name stands for (GPT-2, SmolLM, Llama 3, Qwen 2)."""
+"""Regular expressions that cut a text before tokens are merged, by `tokenizer.ggml.pre`. They are applied in turn.
+
+They are those in the tokenizer.json of GPT-2, SmolLM, Llama 3 and Qwen 2."""
 
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-"""Special tokens by transformers' names for them, and by those in the file's keys."""
+"""Names of special tokens in transformers, and in the file's keys."""
 _CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
 
 
@@ -69,7 +70,7 @@ def _byte_level_bpe(reader: gguf.GGUFReader, tokens: list[str]) -> Tokenizer:
         raise NotImplementedError(f"tokenizer.ggml.pre={cut!r} is not supported; {', '.join(_SPLITS)} are")
     merges = [tuple(merge.split(" ")) for merge in read_field(reader, "tokenizer.ggml.merges")]
     vocab = {token: index for index, token in enumerate(tokens)}
-    # Llama 3 takes a word that is a token as it is, whatever the merges would give.
+    # Llama 3 does not merge a word that is a token already.
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=cut == "llama-bpe"))
     if cut == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
@@ -82,7 +83,7 @@ def _byte_level_bpe(reader: gguf.GGUFReader, tokens: list[str]) -> Tokenizer:
 
 
 def _add_whole_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: list[int]) -> None:
-    """Tokens that text is never cut within: control tokens, which decoding can leave out, and the model's own."""
+    """Add the tokens that are never cut: control tokens, which decoding can leave out, and those of the model."""
     typed = list(zip(tokens, kinds, strict=False))
     tokenizer.add_special_tokens(
         [AddedToken(t, normalized=False, special=True) for t, kind in typed if kind == _CONTROL]

@@ -1,4 +1,4 @@
-"""A Hugging Face directory: config.json and safetensors, whole or in shards, read tensor by tensor."""
+"""Reads a Hugging Face directory, weight by weight: config.json and safetensors, in one file or in shards."""
 
 import json
 import pathlib
@@ -38,7 +38,7 @@ class HFDirectory:
             return shard.get_tensor(name)
 
     def _add_shapes(self, file: str) -> None:
-        """Take the shapes from one shard's header; a shard that cannot be read is one problem, not one a weight."""
+        """Take the shapes from one shard's header. A shard that cannot be read is one problem, whatever it holds."""
         try:
             with safe_open(self._directory / file, framework="numpy") as shard:
                 shapes = {name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
@@ -52,7 +52,7 @@ class HFDirectory:
                 self._files.setdefault(name, file)
 
     def _add_unlisted(self) -> None:
-        """Name the weights that the index promises and no readable shard holds."""
+        """Note the weights that the index lists and no readable shard holds."""
         unreadable = {problem.split()[0] for problem in self.problems}
         for name, file in self._files.items():
             if name not in self.shapes and name:
@@ -62,7 +62,7 @@ class HFDirectory:
 
 
 def _weight_files(directory: pathlib.Path) -> dict[str, str]:
-    """Which file holds which weight; a single file under the name "" until its header is read."""
+    """The file of each weight. A single file has the name "" until its header is read."""
     if (directory / INDEX_FILE).exists():
         index = _read_json(directory / INDEX_FILE)
         if not isinstance(index.get("weight_map"), dict):

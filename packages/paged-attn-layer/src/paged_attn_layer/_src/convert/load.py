@@ -90,7 +90,7 @@ def _abstract_model(family: Family, config: Any, dtype: DTypeLike) -> CausalLM:
 
     def build() -> CausalLM:
         rngs = nnx.Rngs(0)
-        rngs.default = _OneKey(0, tag="default")
+        rngs.default = _OneKey(0, tag="default")  # pyright: ignore[reportAttributeAccessIssue]
         return family.build(config, param_dtype=dtype, rngs=rngs)
 
     return nnx.eval_shape(build)

@@ -1,4 +1,4 @@
-"""What a checkpoint on disk offers to conversion: a config, names with shapes, and one tensor at a time."""
+"""What loading needs of a checkpoint on disk: a config, names with shapes, and one weight at a time."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class WeightSource(Protocol):
-    """A checkpoint whose weights carry Hugging Face names and lie as Hugging Face has them (`[out, in]`)."""
+    """A checkpoint whose weights have Hugging Face's names and Hugging Face's axes (`[out, in]`)."""
 
     where: str
     """Its path, for messages."""

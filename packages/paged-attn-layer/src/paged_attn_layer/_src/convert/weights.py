@@ -206,8 +206,8 @@ def _missing_or_misshapen(match: WeightMatch, shapes: Mapping[str, Shape | None]
 
 
 def _users(match: WeightMatch) -> str:
-    others = f" and {len(match.targets) - 1} more" if len(match.targets) > 1 else ""
-    return f"the model's {match.targets[0]}{others}"
+    first, *others = match.targets
+    return f"the model's {first}" + (f" and {len(others)} more" if others else "")
 
 
 def _left_over(
