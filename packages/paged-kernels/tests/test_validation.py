@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from kernel_data import SPECS, WORKLOADS, make_case, write
 
-from paged_kernels import HeadParams, KVLayout, KVPages, RaggedBatch, check_batch, paged_attention, write_kv
+from paged_kernels import (
+    AttentionSpec,
+    HeadParams,
+    KVLayout,
+    KVPages,
+    RaggedBatch,
+    check_batch,
+    paged_attention,
+    write_kv,
+)
 
 SPEC = SPECS["plain"]
 
@@ -183,6 +192,24 @@ def test_good_batches_pass_and_what_is_not_in_use_is_ignored():
     for workload in WORKLOADS.values():
         case = make_case(workload)
         check_batch(case.batch, num_pages=workload.num_pages, page_size=workload.page_size, tokens=workload.tokens)
+
+
+def test_pages_before_the_window_may_be_the_null_page(case, new):
+    """Sequence 4 has 66 tokens and computes the last: with a window of 18 it sees 48..65, the pages 3 and 4 of 16."""
+    window = AttentionSpec(sliding_window=18)
+    gone = altered(case.batch, {"page_table": {(4, 0): 0, (4, 1): 0, (4, 2): 0}})
+    expected = paged_attention(case.q, case.pages, case.batch, window, backend="reference")
+    for backend in ("reference", "xla"):
+        actual = paged_attention(case.q, case.pages, gone, window, backend=backend)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=2e-5)
+    write_kv(case.pages, *new, gone)  # which looks at the pages of the new rows alone
+    with pytest.raises(ValueError, match=r"page_table\[4, 0\]=0 must lie in 1..31"):
+        paged_attention(case.q, case.pages, gone, AttentionSpec(sliding_window=67))
+    seen = altered(gone, {"page_table": {(4, 3): 0}})
+    with pytest.raises(ValueError, match=r"page_table\[4, 3\]=0 must lie in 1..31"):
+        paged_attention(case.q, case.pages, seen, window)
+    with pytest.raises(ValueError, match=r"page_table\[4, 1\]=32 must lie in 1..31"):
+        paged_attention(case.q, case.pages, altered(gone, {"page_table": {(4, 1): 32}}), window)
 
 
 @pytest.mark.parametrize("change", [change for change, _ in BAD_VALUES if "max_q_len" not in change])

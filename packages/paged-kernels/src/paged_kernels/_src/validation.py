@@ -228,7 +228,7 @@ def _check_width(seq: int, kv_len: int, pages_per_seq: int, page_size: int) -> N
     if used > pages_per_seq:
         raise ValueError(
             f"kv_lens[{seq}]={kv_len} needs {used} pages of {page_size}, "
-            f"but the page table has {pages_per_seq} a sequence"
+            f"but the page table has {pages_per_seq} per sequence"
         )
 
 

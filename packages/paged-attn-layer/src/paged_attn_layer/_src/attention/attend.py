@@ -52,7 +52,7 @@ def attend(  # noqa: PLR0917 - the three rows, then what they are attended over
     backend: str | Backend | None = None,
     return_lse: bool = False,
 ) -> Attended:
-    """The attention of each row over the pages of its sequence, and the view that holds the new keys and values.
+    """Write the step's keys and values into one layer's pages, and attend over the pages.
 
     Each device works on its own heads of its own replica; nothing is communicated:
 
@@ -102,7 +102,7 @@ def prepare(
     head_params: HeadParams | None = None,
     backend: str | Backend | None = None,
 ) -> PreparedBatch:
-    """The batch with all that the kernels derive from it: make it once a step, for all layers that are alike.
+    """Returns the batch with what the kernels derive from it. Make it once per step, for all layers that are alike.
 
     Layers are alike if they have the same page table, page shape, spec, query heads and dtype.
 

@@ -17,9 +17,9 @@ AnyMesh = Mesh | AbstractMesh
 def on_mesh(
     view: PagedAttentionCacheView, mesh: AnyMesh | None = None, partition_manager: PartitionManager | None = None
 ) -> PagedAttentionCacheView:
-    """The view as the call's mesh splits it (`resolve_mesh`): its own split if it has one, else by KV heads.
+    """Returns the view split over the call's mesh: as it was split before, else by KV heads.
 
-    So pages of a single device work on any mesh. KV heads that the mesh axis does not divide stay whole.
+    So pages of a single device work on any mesh. If the mesh axis does not divide the KV heads, every device has all.
 
     Args:
         view: one layer's pages.

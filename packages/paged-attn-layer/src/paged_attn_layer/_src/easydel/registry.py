@@ -25,7 +25,7 @@ Heads = Float[Array, "*rows heads head_dim"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionMetadata:
-    """How an attention implementation computes: everything but the arrays. All optional, and hashable.
+    """The options of an attention implementation: everything but the arrays. Hashable; all are optional.
 
     Raises:
         ValueError: a field has a value that means nothing; names the ones it can have.
@@ -230,7 +230,7 @@ ImplClass = TypeVar("ImplClass", bound=type[AttentionImpl])
 
 
 class AttentionRegistry:
-    """The attention implementations there are, each under the name that it gives itself."""
+    """The registered attention implementations, by name."""
 
     _implementations: ClassVar[dict[str, type[AttentionImpl]]] = {}
 

@@ -11,9 +11,9 @@ from paged_kernels import RaggedBatch
 
 @runtime_checkable
 class CausalLM(Protocol):
-    """A decoder over paged keys and values: what cache its layers need, and one call that computes a step.
+    """What the engine asks of a model: which cache its layers need, and one call that computes a step.
 
-    The engine, its compiled step and the loaders know only this. A model is an `nnx.Module` that has these:
+    The engine, its compiled step and the loaders know nothing else. A model is an `nnx.Module` that has these:
 
         spec = model.cache_spec                        # which layers see which keys, and what each stores
         cache = a view for each of spec.views()        # layers with pages of one shape share views

@@ -58,7 +58,7 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A `CausalLM`: turns a step's tokens into the logits of the rows asked for.
+    """A decoder of pre-norm layers, a `CausalLM`: from the tokens of a step to logits of the rows asked for.
 
         x = embed[token_ids];  x, view_l = layer_l(x, view_l) for each layer l;  logits = norm(x[rows]) head^T
 
