@@ -19,7 +19,7 @@ def test_the_examples_run(capsys):
         "3 LayerPlace(group=2, view=0, writes=True) (2, 600, 16, 64)",
         "4 LayerPlace(group=3, view=1, writes=False) (1, 600, 16, 128)",
         "[[4, 5]] 5",
-        "40 tokens found",
+        "40 cached tokens",
         "True [10]",
         "3 [19  4  0  0  0  0  0  0]",
         "128 [2, 4] ('dp', 'tp')",
