@@ -28,7 +28,7 @@ def mesh_of(kind=AxisType.Auto, **sizes):
     ("heads", "manager", "expected"),
     [
         (4, None, "tp"),
-        (6, None, None),  # fault 13: 6 heads on 4 devices are replicated
+        (6, None, None),  # 6 heads on 4 devices are replicated
         (1, None, None),
         (4, Manager("tp"), "tp"),
         (4, Manager("dp"), "dp"),

@@ -169,7 +169,7 @@ def check_write_on(mesh, heads, write):
     assert jax.tree.structure(after) == jax.tree.structure(before)
 
 
-@pytest.mark.parametrize("heads", [HEADS, 3])  # fault 13: 3 heads are replicated
+@pytest.mark.parametrize("heads", [HEADS, 3])  # 3 heads are replicated
 @pytest.mark.parametrize("mesh", MESHES)
 def test_writes_alike_on_any_mesh(mesh, heads):
     make, sizes = MESHES[mesh]
