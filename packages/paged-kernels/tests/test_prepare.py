@@ -275,7 +275,7 @@ def test_a_write_that_it_was_not_prepared_for_is_refused(case, prepared):
 
 
 def test_the_batch_is_checked_when_it_is_prepared(case):
-    with pytest.raises(ValueError, match="q has 3 heads, which must be a multiple of the pages' 2 KV heads"):
+    with pytest.raises(ValueError, match="q has 3 heads, which must be a multiple of the 2 KV heads of the pages"):
         prepare_batch(case.batch, case.pages, SPECS["plain"], tokens=40, q_heads=3, q_dtype="float32")
     with pytest.raises(ValueError, match=r"cu_q_lens\[.\]=.* must be at most the 5 rows given"):
         prepare_batch(case.batch, case.pages, SPECS["plain"], tokens=5, q_heads=4, q_dtype="float32")
