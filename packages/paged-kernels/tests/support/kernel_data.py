@@ -63,7 +63,7 @@ class Case:
     keys: tuple[np.ndarray, ...]
     """The keys of each sequence, `[kv_len, kv_heads, head_dim]`, float64, exactly as the pages hold them."""
     values: tuple[np.ndarray, ...]
-    """The values of each sequence, `[kv_len, kv_heads, v_head_dim]`, likewise."""
+    """The values of each sequence, `[kv_len, kv_heads, v_head_dim]`, float64, exactly as the pages hold them."""
     given_keys: tuple[np.ndarray, ...]
     """The keys from which the pages were made. Quantised pages hold only numbers near to them."""
     given_values: tuple[np.ndarray, ...]

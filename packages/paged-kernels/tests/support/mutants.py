@@ -1,7 +1,7 @@
-"""Faults planted in the source text of real functions, and whether the ordinary tests see them.
+"""Faults planted in the source text of real functions. Do the ordinary tests see them?
 
-A mutant is one edit of one function. The edited text is compiled, its code object takes the place of the function's,
-so every importer runs it, and pytest runs the named tests in this process. One of them must fail.
+A mutant is one edit of one function. The edited text is compiled, and its code object replaces the function's own. So
+every importer runs it. Then pytest runs the named tests in this process, and one of them must fail.
 """
 
 import contextlib
@@ -17,34 +17,35 @@ import jax
 import pytest
 
 SEEN_BY = (AssertionError, pytest.fail.Exception, jax.errors.JaxRuntimeError)
-"""How a test sees a fault; the last is the interpreter's error. Another exception means that the mutant cannot run."""
+"""The exceptions by which a test sees a fault; the last is the interpreter's. Any other means that the edit cannot
+run."""
 QUIET = ("cacheprovider", "faulthandler", "threadexception", "unraisableexception", "xdist")
-"""Plugins that one run inside another does without."""
+"""Plugins that a run inside another run does not need."""
 ORDINARY = "not aot and not slow and not tpu and not once"
 
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """One edit, and the tests that are to see it."""
+    """One edit, and the tests that must see it."""
 
     function: Any
-    """A function, a method, a classmethod or a property. It must be no closure."""
+    """A function, a method, a classmethod or a property; not a closure."""
     old: str
     """Text that occurs exactly once in the function's source."""
     new: str
-    """What takes its place."""
+    """The text that replaces it."""
     tests: str
-    """Node ids that pytest knows, below the folder of the package's tests, separated by spaces."""
+    """Node ids of pytest, relative to the folder of the package's tests, separated by spaces."""
 
 
 def plain_function(function: Any) -> Callable[..., Any]:
-    """The Python function below descriptors and decorators."""
+    """Returns the Python function below descriptors and decorators."""
     function = function.fget if isinstance(function, property) else function
     return inspect.unwrap(getattr(function, "__func__", function))
 
 
 def edited_code(function: Callable[..., Any], old: str, new: str) -> CodeType:
-    """The code object of `function` with `new` in place of `old`.
+    """Returns the code object of `function` with `new` in place of `old`.
 
     Raises:
         ValueError: `old` does not occur exactly once, or the function is a closure.
@@ -61,7 +62,7 @@ def edited_code(function: Callable[..., Any], old: str, new: str) -> CodeType:
 
 @contextlib.contextmanager
 def planted(mutant: Mutant) -> Iterator[None]:
-    """Within it, the edited function runs in place of the original, and nothing compiled from the original does."""
+    """Inside this context the edited function runs instead of the original, and earlier compilations are dropped."""
     function = plain_function(mutant.function)
     original = function.__code__
     function.__code__ = edited_code(function, mutant.old, mutant.new)
@@ -80,13 +81,13 @@ class Failures:
         self.exceptions: list[BaseException] = []
 
     def pytest_exception_interact(self, call: pytest.CallInfo) -> None:
-        """What pytest calls for each failure, also of a module that cannot be imported."""
+        """pytest calls this for each failure, also for a module that cannot be imported."""
         assert call.excinfo is not None
         self.exceptions.append(call.excinfo.value)
 
 
 def run_tests(tests: str, folder: Path) -> list[BaseException]:
-    """The exceptions of these tests of `folder` up to the first that fails; none if all pass.
+    """Runs these tests of `folder` up to the first failure. Returns its exceptions; none if all tests pass.
 
     Raises:
         ValueError: pytest knows no such ordinary test.
@@ -101,7 +102,7 @@ def run_tests(tests: str, folder: Path) -> list[BaseException]:
 
 
 def assert_seen(mutant: Mutant, folder: Path) -> None:
-    """Fails unless one of the mutant's tests, which are below `folder`, fails because of it."""
+    """Fails unless one of the mutant's tests, below `folder`, fails because of it."""
     with planted(mutant):
         exceptions = run_tests(mutant.tests, folder)
     if not exceptions:

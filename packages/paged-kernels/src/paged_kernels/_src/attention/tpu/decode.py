@@ -201,7 +201,7 @@ class DecodeAttention:
             self._clear_subblock(block, i, subblock, clean)
 
     def _clean_pages(self, subblock: SubBlock):
-        """The number of pages, from the sub-block's first, of which every key is seen."""
+        """The number of pages, counted from the sub-block's first, in which every key is seen."""
         c = self.config
         first, end = self.attention.keys_of_tile(subblock.tile)
         pages = jnp.minimum(subblock.count, end // c.page_size - subblock.page)

@@ -42,7 +42,7 @@ def attend(
         head_params: sinks and ALiBi slopes.
         config: the kernels, from `fit`.
         interpret: the parameters of Pallas's TPU interpreter; `False` compiles.
-        return_lse: whether to compute the log-sum-exp, which is `None` otherwise.
+        return_lse: True to compute the log-sum-exp; otherwise it is `None`.
     """
     if work.joined_ids is not None:
         pages = enlarge_pages(pages, work.joined_ids)
