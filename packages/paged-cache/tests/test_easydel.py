@@ -44,7 +44,7 @@ def test_prefill_is_one_sequence(jitted):
 
 
 @both_ways
-def test_decode_is_one_row_a_slot_and_an_idle_slot_a_gap(jitted):
+def test_decode_is_one_row_a_sequence_and_an_idle_sequence_a_gap(jitted):
     batch = batch_of(jitted, **decodes())
     assert batch.page_table.tolist() == [[4, 5], [7, 7], [6, 0]]
     assert batch.kv_lens.tolist() == [7, 0, 1]
@@ -123,7 +123,7 @@ def test_is_a_pytree_whose_absent_parts_have_no_leaves():
         (prefill() | {"prefill_page_table": np.zeros((1, 3), np.int32)}, r"prefill_page_table is int32\[1, 3\]"),
         (prefill() | {"prefill_position": np.zeros(0, np.int32)}, "prefill_position is empty"),
         (decodes() | {"decodes_position": np.zeros((3, 1), np.int32)}, r"decodes_position is int32\[3, 1\]"),
-        (decodes() | {"decodes_position": np.zeros(2, np.int32)}, "decodes_page_table has 3 rows, but .* 2 slots"),
+        (decodes() | {"decodes_position": np.zeros(2, np.int32)}, "decodes_page_table has 3 rows, but .* 2 entries"),
     ],
 )
 def test_malformed_parts_are_refused(parts, message, jitted):

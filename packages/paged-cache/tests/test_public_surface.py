@@ -55,7 +55,7 @@ SURFACE = {
         ),
         "PartitionManager": (
             None,
-            "What this package needs of a partition manager (eformer's has it): mesh axes for named array axes.",
+            "What this package needs of a partition manager, such as eformer's: the mesh axes of named array axes.",
         ),
         "Prompt": (
             "(token_ids, *, namespace='', adapter='', media=())",
@@ -73,15 +73,15 @@ SURFACE = {
         "__version__": (None, None),
         "apply_moves": (
             "(cache, moves, host=None)",
-            "The cache after these moves, phase by phase; in a phase every page is read before any is written.",
+            "Make these moves, phase by phase, and return the cache. In a phase, all reads come before all writes.",
         ),
         "apply_moves_by_replica": (
             "(cache, moves, host=None)",
-            "As `apply_moves`, with a list of moves for each replica, all of them at once.",
+            "As `apply_moves`, with one list of moves per replica. All replicas move at the same time.",
         ),
         "kv_head_axis": (
             "(mesh, num_kv_heads, partition_manager=None)",
-            "The mesh axis that KV heads are split over; `None` where every device holds all of them.",
+            "The mesh axis that KV heads are split over; `None` if every device holds all of them.",
         ),
         "sharded_call": (
             "(function, mesh, in_specs, out_specs, *args)",
@@ -93,7 +93,7 @@ SURFACE = {
         ),
         "warm_up_moves": (
             "(cache, most, host=None)",
-            "The same pages, once all is compiled that phases which copy and zero up to `most` pages need.",
+            "Compile copies of up to `most` pages; the cache is donated and returned unchanged.",
         ),
         "PagedAttentionCache": (
             "(views)",
@@ -105,43 +105,43 @@ SURFACE = {
         ),
         "PagedAttentionCacheView": (
             "(pages, mesh=None, head_axis=None, data_axis=None)",
-            "One layer's KV pages. Immutable: a write returns a new view, and the caller's is unchanged.",
+            "The KV pages of one layer, or of layers that share a view. A write returns a new view; the old one is unchanged.",
         ),
         "PagedAttentionMetadata": (
             "(*, prefill_length=None, prefill_position=None, prefill_page_table=None, decodes_position=None, decodes_page_table=None)",
-            "One step: a chunk of one prompt, one new token of each decode slot, or both (mixed). Absent parts are `None`.",
+            "One step: a chunk of one prompt, one new token of each decoding sequence, or both (mixed).",
         ),
     },
     "paged_cache.transfer": {
         "HostPages": (
-            "(num_pages, shape, groups, memory_kind)",
-            "Room on the host for the contents of `num_pages` pages of each replica, in parts as the devices have them.",
+            "(num_pages, shape, replicas, memory_kind)",
+            "Host memory for the contents of `num_pages` pages per replica, split into the parts of each device.",
         ),
         "SequencePages": (
             "(token_ids, cross_tokens, places, groups, layout, arrays)",
-            "What a sequence's pages hold, for a cache of the same layout and the same groups of layers.",
+            "The pages of a sequence, for a cache with the same layout and the same layer groups.",
         ),
         "export_sequence": (
             "(cache, manager, seq, *, replica=0)",
-            "What the pages of a sequence hold, as far as it is computed; the sequence stays as it is.",
+            "Export the pages of a sequence's computed tokens. The sequence does not change.",
         ),
         "import_sequence": (
             "(cache, manager, pages, *, namespace='', adapter='', media=(), host=None, replica=0)",
-            "The cache, donated, with these pages in it, and the new sequence whose they are, all of it computed.",
+            "Add a sequence with these pages, fully computed. Returns the cache, which is donated, and the sequence's id.",
         ),
         "load_prefix_cache": (
             "(path, cache, manager, *, model='', replica=0, host=None)",
-            "The cache, donated, with the file's pages in empty ones, where the manager finds them from now on.",
+            "Load pages from a file into empty pages, index them, and return the cache. It is donated.",
         ),
         "save_prefix_cache": (
             "(path, cache, manager, *, model='', replica=0, progress=iter)",
-            "Write every page that can be found, and what it is found by, to a safetensors file with checksums.",
+            "Write all indexed pages to a safetensors file with checksums.",
         ),
     },
     "paged_cache.monitoring": {
         "EventKind": (None, None),
         "PageEvent": ("(kind, page, group, hash=b'')", "Something that happened to one page."),
-        "PageHistory": ("()", "How full a manager's pages were after each step, and what happened to them in it."),
+        "PageHistory": ("()", "The state of a manager's pages after each step, and the events of each step."),
         "PageStats": (
             "(*, num_used, num_cached, num_empty, num_seqs, unused_slots, page_size, queried_tokens, cached_tokens, evictions, copies, swapped_out, swapped_in, peak_used)",
             "State and totals of a page manager at one moment.",
@@ -151,7 +151,7 @@ SURFACE = {
     "paged_cache.planning": {
         "Plan": (
             "(*, spec, memory_bytes, page_size, dtype, tensor_parallel, chunk)",
-            "What a cache of `memory_bytes` on each device holds; made by `plan`, which says what the fields are.",
+            "What a cache of `memory_bytes` on each device holds. `plan` makes it, and says what the fields are.",
         ),
         "plan": (
             "(spec, memory_bytes, *, page_size=16, dtype='bfloat16', tensor_parallel=1, chunk=512)",

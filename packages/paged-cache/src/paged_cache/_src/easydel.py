@@ -15,12 +15,14 @@ from paged_kernels import RaggedBatch
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PagedAttentionMetadata:
-    """One step: a chunk of one prompt, one new token of each decode slot, or both (mixed). Absent parts are `None`.
+    """One step: a chunk of one prompt, one new token of each decoding sequence, or both (mixed).
 
-        rows   | chunk of the prompt | its padding | slot 0 | slot 1 | ... |
+    A part that is absent is `None`.
+
+        rows   | chunk of the prompt | its padding | sequence 0 | sequence 1 | ... |
                0                     n             chunk
 
-    The prompt's tokens come first, then one row a decode slot. A chunk has
+    The prompt's tokens come first, then one row for each decoding sequence. A chunk has
     `n = clip(prefill_length - prefill_position[0], 0, chunk)` tokens; the rest of its rows are padding.
     """
 
@@ -31,20 +33,20 @@ class PagedAttentionMetadata:
     prefill_page_table: Int32[Array, " pages_per_seq"] | None = None
     """The prompt's pages in order."""
     decodes_position: Int32[Array, " seqs"] | None = None
-    """Position of each slot's new token; -1 for an idle slot, which reads and writes nothing."""
+    """Position of each sequence's new token; -1 for an idle sequence, which reads and writes nothing."""
     decodes_page_table: Int32[Array, "seqs pages_per_seq"] | None = None
-    """Each slot's pages in order."""
+    """Each sequence's pages in order."""
 
     def is_prefill_mode(self) -> bool:
-        """Whether there is no decode part."""
+        """True if there is no decode part."""
         return self.decodes_position is None
 
     def is_decode_mode(self) -> bool:
-        """Whether there is no prefill part."""
+        """True if there is no prefill part."""
         return self.prefill_length is None
 
     def prefill_part(self) -> "PagedAttentionMetadata":
-        """The prompt's chunk alone.
+        """Only the prompt's chunk.
 
         Raises:
             ValueError: there is none.
@@ -56,7 +58,7 @@ class PagedAttentionMetadata:
         return dataclasses.replace(self, decodes_position=None, decodes_page_table=None)
 
     def decode_part(self) -> "PagedAttentionMetadata":
-        """The decode slots alone.
+        """Only the decoding sequences.
 
         Raises:
             ValueError: there are none.
@@ -67,21 +69,21 @@ class PagedAttentionMetadata:
 
     @property
     def prefill_last_row(self) -> Int32[Array, ""]:
-        """Row of the prompt's newest token, `n - 1`: the one to sample from. 0 when the chunk has no token.
+        """The row of the prompt's newest token, `n - 1`, to sample from; 0 if the chunk has no token.
 
         Raises:
             ValueError: there is no prefill part, or it is malformed.
         """
         chunk = self._chunk()
         if chunk is None:
-            raise ValueError("metadata has no prefill part, so no newest row; decode slots have one row each")
+            raise ValueError("metadata has no prefill part, so no newest row; a decoding sequence has one row")
         return jnp.maximum(chunk.tokens() - 1, 0)
 
     def to_ragged_batch(self) -> RaggedBatch:
-        """The step as a `RaggedBatch`: the chunk, a gap for its padding (only if decodes follow), then each slot.
+        """The step as a `RaggedBatch`: the chunk, then each decoding sequence.
 
-        Works inside `jax.jit`. The tables of both parts are padded to one width. `max_q_len` is 1 in decode mode and
-        the chunk's size otherwise.
+        If both are there, a gap sequence between them covers the chunk's padding. The page tables of both parts are
+        padded to one width. `max_q_len` is 1 in decode mode and the chunk's size otherwise. Works inside `jax.jit`.
 
         Raises:
             ValueError: a part is incomplete or of the wrong shape or dtype, or (in eager code, where values are
@@ -121,7 +123,7 @@ class _Chunk(NamedTuple):
         return self.positions.shape[0]
 
     def tokens(self) -> Int32[Array, ""]:
-        """How many of the rows are tokens: `n` of the metadata's docstring."""
+        """The number of rows that are tokens: `n` of the metadata's docstring."""
         return jnp.clip(self.length - self.positions[0], 0, self.rows)
 
     def batch(self) -> RaggedBatch:
@@ -173,21 +175,21 @@ class _Decodes(NamedTuple):
         if self.table.shape[0] != self.positions.shape[0]:
             raise ValueError(
                 f"decodes_page_table has {self.table.shape[0]} rows, but decodes_position has "
-                f"{self.positions.shape[0]} slots; they must be equal"
+                f"{self.positions.shape[0]} entries; they must be equal"
             )
 
     def check_values(self) -> None:
         positions = np.asarray(self.positions)
         if positions.size and positions.min() < -1:
-            slot = positions.argmin()
-            raise ValueError(f"decodes_position[{slot}]={positions[slot]} must be a position, or -1 for an idle slot")
+            at = positions.argmin()
+            raise ValueError(f"decodes_position[{at}]={positions[at]} must be a position, or -1 for an idle sequence")
 
 
 Part = TypeVar("Part", _Chunk, _Decodes)
 
 
 def _checked(kind: type[Part], fields: dict[str, Array | None]) -> Part | None:
-    """The part, `None` if all of it is absent. Values are checked where they are known."""
+    """The part; `None` if all of it is absent. Values are checked if they are known (not traced)."""
     arrays = [array for array in fields.values() if array is not None]
     if not arrays:
         return None

@@ -1,4 +1,4 @@
-"""How a cache is split over a mesh: the one rule for KV heads, and the one way to run a function on each part."""
+"""How a cache is split over a mesh: the rule for KV heads, and the way to run a function on each device's part."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ MeshAxis = str | tuple[str, ...]
 DEFAULT_HEAD_AXIS = "tp"
 """The mesh axis over which heads are split when no partition manager says otherwise."""
 
-# eformer's names for array axes and modes are plain strings, so that a partition manager can be asked in its own
-# words without importing eformer here: it belongs to the layer above.
+# eformer's names for array axes and modes. They are plain strings, so eformer, which belongs to the layer above, need
+# not be imported here.
 HEAD = "__HEAD__"
 EMPTY = "_"
 MODE_PREFILL = "__prefill__"
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 class PartitionManager(Protocol):
-    """What this package needs of a partition manager (eformer's has it): mesh axes for named array axes."""
+    """What this package needs of a partition manager, such as eformer's: the mesh axes of named array axes."""
 
     def resolve(self, axes: Sequence[str], mode: str) -> PartitionSpec:
         """The mesh axes that split array axes of these names."""
@@ -31,7 +31,7 @@ class PartitionManager(Protocol):
 
 
 def axis_size(mesh: Mesh, axis: MeshAxis | None) -> int:
-    """Into how many parts `axis` splits: the product of its sizes, 1 for `None`."""
+    """The number of parts that `axis` splits into: the product of its sizes; 1 for `None`."""
     names = (axis,) if isinstance(axis, str) else (axis or ())
     return math.prod(mesh.shape[name] for name in names)
 
@@ -39,10 +39,11 @@ def axis_size(mesh: Mesh, axis: MeshAxis | None) -> int:
 def kv_head_axis(
     mesh: Mesh | None, num_kv_heads: int, partition_manager: PartitionManager | None = None
 ) -> MeshAxis | None:
-    """The mesh axis that KV heads are split over; `None` where every device holds all of them.
+    """The mesh axis that KV heads are split over; `None` if every device holds all of them.
 
-    The partition manager's axis for heads, or `"tp"` without one. Names that the mesh lacks do not split, and heads
-    that the axis does not divide are replicated rather than refused: a manager knows neither mesh nor head count.
+    It is the partition manager's axis for heads; `"tp"` without a manager. Axes that the mesh does not have do not
+    split. Heads that the axis does not divide are replicated, not refused, because a partition manager does not know
+    their number.
     """
     if mesh is None:
         return None
@@ -54,7 +55,7 @@ def kv_head_axis(
 
 
 def kv_heads_per_device(num_kv_heads: int, parts: int) -> int:
-    """KV heads that each of `parts` devices holds: its part, or all of them where `parts` does not divide them.
+    """KV heads that each of `parts` devices holds: its part, or all of them if `parts` does not divide them.
 
     >>> kv_heads_per_device(8, 4), kv_heads_per_device(8, 3)
     (2, 8)
@@ -79,9 +80,9 @@ def sharded_call(
 ) -> Result:
     """`function(*args)` on each device's part of the arguments: `jax.shard_map` that also places them.
 
-    A spec serves every leaf under it. Placing them first makes the call work alike inside `jax.jit` and in
-    eager code, with arrays that live on one device, and on a mesh with Explicit axes (`jax.make_mesh`'s default),
-    where `jax.shard_map` alone refuses arrays that are not split yet. What is in place already is not moved.
+    A spec serves every leaf under it. The arguments are placed first, so the call also works in eager code, with arrays
+    of one device, and on a mesh with Explicit axes (the default of `jax.make_mesh`). There `jax.shard_map` alone
+    refuses arrays that are not split yet. An argument that is in place is not moved.
     """
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), in_specs)
     placed = [jax.device_put(arg, where) for arg, where in zip(args, shardings, strict=True)]

@@ -1,4 +1,4 @@
-"""One layer's pages and how they are split over the mesh; the one place that writes them."""
+"""One view of the cache: its pages, how they are split over the mesh, and the one function that writes them."""
 
 import dataclasses
 
@@ -15,10 +15,10 @@ from paged_kernels import Backend, KVPages, RaggedBatch, check_batch, write_kv
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PagedAttentionCacheView:
-    """One layer's KV pages. Immutable: a write returns a new view, and the caller's is unchanged.
+    """The KV pages of one layer, or of layers that share a view. A write returns a new view; the old one is unchanged.
 
     With `data_axis` set, the page axis is split over that mesh axis: each of its `replicas` holds a pool of
-    `num_pages / replicas` pages with a null page 0 of its own, and page ids count from the group's first page.
+    `num_pages / replicas` pages with a null page 0 of its own, and page ids count from the replica's first page.
     """
 
     pages: KVPages
@@ -78,8 +78,8 @@ class PagedAttentionCacheView:
     ) -> "PagedAttentionCacheView":
         """The view with the batch's new keys and values stored at their tokens' positions, in the pages' type.
 
-        Latent pages take their values from `key`, and `value` must be `None`. Gaps (idle slots) and padding write
-        nothing. With `data_axis`, every argument has a leading `[replicas]` axis (`stack_batches`). Inside
+        Latent pages take their values from `key`, and `value` must be `None`. Gaps (idle sequences) and padding
+        write nothing. With `data_axis`, every argument has a leading `[replicas]` axis (`stack_batches`). Inside
         `jax.jit` with the view donated, nothing is copied.
 
         Raises:
@@ -96,10 +96,10 @@ class PagedAttentionCacheView:
         value: Float[Array, "*one tokens kv_heads v_head_dim"] | None,
         metadata: PagedAttentionMetadata,
     ) -> "PagedAttentionCacheView":
-        """The view with one prompt's chunk stored: `[1, tokens, heads, head_dim]`, or without the leading axis.
+        """The view with one prompt's chunk stored: `[1, tokens, heads, head_dim]`, or without the first axis.
 
         Row `j` goes to position `prefill_position[0] + j`; rows past the prompt's end are not written. The decode
-        part of mixed metadata is left alone.
+        part of mixed metadata is not written.
 
         Raises:
             ValueError: the metadata has no prefill part, or an argument does not fit.
@@ -115,10 +115,10 @@ class PagedAttentionCacheView:
         value: Float[Array, "seqs *one kv_heads v_head_dim"] | None,
         metadata: PagedAttentionMetadata,
     ) -> "PagedAttentionCacheView":
-        """The view with each decode slot's token stored: `[seqs, 1, heads, head_dim]`, or without the axis of 1.
+        """The view with each decoding sequence's token stored: `[seqs, 1, heads, head_dim]`, or without the axis of 1.
 
-        Slot `i` writes position `decodes_position[i]`; an idle slot (-1) writes nowhere. The prefill part of mixed
-        metadata is left alone.
+        Sequence `i` writes position `decodes_position[i]`; an idle sequence (-1) writes nowhere. The prefill part of
+        mixed metadata is not written.
 
         Raises:
             ValueError: the metadata has no decode part, or an argument does not fit.
@@ -129,7 +129,7 @@ class PagedAttentionCacheView:
         return self.write(key, value, part.to_ragged_batch())
 
     def check_batch(self, batch: RaggedBatch, tokens: int, sliding_window: int | None = None) -> None:
-        """Refuse page ids and lengths that do not fit the pages or the `tokens` rows; traced values are let pass.
+        """Refuse page ids and lengths that do not fit the pages or the `tokens` rows; traced values are not checked.
 
         Call it on the host, before the values are traced. Each batch of a stacked one is checked. With a
         `sliding_window`, pages that no row sees may be the null page.
@@ -156,7 +156,7 @@ class PagedAttentionCacheView:
             return write_kv(self.pages, key, value, batch, backend=backend)
 
         def write_part(pages: KVPages, key: Array, value: Array | None, batch: RaggedBatch) -> KVPages:
-            if self.data_axis is not None:  # each device sees the one batch of its group
+            if self.data_axis is not None:  # each device sees the one batch of its replica
                 key, value, batch = jax.tree.map(lambda leaf: leaf[0], (key, value, batch))
             return write_kv(pages, key, value, batch, backend=backend)
 
@@ -164,7 +164,7 @@ class PagedAttentionCacheView:
         return sharded_call(write_part, self.mesh, in_specs, self.pages_spec, self.pages, key, value, batch)
 
     def _check_rows(self, key: Array, value: Array | None) -> None:
-        """Refuse rows of the wrong shape here, where shapes are whole: under `shard_map` they are a device's part."""
+        """Refuse rows of the wrong shape. `shard_map` could not: it sees only a device's part of each array."""
         if (value is None) != self.pages.layout.latent:
             needs = "None for latent pages, whose values are in their keys" if self.pages.layout.latent else "given too"
             raise ValueError(f"value must be {needs}")

@@ -1,4 +1,4 @@
-"""The pages of a manager over time, as a picture and as text."""
+"""A page manager's pages over time, as a picture and as text."""
 
 import importlib
 import os
@@ -18,9 +18,9 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 class PageHistory:
-    """How full a manager's pages were after each step, and what happened to them in it.
+    """The state of a manager's pages after each step, and the events of each step.
 
-    It is a subscriber: without `manager.subscribe(history)` there are no events to show.
+    Subscribe it with `manager.subscribe(history)`; otherwise it sees no events.
 
     >>> manager, history = PageManager(9, 2, max_seqs=4, max_sequence_length=8), PageHistory()
     >>> manager.subscribe(history)
@@ -41,24 +41,24 @@ class PageHistory:
         self.steps: list[PageStats] = []
         """The statistics after each step."""
         self.events: list[Counter[EventKind]] = []
-        """How many events of each kind each step had."""
+        """The number of events of each kind in each step."""
         self._since: Counter[EventKind] = Counter()
 
     def __call__(self, events: list[PageEvent]) -> None:
-        """Count events; what `PageManager.subscribe` calls."""
+        """Count events. The manager calls this."""
         self._since.update(event.kind for event in events)
 
     def record(self, manager: PageManager) -> None:
-        """Note what a step has left behind; call it once, after each."""
+        """Record the state after a step. Call it once after each step."""
         self.steps.append(manager.stats())
         self.events.append(self._since)
         self._since = Counter()
 
     def text(self, width: int = 60) -> str:
-        """A line for each state of a page, and for each kind of event that happened; steps from left to right.
+        """Returns a line for each state of a page and for each kind of event, with steps from left to right.
 
-        Bars of states are parts of all pages, and those of events parts of the kind's own most. Where there are more
-        steps than columns, a column is the mean of states and the sum of events of its steps.
+        A full bar means all pages for a state, and the largest number of any column for an event. If there are more
+        steps than columns, a column shows the mean of its steps' states and the sum of their events.
 
         Raises:
             ValueError: no step was recorded.
@@ -77,10 +77,10 @@ class PageHistory:
         return "\n".join(f"{name:<{margin}} {bars}  {end}" for (name, bars), end in zip(rows, ends, strict=True))
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw pages by state, and below them what happened to them, by step, into an image file.
+        """Draw the states of pages by step into an image file, with the events below.
 
         Args:
-            path: where to; the ending chooses the format.
+            path: the image file; its ending chooses the format.
 
         Raises:
             ValueError: no step was recorded.
@@ -106,14 +106,14 @@ class PageHistory:
         return {name: [getattr(stats, f"num_{name}") for stats in self.steps] for name in COLOURS}
 
     def _marks(self) -> dict[str, list[int]]:
-        """For each kind of event that happened how often it did in each step."""
+        """The number of events in each step, for each kind that happened."""
         kinds: Sequence[EventKind] = get_args(EventKind)
         counts = {kind.replace("_", " "): [events[kind] for events in self.events] for kind in kinds}
         return {name: of_kind for name, of_kind in counts.items() if any(of_kind)}
 
 
 def _bars(values: Sequence[int], full: int | None, width: int, merge: Any) -> str:
-    """A block for each value, whole for `full` or more, `None` for the most; any above 0 is seen."""
+    """A block for each column; full for `full` (`None`: the largest value), and never empty above 0."""
     columns = np.array([merge(part) for part in np.array_split(values, min(width, len(values)))])
     levels = np.rint(columns * (len(BLOCKS) - 1) / (full or columns.max())).astype(int)
     return "".join(BLOCKS[level] for level in np.maximum(levels, columns > 0))
@@ -150,7 +150,7 @@ def _draw_states(axes: Any, states: dict[str, list[int]], last: PageStats) -> No
 
 
 def _draw_marks(axes: Any, marks: dict[str, list[int]]) -> None:
-    """A row of bars for each kind, the highest as high as the row."""
+    """Draw a row of bars for each kind of event, scaled to its own largest bar."""
     for row, (name, counts) in enumerate(marks.items()):
         steps = [step for step, count in enumerate(counts) if count]
         heights = [0.8 * counts[step] / max(counts) for step in steps]

@@ -1,4 +1,4 @@
-"""`python -m paged_cache plan`: what of a model's cache fits into memory, as a table."""
+"""`python -m paged_cache plan`: a table of how many pages, tokens and sequences of a model fit into memory."""
 
 import argparse
 import dataclasses
@@ -43,14 +43,14 @@ UNITS |= {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the options; the usage would bury it."""
+    """Says in one line what is wrong with the options, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code: 0, or 2 after a line that says what is wrong with the input."""
+    """Run the command. Returns its exit code: 0, or 2 after a line that says what is wrong with the input."""
     args = build_parser().parse_args(argv)
     try:
         print(run(args))
@@ -117,7 +117,7 @@ def size(text: str) -> int:
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """A key and its value, which is JSON, or a string as it stands.
+    """A key and its value: JSON, or plain text if it is not JSON.
 
     >>> setting("head_dim=128"), setting("model_type=llama")
     (('head_dim', 128), ('model_type', 'llama'))
@@ -135,11 +135,11 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def run(args: argparse.Namespace) -> str:
-    """What the command prints.
+    """Return what the command prints.
 
     Raises:
-        ValueError: the file or an option is not usable.
-        NotImplementedError: the model's cache is not of a kind that is planned here.
+        ValueError: the file or an option cannot be used.
+        NotImplementedError: the model keeps something else than keys and values.
         OSError: the file cannot be read.
     """
     spec = read_spec(args.model_config, dict(args.set))
@@ -185,7 +185,7 @@ def read_spec(path: Path, changes: Mapping[str, Any]) -> CacheSpec:
 
 
 def heading(path: Path, of: Plan) -> list[str]:
-    """What was read, and what it is planned for."""
+    """Return what was read, and the memory that is planned."""
     spec = of.spec
     lines = [f"{path.name}: {_layers(spec)}; {_heads(spec)}"]
     if spec.assumed:
@@ -196,7 +196,7 @@ def heading(path: Path, of: Plan) -> list[str]:
 
 
 def table(plans: Sequence[Plan], contexts: Sequence[int]) -> list[str]:
-    """A line for each plan under a line of names, in columns."""
+    """Return the table: a line of names, then a line for each plan."""
     names = ["dtype", "page size", "bytes a token", "padding", "pages", "tokens"]
     rows = [[*names, *(f"seqs of {context:,}" for context in contexts), "longest sequence"]]
     rows += [_row(each, contexts) for each in plans]
@@ -208,7 +208,7 @@ def table(plans: Sequence[Plan], contexts: Sequence[int]) -> list[str]:
 
 
 def notes(plans: Sequence[Plan], context: int) -> list[str]:
-    """What the figures leave out, or what explains them."""
+    """Return notes that explain the figures."""
     one = plans[0]
     spec = one.spec
     most = max(plans, key=_last_page_bytes)
@@ -225,7 +225,7 @@ def notes(plans: Sequence[Plan], context: int) -> list[str]:
         without = len(one.groups) * -(-context // one.page_size)
         lines.append(
             f"A decoding sequence of {context:,} tokens holds {one.pages_of(context, 1):,} pages of {one.page_size}; "
-            f"it would hold {without:,} if no layer let go of any."
+            f"it would hold {without:,} if no layer released any."
         )
     return [f"- {line}" for line in lines]
 
@@ -260,7 +260,7 @@ def _layers(spec: CacheSpec) -> str:
 
 
 def _heads(spec: CacheSpec) -> str:
-    """What layers store; how many of them, where they differ."""
+    """What layers store; with the number of layers, if they differ."""
     if len(spec.shapes) == 1:
         return _shape(spec.shapes[0])
     layers = {shape: sum(len(group.layers) for group in spec.groups if group.kv == shape) for shape in spec.shapes}
@@ -275,7 +275,7 @@ def _shape(shape: KVShape) -> str:
 
 
 def _unused_views(of: Plan) -> list[str]:
-    """A note on the room that pages take in views which their own group does not use, if there is any."""
+    """A note on the views that a page's own group does not use, if there are any."""
     views, groups, layers = len(of.views), len(of.groups), of.spec.num_stored_layers
     if (shapes := len(of.spec.shapes)) > 1:
         used = max(len(group.layers) for group in of.groups)

@@ -16,9 +16,9 @@ from paged_cache._src.spec.cache_spec import CacheSpec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a cache of `memory_bytes` on each device holds; made by `plan`, which says what the fields are.
+    """What a cache of `memory_bytes` on each device holds. `plan` makes it, and says what the fields are.
 
-    All layers' pages come from one pool (`groups`), and a page takes room in every view (`CacheSpec.views`):
+    The pages of all groups come from one pool, and each page takes room in every view (`CacheSpec.views`):
 
         bytes_per_page = sum of KVPages.bytes_per_page(...) over the views
         num_pages = memory_bytes // bytes_per_page           one of them the null page
@@ -38,7 +38,7 @@ class Plan:
 
     @property
     def views(self) -> tuple[KVShape, ...]:
-        """What each view stores on each device: its part of the heads, or all that cannot be divided."""
+        """What each view stores on each device: its part of the heads, or all heads if they cannot be divided."""
         return tuple(map(self._on_device, self.spec.views()))
 
     @property
@@ -58,22 +58,22 @@ class Plan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens whose keys and values fit, each in all layers: as if no window ever let go of one."""
+        """Tokens whose keys and values fit in all layers, if windows release none of them."""
         return self.usable_pages // len(self.groups) * self.page_size
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of one token in all layers on each device; a page's, divided by the tokens in it."""
+        """Bytes of one token in all layers on each device: those of a page of each group, divided by its tokens."""
         return self.bytes_per_page * len(self.groups) / self.page_size
 
     @property
     def number_bytes_per_token(self) -> float:
-        """Bytes of the stored numbers of one token's keys and values on each device, bare."""
+        """Bytes of the stored numbers of one token's keys and values on each device, without padding."""
         return sum(map(self._number_bytes, self._stored))
 
     @property
     def scale_bytes_per_token(self) -> int:
-        """Bytes of the scales of one token's keys and values on each device, bare."""
+        """Bytes of the scales of one token's keys and values on each device, without padding."""
         scales = sum(shape.num_kv_heads * layout_of(shape, self.dtype).scales_per_entry for shape in self._stored)
         return scales * jnp.dtype(jnp.float32).itemsize
 
@@ -89,10 +89,10 @@ class Plan:
         return bisect.bisect_right(lengths, self.usable_pages, key=lambda length: self.pages_of(length, self.chunk))
 
     def sequences(self, context: int) -> int:
-        """Sequences that fit, each grown to `context` tokens, with no page in common.
+        """The number of sequences of `context` tokens that fit, if they share no page.
 
-        All of them decode, and the last one could still be admitted, in chunks of `chunk` tokens, when the others
-        were that long.
+        All of them decode. There is room to admit the last of them in chunks of `chunk` tokens while the others have
+        their full length.
 
         Raises:
             ValueError: `context` is below 1.
@@ -102,7 +102,7 @@ class Plan:
         return 0 if admitting > self.usable_pages else 1 + (self.usable_pages - admitting) // decoding
 
     def pages_of(self, length: int, new_tokens: int) -> int:
-        """Pages that a sequence of at most `length` tokens holds at most, given at most `new_tokens` in a step."""
+        """The most pages that a sequence of up to `length` tokens holds, given at most `new_tokens` a step."""
         return sum(group.most_pages(length, new_tokens, self.page_size) for group in self.groups)
 
     def cache_config(self, *, max_seqs: int, max_sequence_length: int) -> CacheConfig:
@@ -155,7 +155,7 @@ def plan(
         page_size: tokens a page holds.
         dtype: type of the stored keys and values, with scales or without.
         tensor_parallel: devices that KV heads are split over.
-        chunk: most tokens of a prompt that one step is given; what a window keeps depends on it.
+        chunk: the most tokens of a prompt that one step computes; windowed groups hold more pages for longer chunks.
 
     Raises:
         ValueError: a size is below 1, `dtype` is no type that pages can have, or not even the null page and one more

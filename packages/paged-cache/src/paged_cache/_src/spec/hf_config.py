@@ -1,7 +1,6 @@
 """A Hugging Face config.json, read in one place."""
 
 import json
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -123,7 +122,7 @@ class HFConfig:
     def number(self, key: str, default: float | None = None) -> float:
         """A number above 0."""
         value = self._value(key, default, "a number above 0")
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise _wrong(key, value, "a number above 0")
         return float(value)
 
