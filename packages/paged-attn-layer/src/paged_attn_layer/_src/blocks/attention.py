@@ -33,9 +33,9 @@ class AttentionConfig:
     rope: RopeConfig | None = dataclasses.field(default_factory=RopeConfig)
     """Rotary embedding of queries and keys; `None` leaves them as they are."""
     qkv_bias: bool = False
-    """Whether the projections to queries, keys and values add a bias."""
+    """True if the projections to queries, keys and values add a bias."""
     out_bias: bool = False
-    """Whether the projection back to the hidden size adds a bias."""
+    """True if the projection back to the hidden size adds a bias."""
     softmax_scale: float | None = None
     """Factor on `q . k`; `None` means `head_dim ** -0.5`."""
     soft_cap: float | None = None
@@ -43,7 +43,7 @@ class AttentionConfig:
     sliding_window: int | None = None
     """How many keys a query sees, itself included; `None` means all."""
     sinks: bool = False
-    """Whether each head has an attention sink, a weight of the layer (gpt-oss)."""
+    """True if each head has an attention sink, a weight of the layer (gpt-oss)."""
     alibi_slopes: tuple[float, ...] | None = None
     """What a logit of each head loses for every position between query and key (ALiBi); `None` means nothing."""
 

@@ -30,10 +30,10 @@ def to_ragged(q: Array, cache_metadata: StepMetadata, view: PagedAttentionCacheV
 
 
 def to_rows(
-    x: Float[Array, "*rows heads head_dim"] | None, cache_metadata: StepMetadata
-) -> Float[Array, "*replicas tokens heads head_dim"] | None:
+    x: Float[Array, "*rows heads head_dim"], cache_metadata: StepMetadata
+) -> Float[Array, "*replicas tokens heads head_dim"]:
     """Returns `x` without EasyDeL's axis of size 1; a `RaggedBatch` has none."""
-    return x if x is None or isinstance(cache_metadata, RaggedBatch) else x.reshape(-1, *x.shape[2:])
+    return x if isinstance(cache_metadata, RaggedBatch) else x.reshape(-1, *x.shape[2:])
 
 
 def _step_and_lead(metadata: PagedAttentionMetadata) -> tuple[str, tuple[int, ...]]:

@@ -79,8 +79,8 @@ class PagedAttn(AttentionImpl):
         batch = to_ragged(q, cache_metadata, cache_view)
         attended = attend(
             to_rows(q if metadata.runtime_dtype is None else q.astype(metadata.runtime_dtype), cache_metadata),
-            to_rows(k, cache_metadata),
-            to_rows(v, cache_metadata),
+            None if k is None else to_rows(k, cache_metadata),
+            None if v is None else to_rows(v, cache_metadata),
             on_mesh(cache_view, metadata.mesh, metadata.partition_manager),
             batch,
             metadata.spec(),

@@ -43,7 +43,7 @@ class AttentionMetadata:
     sliding_window: int | None = None
     """How many keys a query sees, itself included; `None` means all."""
     causal: bool = True
-    """Whether a query sees only the keys up to its own position."""
+    """True if a query sees only the keys up to its own position."""
     runtime_dtype: DTypeLike | None = None
     """Type that the queries are cast to, and so the type of the output; `None` keeps theirs."""
     runtime_softmax_dtype: DTypeLike | None = None

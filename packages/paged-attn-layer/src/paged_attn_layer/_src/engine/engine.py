@@ -106,17 +106,17 @@ class Engine:
 
     @property
     def num_pages(self) -> int:
-        """Pages that requests can have."""
+        """The number of pages that requests can get."""
         return self._manager.num_pages - 1
 
     @property
     def pages_used(self) -> int:
-        """Pages that requests have."""
+        """The number of pages in use."""
         return self._manager.num_used
 
     @property
     def has_work(self) -> bool:
-        """Whether a request waits or runs."""
+        """True if a request waits or runs."""
         return self._scheduler.has_work
 
     def warm_up(self, *, progress: bool = False) -> None:
@@ -144,7 +144,7 @@ class Engine:
             max_new_tokens: the answer's longest length.
             stop: the answer ends before the first of these strings (or this one).
             stop_token_ids: tokens that end the answer; `None` means the model's end tokens.
-            chat: whether a text is put into the tokenizer's chat template; `None` means where it has one.
+            chat: if true, a text is put into the tokenizer's chat template. `None`: if there is a template.
             namespace: only requests of the same one share pages; give each tenant one of its own.
 
         Raises:

@@ -79,7 +79,7 @@ class ScheduledStep:
 
     @property
     def mode(self) -> Mode:
-        """Whether prompts, answers or both are computed."""
+        """What the step computes: prompts, answers, or both."""
         if not self.prefill_tokens:
             return "decode"
         return "mixed" if self.decode_tokens else "prefill"
@@ -133,7 +133,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a request waits or runs."""
+        """True if a request waits or runs."""
         return bool(self.waiting or self.running)
 
     def check(self, request: Request) -> None:

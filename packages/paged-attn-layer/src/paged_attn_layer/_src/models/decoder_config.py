@@ -1,6 +1,7 @@
 """What decides the arrays and the result of a decoder, and the keys of a config.json that its families share."""
 
 import dataclasses
+from typing import Any
 
 from paged_attn_layer._src.blocks.rope import RopeConfig
 from paged_cache import CacheSpec, HFConfig
@@ -92,7 +93,7 @@ def read_decoder_config(
     """
     _refuse_unsupported(config)
     spec = CacheSpec.from_hf_config(config)
-    kv = spec.groups[0].kv
+    kv = spec.views()[0]
     return DecoderConfig(
         vocab_size=config.whole("vocab_size"),
         hidden_size=config.whole("hidden_size"),
@@ -118,7 +119,9 @@ def read_rope(config: HFConfig) -> RopeConfig:
     fraction = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
     if fraction != 1.0:
         raise NotImplementedError(f"partial_rotary_factor={fraction} is not supported; it must be 1.0")
-    numbers = {name: rope.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor") if rope.has(name)}
+    numbers: dict[str, Any] = {
+        name: rope.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor") if rope.has(name)
+    }
     if rope.has("original_max_position_embeddings"):
         numbers["original_max_position"] = rope.whole("original_max_position_embeddings")
     return RopeConfig(
