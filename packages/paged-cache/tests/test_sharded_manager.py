@@ -24,7 +24,7 @@ def test_split_and_replicated_heads(kind, heads):
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_each_data_group_has_a_manager(kind):
+def test_each_replica_has_a_manager(kind):
     loop = ServingLoop(mesh_of(kind, dp=2, tp=2), data_axis="dp")
     assert len(loop.managers) == 2
     serve(loop)

@@ -15,7 +15,7 @@ def test_a_prompt_gets_slots_for_all_its_tokens():
     assert manager.token_ids(seq).tolist() == list(range(9))
 
 
-def test_a_chunked_prompt_gets_slots_for_the_chunk_after_what_is_reused():
+def test_a_chunked_prompt_gets_slots_for_the_chunk_after_the_cache_hit():
     manager = new_manager()
     seq = manager.admit(range(20), chunk=6)
     assert (manager.lengths(seq), len(table(manager, seq))) == (6, 2)
@@ -62,7 +62,7 @@ def test_pages_are_needed_for_every_group(groups, asked):
     assert manager.num_free == 0
 
 
-def test_what_is_needed_to_admit_counts_found_pages_only_if_they_are_free():
+def test_pages_to_admit_counts_pages_of_the_hit_only_if_they_are_free():
     manager = new_manager()
     prompt = Prompt(range(10))
     seq = computed(manager, prompt)
@@ -74,7 +74,7 @@ def test_what_is_needed_to_admit_counts_found_pages_only_if_they_are_free():
     assert before - manager.num_free == 3
 
 
-def test_an_admission_takes_exactly_what_is_free_beside_what_it_finds():
+def test_an_admission_may_take_all_free_pages_besides_its_cache_hit():
     manager = new_manager(num_pages=6)
     ended(manager, range(8))
     seq = manager.admit([*range(8), *range(60, 72)])  # two found, three new
@@ -90,7 +90,7 @@ def arriving():
     return manager, seq
 
 
-def test_what_arrives_can_be_committed_in_parts():
+def test_an_imported_prompt_can_be_committed_in_parts():
     manager, seq = arriving()
     held = manager.page_tables(seq)
     for count in (3, 8, 9):
@@ -99,7 +99,7 @@ def test_what_arrives_can_be_committed_in_parts():
     assert manager.cached_tokens(range(21)) == 20
 
 
-def test_what_arrives_cannot_be_truncated_to_where_a_window_has_no_pages():
+def test_an_imported_prompt_cannot_be_truncated_to_where_a_window_has_no_pages():
     manager, seq = arriving()
     with refused(
         manager, ValueError, "num_tokens=8 is too far back: window layers have released all pages before token 16"
@@ -109,7 +109,7 @@ def test_what_arrives_cannot_be_truncated_to_where_a_window_has_no_pages():
     assert manager.num_used == 0
 
 
-def test_of_a_chunk_that_arrives_the_window_keeps_what_is_seen_after_it():
+def test_of_an_imported_chunk_the_window_keeps_what_later_queries_see():
     manager = new_manager(groups=BOTH)
     seq = manager.admit(range(20), chunk=8, imported=True)
     assert table(manager, seq, 1) == [0, manager.page_tables(seq)[1, 0, 1]]

@@ -27,7 +27,7 @@ def test_a_fork_shares_every_page():
     assert manager.take_moves() == []
 
 
-def test_the_first_to_write_a_shared_page_gets_a_copy_and_the_last_owner_writes_in_place():
+def test_the_first_to_write_a_shared_page_gets_a_copy_and_the_last_writes_in_place():
     manager = new_manager()
     seq = computed(manager, range(6))
     (twin,) = manager.fork(seq)
@@ -96,7 +96,7 @@ def test_a_pinned_page_is_copied_before_it_is_written_again():
     assert manager.cached_tokens(range(9)) == 8
 
 
-def test_a_page_that_is_written_again_can_be_found_no_longer():
+def test_a_page_that_is_rewritten_leaves_the_index():
     manager = new_manager()
     seq = computed(manager, range(8))
     manager.truncate(seq, 6)
@@ -145,7 +145,7 @@ def test_a_swapped_sequence_leaves_its_pages_and_comes_back():
     assert manager.token_ids(seq).tolist() == list(range(15))
 
 
-def test_what_was_swapped_out_can_still_be_found_on_the_device_and_what_came_back_too():
+def test_swapped_out_content_stays_indexed_on_the_device_and_is_indexed_after_swap_in():
     manager = new_manager(num_pages=4, num_host_pages=3)
     seq = computed(manager, range(9))
     manager.swap_out(seq)
@@ -206,7 +206,7 @@ def test_only_a_sequence_that_is_swapped_out_can_be_swapped_in():
 
 
 @pytest.mark.parametrize(("call", "doing"), [("fork", "forked"), ("swap_out", "swapped out")])
-def test_what_needs_all_tokens_in_pages_is_refused_before_they_are(call, doing):
+def test_operations_that_need_all_tokens_computed_are_refused_before(call, doing):
     manager = new_manager(num_host_pages=2)
     seq = manager.admit([1, 2])
     message = f"2 tokens of the sequence are not computed, so it cannot be {doing}; commit or truncate"
@@ -225,7 +225,7 @@ def test_swapping_a_sequence_without_pages_moves_nothing():
     assert table(manager, seq) == [1]
 
 
-def test_what_ends_is_given_back_from_its_end():
+def test_a_sequence_releases_its_pages_from_the_end():
     manager = new_manager(num_pages=5, prefix_reuse=False)
     ended(manager, range(12))
     assert table(manager, manager.admit(range(12))) == [1, 2, 3]

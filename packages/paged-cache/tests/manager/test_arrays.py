@@ -17,7 +17,7 @@ def test_the_smallest_and_the_largest():
     assert least(NOBODY, if_none=9) == most(NOBODY, if_none=9) == 9
 
 
-def test_ragged_counts_nothing_for_nobody():
+def test_ragged_of_nothing_is_empty():
     rows, columns = ragged(NOBODY, NOBODY, NOBODY)
     assert (rows.tolist(), columns.tolist()) == ([], [])
 

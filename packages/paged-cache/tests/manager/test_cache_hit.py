@@ -56,7 +56,7 @@ def test_full_pages_are_shared_with_those_who_have_them():
     assert manager.computed(second) == 8
 
 
-def test_pages_can_be_found_as_soon_as_they_are_full():
+def test_pages_are_indexed_as_soon_as_they_are_full():
     manager = new_manager()
     seq = manager.admit(range(4))
     for done in range(4):
@@ -66,7 +66,7 @@ def test_pages_can_be_found_as_soon_as_they_are_full():
     assert manager.cached_tokens(range(9)) == 4
 
 
-def test_a_page_is_found_only_after_the_same_start():
+def test_a_page_is_a_hit_only_after_the_same_prefix():
     manager = new_manager(page_size=2)
     ended(manager, [1, 2, 3, 4])
     assert manager.cached_tokens([1, 2, 3, 4, 5]) == 4
@@ -75,7 +75,7 @@ def test_a_page_is_found_only_after_the_same_start():
     assert manager.cached_tokens([0, 1, 2, 3, 4]) == 0
 
 
-def test_tokens_that_commit_is_told_can_be_found_and_unknown_ones_cannot():
+def test_pages_are_indexed_if_commit_gets_the_tokens_and_not_if_they_stay_unknown():
     manager = new_manager(page_size=2)
     told, untold = computed(manager, [1]), computed(manager, [5])
     manager.extend([told, untold], 4)
@@ -86,7 +86,7 @@ def test_tokens_that_commit_is_told_can_be_found_and_unknown_ones_cannot():
     assert manager.cached_tokens([5, 2, 3, 4, 6, 7]) == 0
 
 
-def test_after_a_token_that_stays_unknown_nothing_is_found_until_it_is_truncated():
+def test_nothing_after_an_unknown_token_is_indexed_until_it_is_truncated():
     manager = new_manager(page_size=2)
     seq = computed(manager, [1, 2, 3])
     manager.extend(seq)
@@ -134,7 +134,7 @@ def test_pages_after_media_depend_on_them():
     assert manager.cached_tokens(Prompt([*range(8), 70, 71], media=[CAT])) == 8
 
 
-def test_a_partial_page_with_media_is_not_found():
+def test_a_partial_page_with_media_is_no_hit():
     manager = new_manager()
     ended(manager, Prompt(range(6), media=[Media(start=5, stop=6, digest=b"cat")]))
     assert manager.cached_tokens(Prompt(range(9), media=[Media(start=5, stop=6, digest=b"cat")])) == 4
@@ -156,7 +156,7 @@ def test_a_hit_does_not_rest_on_the_hash_alone():
     assert manager.cached_tokens(Prompt([1, 2, 3, 4, 5], media=[Media(start=1, stop=2, digest=b"cat")])) == 0
 
 
-def test_the_last_page_is_found_by_its_start_and_copied():
+def test_the_last_page_is_a_partial_hit_and_is_copied():
     manager = new_manager()
     ended(manager, range(7))
     seq = manager.admit([0, 1, 2, 3, 4, 5, 90, 91])
@@ -186,7 +186,7 @@ def test_without_a_page_to_copy_the_partial_one_it_is_written_over():
     assert manager.num_free == 0
 
 
-def test_a_partial_page_is_kept_when_its_last_owner_leaves():
+def test_a_partial_page_is_cached_after_the_last_release():
     manager = new_manager()
     seq = computed(manager, range(6))
     (twin,) = manager.fork(seq)
@@ -196,7 +196,7 @@ def test_a_partial_page_is_kept_when_its_last_owner_leaves():
     assert manager.cached_tokens(range(9)) == 6
 
 
-def test_an_admission_that_is_refused_takes_no_found_page():
+def test_a_refused_admission_takes_no_page_of_the_hit():
     manager = new_manager(num_pages=5)
     ended(manager, range(12))
     with refused(manager, OutOfPages, "asked for 3 pages, but 2 are free"):
@@ -205,7 +205,7 @@ def test_an_admission_that_is_refused_takes_no_found_page():
     assert manager.computed(seq) == 8
 
 
-def test_found_pages_are_not_evicted_for_the_pages_beside_them():
+def test_pages_of_the_hit_are_not_evicted_for_the_new_pages():
     manager = new_manager(num_pages=5)
     ended(manager, range(4))
     ended(manager, range(50, 62))
@@ -278,7 +278,7 @@ def test_a_new_chunk_needs_no_page_of_the_one_before():
     [(FULL,), (WINDOW,), (CHUNKED,), (FULL, WINDOW), (FULL, LayerGroup.cross(), CHUNKED), (WINDOW, CHUNKED)],
     ids=lambda groups: " and ".join(group.kind for group in groups),
 )
-def test_the_most_pages_are_reused_after_which_every_group_has_what_it_needs(groups):
+def test_the_hit_is_the_longest_that_every_group_can_continue_from(groups):
     draw, prompt = np.random.default_rng(1), Prompt(range(16))
     for _ in range(40):
         there = draw.random((len(groups), 8)) < 0.8
@@ -313,7 +313,7 @@ def test_a_partial_page_is_copied_in_every_group():
     assert moves.copy_to.tolist() == [table(manager, seq, group)[1] for group in (0, 1)]
 
 
-def test_what_two_computed_at_once_is_found_until_both_have_lost_it():
+def test_content_in_two_pages_is_a_hit_until_both_are_evicted():
     manager = new_manager(num_pages=9)
     first, second = (manager.admit(range(9)) for _ in range(2))
     manager.commit([first, second], 9)
@@ -325,7 +325,7 @@ def test_what_two_computed_at_once_is_found_until_both_have_lost_it():
     assert manager.cached_tokens(range(10)) == 9
 
 
-def test_the_same_partial_page_is_kept_once():
+def test_the_same_partial_page_is_indexed_once():
     manager = new_manager()
     for _ in range(3):
         ended(manager, range(6))

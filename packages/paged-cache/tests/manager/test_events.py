@@ -31,7 +31,7 @@ def test_a_page_is_stored_when_it_is_full_or_its_sequence_ends():
     assert taken(seen) == [PageEvent("stored", 2, 0, b"")]
 
 
-def test_a_page_is_evicted_when_it_is_handed_out():
+def test_a_cached_page_is_evicted_when_it_is_allocated():
     manager, seen = watched(num_pages=4)
     prompt = Prompt(range(9))
     ended(manager, prompt)
@@ -43,7 +43,7 @@ def test_a_page_is_evicted_when_it_is_handed_out():
     ]
 
 
-def test_a_page_is_removed_when_its_owner_writes_it_again_or_all_is_forgotten():
+def test_a_page_is_removed_when_it_is_rewritten_or_the_prefix_cache_is_reset():
     manager, seen = watched()
     seq = computed(manager, range(8))
     manager.truncate(seq, 6)
@@ -65,7 +65,7 @@ def test_pages_are_swapped_out_and_in_group_by_group():
     assert taken(seen) == [PageEvent("swapped_in", page, group) for group, page in held]
 
 
-def test_what_comes_back_from_the_host_is_stored_again_when_it_was_evicted():
+def test_pages_swapped_in_are_stored_again_if_they_were_evicted():
     manager, seen = watched(num_pages=4, num_host_pages=3)
     seq = computed(manager, range(9))
     manager.swap_out(seq)
@@ -125,7 +125,7 @@ def test_an_error_of_a_subscriber_reaches_the_caller_and_undoes_nothing():
     assert manager.cached_tokens(range(8)) == 4
 
 
-def test_what_is_refused_has_no_events():
+def test_a_refused_call_has_no_events():
     manager, seen = watched(num_pages=3)
     ended(manager, range(8))
     seen.clear()

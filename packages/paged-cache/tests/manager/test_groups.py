@@ -25,7 +25,7 @@ def test_first_needed_is_the_first_key_that_this_or_a_later_query_sees(group):
     assert group.first_needed(np.arange(20, dtype=np.int32)).tolist() == needed
 
 
-def test_a_group_says_what_it_is():
+def test_properties_of_each_kind_of_group():
     assert LayerGroup.window(4, layers=[0, 2]) == LayerGroup(kind="window", tokens=4, layers=(0, 2))
     assert [group.is_self_attention for group in (FULL, WINDOW, CHUNKED, CROSS)] == [True, True, True, False]
     assert [group.is_windowed for group in (FULL, WINDOW, CHUNKED, CROSS)] == [False, True, True, False]
@@ -47,7 +47,7 @@ def test_a_group_that_cannot_be_is_refused(kind, tokens, message):
 
 
 @pytest.mark.parametrize("group", [WINDOW, CHUNKED, LayerGroup.window(1)], ids=str)
-def test_pages_are_returned_as_soon_as_no_query_can_see_them_and_not_before(group):
+def test_pages_are_released_once_no_query_can_see_them(group):
     manager = new_manager(groups=(FULL, group), page_size=2, max_sequence_length=24, prefix_reuse=False)
     seq = computed(manager, [0])
     for done in range(1, 24):
@@ -75,7 +75,7 @@ def test_groups_take_their_pages_from_one_pool():
     assert sorted(pages) == list(range(1, 10))
 
 
-def test_what_depends_on_an_unnamed_text_is_not_kept():
+def test_cross_attention_without_a_digest_is_not_cached():
     manager = new_manager(groups=(FULL, CROSS))
     manager.release(computed(manager, range(9), cross_tokens=5))
     assert manager.cached_pages() == []
@@ -112,12 +112,12 @@ def test_tokens_for_cross_attention_must_fit_the_groups(groups, cross_tokens, me
             ask([1], cross_tokens=cross_tokens)
 
 
-def test_a_manager_needs_a_group_that_grows():
+def test_a_manager_needs_a_self_attention_group():
     with pytest.raises(ValueError, match=r"groups=.*cross.* must have a self-attention group: full, window or chunked"):
         new_manager(groups=(CROSS,))
 
 
-def test_truncating_behind_pages_that_a_window_has_returned_is_refused():
+def test_truncating_behind_pages_that_a_window_has_released_is_refused():
     manager = new_manager(groups=(FULL, WINDOW))
     seq = computed(manager, range(14))  # the next query sees 10 .. 14, so pages 0 and 1 are gone
     with refused(
@@ -137,7 +137,7 @@ def test_tokens_that_were_never_committed_can_be_truncated_whatever_the_window()
     assert len(table(manager, seq)) == 4
 
 
-def test_keys_depend_on_the_other_text_so_only_prompts_that_name_it_share_pages():
+def test_only_prompts_with_the_same_digest_of_the_other_text_share_pages():
     manager = new_manager(groups=(FULL, CROSS))
 
     def prompt(digest):

@@ -67,7 +67,7 @@ def test_tokens_are_told_to_extend_or_to_commit():
     assert [manager.token_ids(seq).tolist() for seq in seqs] == [[1, 10, 11, 12], [2, 20, 21]]
 
 
-def test_extending_many_gives_all_what_they_ask_or_none_anything():
+def test_extend_serves_all_sequences_or_changes_nothing():
     manager = new_manager(num_pages=7, groups=GROUPS)
     seqs = [computed(manager, range(start, start + 4)) for start in (0, 10, 20)]
     with refused(manager, OutOfPages, "asked for 2 pages, but 0 are free") as caught:
@@ -136,7 +136,7 @@ def test_rejected_speculation_is_truncated_and_the_next_tokens_take_its_slots():
     assert (manager.computed(seq), len(table(manager, seq))) == (7, 2)
 
 
-def test_rejected_tokens_that_were_committed_are_found_no_longer_after_others_take_their_place():
+def test_committed_tokens_that_are_rejected_and_rewritten_are_no_cache_hits():
     manager = new_manager()
     seq = computed(manager, range(8))
     manager.truncate(seq, 5)
@@ -156,7 +156,7 @@ def test_truncating_a_fork_leaves_the_other_alone():
     assert manager.cached_tokens(range(12)) == 8
 
 
-def test_truncating_to_what_is_not_there_is_refused():
+def test_truncating_to_more_tokens_than_there_are_is_refused():
     manager = new_manager()
     seq = manager.admit([1, 2, 3])
     with refused(manager, ValueError, r"num_tokens=4 must lie in 0\.\.3, the sequence's tokens"):
@@ -199,7 +199,7 @@ def test_releasing_many_releases_all_or_none():
     assert manager.num_used == 0
 
 
-def test_what_was_not_computed_is_not_kept():
+def test_tokens_that_were_not_computed_are_not_cached():
     manager = new_manager()
     seq = manager.admit(range(12))
     manager.commit(seq, 6)
@@ -208,7 +208,7 @@ def test_what_was_not_computed_is_not_kept():
     assert manager.num_cached == 2
 
 
-def test_preemption_by_recomputation_finds_what_was_computed():
+def test_preemption_by_recomputation_hits_the_computed_pages():
     manager = new_manager()
     seq = computed(manager, range(10))
     tokens = manager.token_ids(seq)
@@ -264,7 +264,7 @@ def test_a_pin_is_undone_once_by_the_manager_that_gave_it():
 # What is kept, and what is lost
 
 
-def test_nothing_is_found_after_prefixes_were_forgotten():
+def test_no_cache_hits_after_reset_prefix_cache():
     manager = new_manager()
     ended(manager, range(6))
     seq = computed(manager, range(50, 58))
@@ -279,7 +279,7 @@ def test_nothing_is_found_after_prefixes_were_forgotten():
     manager.release(seq)
 
 
-def test_what_depends_on_forgotten_pages_is_not_found_either():
+def test_sequences_from_before_a_reset_are_not_indexed():
     manager = new_manager(num_host_pages=4)
     swapped, running, ending = (computed(manager, range(start, start + 7)) for start in (0, 50, 90))
     manager.swap_out(swapped)
@@ -296,7 +296,7 @@ def out_of_memory(data):
     raise MemoryError("no memory")
 
 
-def test_a_key_that_cannot_be_hashed_leaves_a_commit_undone(monkeypatch):
+def test_a_commit_that_fails_to_hash_changes_nothing(monkeypatch):
     manager = new_manager()
     seq = computed(manager, range(3))
     manager.extend(seq, 6)
@@ -308,7 +308,7 @@ def test_a_key_that_cannot_be_hashed_leaves_a_commit_undone(monkeypatch):
     assert manager.cached_tokens(range(9)) == 8
 
 
-def test_a_page_is_zeroed_before_it_has_another_owner():
+def test_a_page_is_zeroed_before_another_sequence_gets_it():
     manager = new_manager(num_pages=4, scrub=True)
     ended(manager, Prompt(range(12), namespace="a"))
     assert zeroed(manager) == [], "what is kept is not lost"
@@ -318,7 +318,7 @@ def test_a_page_is_zeroed_before_it_has_another_owner():
     assert zeroed(manager) == [2, 3], "nothing of it was computed, so nothing is kept"
 
 
-def test_a_page_that_was_shared_is_zeroed_when_its_last_owner_leaves():
+def test_a_shared_page_is_zeroed_after_the_last_release():
     manager = new_manager(scrub=True, prefix_reuse=False)
     seq = computed(manager, range(6))
     (twin,) = manager.fork(seq)
@@ -330,7 +330,7 @@ def test_a_page_that_was_shared_is_zeroed_when_its_last_owner_leaves():
     assert zeroed(manager) == [1]
 
 
-def test_what_is_swapped_out_is_read_before_it_is_zeroed():
+def test_swapped_out_pages_are_read_before_they_are_zeroed():
     manager = new_manager(scrub=True, prefix_reuse=False, num_host_pages=2)
     seq = computed(manager, range(6))
     manager.swap_out(seq)

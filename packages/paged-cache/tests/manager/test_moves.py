@@ -75,13 +75,13 @@ def test_moves_are_taken_once():
         ([("zero", [], [1]), ("copy", [2], [3]), ("out", [1], [0]), ("copy", [0], [1])], 2),
     ],
 )
-def test_phases_do_what_the_moves_do_in_their_order(moves, num_phases):
+def test_phases_have_the_effect_of_the_moves_in_order(moves, num_phases):
     phases = log_of(*moves).take()
     assert len(phases) == num_phases
     assert in_phases(phases) == in_order(moves)
 
 
-def test_any_moves_in_phases_do_what_they_do_in_their_order():
+def test_random_moves_in_phases_have_the_effect_of_the_moves_in_order():
     draw = np.random.default_rng(0)
     for _ in range(100):
         moves = []
@@ -93,7 +93,7 @@ def test_any_moves_in_phases_do_what_they_do_in_their_order():
         assert in_phases(log_of(*moves).take()) == in_order(moves)
 
 
-def test_what_is_logged_is_what_was_meant_then():
+def test_the_log_copies_its_arguments():
     target = np.array([3], np.int32)
     moves = PageMoves(**{field.name: target for field in dataclasses.fields(PageMoves)})
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -1,4 +1,4 @@
-"""The scenarios catch a page manager's faults: the manager passes them, and with any of the seeded faults it fails."""
+"""The scenarios catch faults of a page manager: the real manager passes them, and a manager with any of these faults fails."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ FAULTS: dict[str, Fault] = {}
 
 
 def fault_in(*owners: Any, of: str) -> Callable[[Callable], Callable]:
-    """The function takes the place of `of`, as a method or a function of these; its first argument is the original."""
+    """Replace the function `of` in these owners by the decorated one. Its first argument is the original."""
 
     def register(function: Callable) -> Callable:
         def plant(patch: pytest.MonkeyPatch) -> None:
@@ -64,16 +64,16 @@ def copies_in_the_first_group_only(original, allocator, indices):
 
 
 @fault_in(Sequences, of="add_fork")
-def forks_trust_their_tail(original, seqs, index):
-    """A sequence and its twin both take their last page for their own."""
+def fork_assumes_its_tail_is_private(original, seqs, index):
+    """A sequence and its fork both assume that their tail page is private."""
     seq = original(seqs, index)
     seqs.has_private_tail[[index, seq % seqs.max_seqs]] = True
     return seq
 
 
 @fault_in(Sequences, of="truncate")
-def truncated_sequences_trust_their_tail(original, seqs, index, length):
-    """A page that was full and shared, or that can be found, is taken for the sequence's own."""
+def truncate_assumes_the_tail_is_private(original, seqs, index, length):
+    """The new tail page, which may be shared or indexed, is assumed to be private."""
     original(seqs, index, length)
     seqs.has_private_tail[index] = True
 
@@ -90,33 +90,33 @@ def copies_nothing(original, pages, sources, targets):
 
 
 @fault_in(Allocator, of="_copy_tails")
-def keeps_owning_what_it_copied(original, allocator, groups, indices, copies):
+def copied_page_is_not_released(original, allocator, groups, indices, copies):
     """The shared page is not released."""
     with mock.patch.object(allocator.pages, "release"):
         original(allocator, groups, indices, copies)
 
 
 @fault_in(PageManager, of="fork")
-def fork_does_not_count_owners(original, manager, seq, n=1):
-    """The new sequences have pages that they do not own."""
+def fork_does_not_raise_refcounts(original, manager, seq, n=1):
+    """The new sequences' pages keep their old refcounts."""
     with mock.patch.object(manager._pages, "share"):
         return original(manager, seq, n)
 
 
 @fault_in(Sequences, of="add_fork")
 def forks_share_a_list(original, seqs, index):
-    """Keys of one are keys of the other, whatever becomes of them."""
+    """The list of hashes is shared, not copied."""
     seq = original(seqs, index)
     seqs.hashes[seq % seqs.max_seqs] = seqs.hashes[index]
     return seq
 
 
-# Giving pages back
+# Releasing pages
 
 
 @fault_in(Allocator, of="_release_spans")
 def releases_twice(original, allocator, index, spans):
-    """A sequence takes another's ownership away."""
+    """Shared pages are released twice."""
     pages = np.concatenate([allocator.seqs.page_tables[group, index, start:stop] for group, start, stop in spans])
     shared = pages[allocator.pages.pool.refcounts(pages) > 1]
     original(allocator, index, spans)
@@ -124,8 +124,8 @@ def releases_twice(original, allocator, index, spans):
 
 
 @fault_in(Sequences, of="truncate")
-def truncate_forgets_the_keys(original, seqs, index, length):
-    """Keys stay as they were, so that what is written next has the names of what was there."""
+def truncate_keeps_old_hashes(original, seqs, index, length):
+    """The hashes of removed pages stay, so new pages get wrong hashes."""
     keys = list(seqs.hashes[index])
     original(seqs, index, length)
     seqs.hashes[index] = keys
@@ -133,7 +133,7 @@ def truncate_forgets_the_keys(original, seqs, index, length):
 
 @fault_in(Allocator, of="truncate")
 def truncate_keeps_a_page(original, allocator, index, num_tokens):
-    """One page more than the tokens need stays the sequence's."""
+    """One page too many is kept."""
     give_back = allocator._release_spans
 
     def later(index, spans):
@@ -144,7 +144,7 @@ def truncate_keeps_a_page(original, allocator, index, num_tokens):
 
 
 @fault_in(Allocator, of="release_out_of_window")
-def window_returns_a_page_too_early(original, allocator, indices):
+def window_releases_a_page_too_early(original, allocator, indices):
     """As if one page more were computed."""
     allocator.seqs.computed[indices] += allocator.page_size
     original(allocator, indices)
@@ -152,16 +152,16 @@ def window_returns_a_page_too_early(original, allocator, indices):
 
 
 @fault_in(Allocator, of="release_out_of_window")
-def window_returns_nothing(original, allocator, indices):
-    """Pages out of sight stay."""
+def window_releases_nothing(original, allocator, indices):
+    """Pages that no query sees are not released."""
 
 
 @fault_in(Allocator, of="check_window")
 def goes_back_behind_the_window(original, allocator, index, num_tokens):
-    """Though the pages that it then needs are gone."""
+    """Although the needed pages were released."""
 
 
-# What is found
+# Cache hits
 
 
 @fault_in(prompt, of="root_hash")
@@ -183,14 +183,14 @@ def names_run_together(original, namespace, adapter):
 
 
 @fault_in(prompt, sequences, cache_hit, allocator_module, of="media_bytes")
-def pictures_are_all_alike(original, media, start, stop):
-    """Tokens that stand for pictures count by their ids."""
+def media_are_not_hashed(original, media, start, stop):
+    """Tokens of different pictures count as equal."""
     return b""
 
 
 @fault_in(PrefixIndex, of="lookup")
-def believes_the_hash(original, index, group, content):
-    """A page is found by its key alone."""
+def lookup_compares_only_the_hash(original, index, group, content):
+    """Lookup compares only the hash."""
     return index._page_of_hash[group].get(content[0], 0)
 
 
@@ -209,45 +209,45 @@ def partial_page_one_token_too_far(original, index, group, parent, token_ids):
 
 @fault_in(CacheHitSearch, of="_with_whole_window")
 def reuses_half_a_window(original, search, group, most):
-    """It is not asked whether the window's pages are there."""
+    """The pages of the window are not looked up."""
     return most
 
 
 @fault_in(Pages, of="remove_from_index")
-def key_kept_after_a_rewrite(original, pages, rewritten):
+def rewritten_page_stays_indexed(original, pages, rewritten):
     """A page that is written again can be found by what it allocator."""
 
 
 @fault_in(Allocator, of="index_full_pages")
-def commit_keeps_an_unfull_page(original, allocator, full):
-    """A page that its sequence goes on writing can be found."""
+def commit_indexes_a_partial_page(original, allocator, full):
+    """A page that is still being written is indexed."""
     original(allocator, full)
     for index in set(full.places[0].tolist()):
         allocator.index_partial_page(index)
 
 
 @fault_in(Sequences, of="page_token_bytes")
-def unknown_tokens_are_named(original, seqs, places):
-    """A page whose tokens are not known gets a key."""
+def pages_with_unknown_tokens_are_hashed(original, seqs, places):
+    """A page with unknown tokens gets a hash."""
     pages = seqs.token_ids.reshape(seqs.max_seqs, -1, seqs.page_size)[places]
     return [page.tobytes() for page in pages]
 
 
 @fault_in(Pages, of="_remove_from_index")
-def evicted_pages_are_found(original, pages, forgotten, kind):
-    """What was handed out is still in the index."""
+def evicted_pages_stay_indexed(original, pages, forgotten, kind):
+    """An evicted page stays in the index."""
     if kind != "evicted":
         original(pages, forgotten, kind)
 
 
 @fault_in(Sequences, of="clear_hashes")
-def what_depends_on_forgotten_pages_is_found(original, seqs):
-    """Sequences go on naming pages after what they had."""
+def reset_keeps_the_hashes_of_sequences(original, seqs):
+    """Sequences go on adding pages to the index."""
 
 
 @fault_in(Allocator, of="can_reuse")
-def what_cross_attention_saw_is_ignored(original, allocator, prompt):
-    """A prompt finds what was computed beside another text."""
+def cross_attention_is_not_hashed(original, allocator, prompt):
+    """A prompt hits pages that were computed with another text."""
     return True
 
 
@@ -255,8 +255,8 @@ def what_cross_attention_saw_is_ignored(original, allocator, prompt):
 
 
 @fault_in(PagePool, of="share")
-def evicts_an_owned_page(original, pool, pages, times=1):
-    """A page that was kept stays in the queue for eviction when it has an owner again."""
+def evicts_a_page_in_use(original, pool, pages, times=1):
+    """A shared page stays in the eviction queue."""
     queue = dict(pool._cached)
     original(pool, pages, times)
     pool._cached.update({page: None for page in queue if page not in pool._cached})
@@ -264,7 +264,7 @@ def evicts_an_owned_page(original, pool, pages, times=1):
 
 @fault_in(PageManager, of="pin")
 def pin_holds_nothing(original, manager, prompt):
-    """Pinned pages have no owner."""
+    """A pin does not raise refcounts."""
     with mock.patch.object(manager._pages, "share"):
         return original(manager, prompt)
 
@@ -347,8 +347,8 @@ def keeps_its_host_pages(original, manager, seq):
 
 
 @fault_in(Allocator, of="unused_slots")
-def counts_slots_that_are_full(original, allocator):
-    """A page that one sequence has gone back in counts as empty there, though another has all of it."""
+def counts_slots_of_a_longer_sequence(original, allocator):
+    """A shared page counts from the shorter sequence."""
     pages, filled = allocator._partial_pages()
     _, first = np.unique(pages, return_index=True)
     return int((allocator.page_size - filled[first]).sum())

@@ -29,7 +29,7 @@ def test_a_manager_of_no_pages_is_refused():
         Pages(1, 1, scrub=False)
 
 
-def test_a_kept_page_is_evicted_when_the_empty_ones_do_not_suffice():
+def test_a_cached_page_is_evicted_when_there_are_too_few_empty_pages():
     pages = full(scrub=False)
     assert pages.allocate(1).tolist() == [2]
     assert pages.index.contains(0, content(OLD))
@@ -47,7 +47,7 @@ def test_the_life_of_a_page():
     assert (pages.pool.num_empty, pages.pool.num_cached) == (2, 0)
 
 
-def test_scrubbed_pages_are_zeroed_when_their_content_is_lost_and_not_while_it_is_kept():
+def test_scrub_zeroes_pages_when_their_content_is_dropped_and_not_while_they_are_cached():
     pages = full(scrub=True)
     taken = pages.allocate(1)
     assert zeroed(pages) == [], "page 2 held nothing"
@@ -57,7 +57,7 @@ def test_scrubbed_pages_are_zeroed_when_their_content_is_lost_and_not_while_it_i
     assert zeroed(pages) == [1], "evicted"
 
 
-def test_forgetting_all_empties_what_is_free_and_scrubs_it():
+def test_clear_index_empties_and_scrubs_cached_pages():
     pages = full(scrub=True)
     owned = pages.allocate(1)
     pages.add_to_index(0, owned, [content(b"new")])

@@ -17,7 +17,7 @@ def kept(num_pages, *order):
     return pool
 
 
-def test_every_page_but_the_null_page_is_handed_out_once():
+def test_every_page_but_the_null_page_is_allocated_once():
     assert PagePool(5).allocate(4).tolist() == [1, 2, 3, 4]
 
 
@@ -71,14 +71,14 @@ def test_shared_pages_stay_in_use_until_the_last_release():
         (4, "page 4 has a refcount of 0"),
     ],
 )
-def test_a_page_that_is_not_owned_is_refused_and_nothing_is_half_done(call, page, message):
+def test_wrong_pages_are_refused_and_nothing_changes(call, page, message):
     pool = PagePool(5)
     pool.allocate(2)
     with refused(pool, ValueError, message):
         getattr(pool, call)(pages(1, page))
 
 
-def test_a_kept_page_is_free_until_it_is_handed_out_or_shared():
+def test_a_cached_page_is_free_until_it_is_allocated_or_shared():
     pool = kept(4, 1, 2, 3)
     assert (pool.num_empty, pool.num_cached, pool.num_free, pool.num_used) == (0, 3, 3, 0)
     pool.share(pages(2))  # out of the middle of the queue
@@ -86,7 +86,7 @@ def test_a_kept_page_is_free_until_it_is_handed_out_or_shared():
     assert pool.allocate(2).tolist() == [1, 3]
 
 
-def test_empty_pages_go_out_before_kept_ones_and_those_least_recently_used_first():
+def test_empty_pages_are_allocated_before_cached_ones_and_these_in_lru_order():
     pool = kept(5, 4, 2, 1, 3)
     pool.share(pages(4))
     pool.release(pages(4), is_indexed=np.ones(5, bool))  # used again
@@ -95,7 +95,7 @@ def test_empty_pages_go_out_before_kept_ones_and_those_least_recently_used_first
     assert pool.allocate(4).tolist() == [1, 2, 3, 4]
 
 
-def test_a_kept_page_can_be_named_by_several_that_share_it():
+def test_a_cached_page_can_be_shared_several_times_at_once():
     pool = kept(3, 1, 2)
     pool.share(pages(1, 1))
     assert (pool.refcounts(1), pool.num_cached) == (2, 1)
@@ -109,7 +109,7 @@ def test_a_double_release_is_refused():
         pool.release(pages(2, 1))
 
 
-def test_a_page_named_twice_needs_two_owners():
+def test_releasing_a_page_twice_needs_a_refcount_of_two():
     pool = PagePool(5)
     pool.allocate(1)
     with refused(pool, ValueError, "page 1 has a refcount of 1, but would be released more often"):

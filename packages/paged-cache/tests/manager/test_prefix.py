@@ -39,7 +39,7 @@ def find(index, content, **changes):
     return index.lookup(content.group, content._replace(**changes).content)
 
 
-def test_a_key_is_the_sha256_of_all_before_it_and_so_of_nothing_else():
+def test_a_hash_is_the_sha256_of_the_parent_hash_tokens_and_media():
     assert hash_page(ROOT, tokens(1, 2), b"m") == hashlib.sha256(ROOT + struct.pack("<ii", 1, 2) + b"m").digest()
     assert hash_page(hash_page(ROOT, tokens(1), b""), tokens(2), b"") != hash_page(ROOT, tokens(1, 2), b"")
 
@@ -80,7 +80,7 @@ def test_media_without_a_digest_are_refused():
         Media(start=0, stop=1, digest=b"")
 
 
-def test_a_page_is_found_by_its_key_in_its_own_group():
+def test_lookup_finds_a_page_by_hash_in_its_own_group():
     page = content(5, 1, 2)
     index = index_of(page)
     assert find(index, page) == 5
@@ -94,12 +94,12 @@ def test_a_page_is_found_by_its_key_in_its_own_group():
 @pytest.mark.parametrize(
     "changes", [{"token_ids": tokens(1, 3)}, {"parent_hash": root_hash("b", "")}, {"media": b"cat"}]
 )
-def test_a_page_whose_key_collides_is_not_believed(changes):
+def test_lookup_compares_the_content_if_hashes_collide(changes):
     page = content(5, 1, 2)
     assert find(index_of(page), page, **changes) == 0
 
 
-def test_the_first_page_with_a_key_stays_the_one_that_is_found():
+def test_the_first_page_with_a_hash_stays_indexed():
     first = content(3, 1, 2)
     index = index_of(first)
     assert not add(index, content(4, 1, 2))
@@ -108,7 +108,7 @@ def test_the_first_page_with_a_key_stays_the_one_that_is_found():
     assert index.cached_pages() == [first]
 
 
-def test_full_pages_come_with_others_that_are_passed_over():
+def test_add_skips_null_pages_and_contents_without_a_hash():
     index = PrefixIndex(num_groups=2, num_pages=20)
     contents = [content(0, each, each).content for each in range(4)]
     contents[2] = (b"", *contents[2][1:])  # a token is not known
@@ -119,14 +119,14 @@ def test_full_pages_come_with_others_that_are_passed_over():
     ]
 
 
-def test_a_start_that_is_found_already_is_not_kept_again():
+def test_a_partial_page_is_not_indexed_twice():
     index = index_of(content(3, 1, 2, full=False))
     assert not add(index, content(4, 1, 2, full=False))
     assert not add(index, content(4, 1, full=False)), "page 3 begins with it"
     assert add(index, content(4, 1, 2, 3, full=False))
 
 
-def test_a_forgotten_page_leaves_nothing_behind():
+def test_remove_leaves_nothing_in_the_index():
     page, partial = content(3, 1, 2), content(4, 5, full=False)
     index = index_of(page, partial)
     assert [index.group_and_hash(3), index.group_and_hash(4)] == [(0, page.hash), (0, b"")]
@@ -137,7 +137,7 @@ def test_a_forgotten_page_leaves_nothing_behind():
     assert add(index, content(4, 1, 2)), "another may hold it now"
 
 
-def test_the_start_that_has_most_in_common_is_found():
+def test_partial_lookup_finds_the_longest_common_prefix():
     index = index_of(content(5, 1, full=False), content(3, 1, 2, 3, full=False), content(4, 1, 2, 7, 8))
     assert index.lookup_partial(0, ROOT, tokens(1, 2, 7, 9)) == (4, 3)
     assert index.lookup_partial(0, ROOT, tokens(1, 2, 3)) == (3, 3)
@@ -147,18 +147,18 @@ def test_the_start_that_has_most_in_common_is_found():
     assert index.lookup_partial(1, ROOT, tokens(1)) == (0, 0)
 
 
-def test_a_page_with_media_is_no_start():
+def test_partial_lookup_skips_pages_with_media():
     assert index_of(content(3, 1, 2, media=b"cat")).lookup_partial(0, ROOT, tokens(1)) == (0, 0)
 
 
-def test_only_the_newest_starts_are_compared():
+def test_partial_lookup_compares_only_the_newest_pages():
     many = [content(1 + each, 7, each, full=False) for each in range(PARTIAL_CANDIDATES + 1)]
     index = index_of(*many)
     assert index.lookup_partial(0, ROOT, tokens(7, 1)) == (2, 2)
     assert index.lookup_partial(0, ROOT, tokens(7, 0))[1] == 1, "the oldest is not looked at"
 
 
-def test_kept_pages_come_in_order_of_age():
+def test_cached_pages_come_in_the_order_in_which_they_were_added():
     pages = [content(9, 1, 2), content(2, 8, full=False), content(5, 3, 4)]
     index = index_of(*pages)
     assert index.cached_pages() == pages

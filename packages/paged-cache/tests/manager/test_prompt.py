@@ -38,7 +38,7 @@ def test_a_prompt_that_waits_is_hashed_once(monkeypatch):
     )
 
 
-def test_a_prompt_stays_what_it_was():
+def test_a_prompt_copies_its_token_ids():
     ids = np.arange(4, dtype=np.int32)
     prompt = Prompt(ids)
     ids[:] = 9
@@ -72,6 +72,6 @@ def test_a_prompt_is_made_of_tokens_or_is_one():
         ([2**31], r"token_ids hold 2147483648; each must lie in"),
     ],
 )
-def test_what_is_no_list_of_token_ids_is_refused(token_ids, message):
+def test_wrong_token_ids_are_refused(token_ids, message):
     with pytest.raises(ValueError, match=message):
         Prompt(token_ids)

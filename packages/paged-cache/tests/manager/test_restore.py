@@ -15,7 +15,7 @@ def cached(*prompts, **options):
     return manager.cached_pages()
 
 
-def test_what_one_manager_keeps_another_finds():
+def test_restored_pages_are_cache_hits_in_another_manager():
     prompt = Prompt(range(11), namespace="a", media=[Media(start=1, stop=2, digest=b"cat")])
     there = cached(prompt, [7, 8, 9])
     manager = new_manager()
@@ -35,7 +35,7 @@ def test_every_group_gets_its_own():
     assert manager.cached_tokens(range(11)) == 10
 
 
-def test_what_is_here_is_not_taken_again():
+def test_indexed_content_is_not_restored_again():
     there = cached(range(11))
     manager = new_manager()
     seq = computed(manager, range(9))
@@ -55,7 +55,7 @@ def test_only_empty_pages_are_taken_and_the_start_first():
     assert manager.stats().evictions == 0
 
 
-def test_what_was_restored_is_evicted_from_its_end():
+def test_restored_pages_are_evicted_from_the_end():
     manager = new_manager(num_pages=4)
     manager.restore(cached(range(12)))
     manager.admit([99])

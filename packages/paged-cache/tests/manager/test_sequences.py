@@ -60,7 +60,7 @@ def test_a_table_that_was_given_stays_as_it_was():
         ("a", "seqs='a' must be one sequence id"),
     ],
 )
-def test_what_names_no_sequences_is_refused(seqs, message):
+def test_wrong_sequence_ids_are_refused(seqs, message):
     manager = new_manager(num_host_pages=2)
     for _ in range(4):
         computed(manager, [1])
@@ -155,7 +155,7 @@ def test_tokens_that_do_not_fit_the_counts_are_refused(token_ids, message):
             call(seqs, [2, 1], token_ids)
 
 
-def test_commit_may_repeat_what_is_known_but_not_contradict_it():
+def test_commit_may_repeat_known_token_ids_but_not_contradict_them():
     manager = new_manager()
     seq = manager.admit([1, 2])
     manager.commit(seq, 2, [1, 2])

@@ -22,7 +22,7 @@ def test_a_new_manager_has_done_nothing():
     assert (stats.hit_rate, stats.occupancy, stats.fragmentation) == (0, 0, 0)
 
 
-def test_pages_are_used_kept_or_empty():
+def test_pages_are_in_use_cached_or_empty():
     manager = new_manager(num_pages=9)
     ended(manager, range(9))
     computed(manager, range(50, 60))
@@ -32,7 +32,7 @@ def test_pages_are_used_kept_or_empty():
     assert (manager.num_used, manager.num_cached, manager.num_free) == (3, 3, 5)
 
 
-def test_the_hit_rate_is_the_share_of_prompt_tokens_that_were_found():
+def test_the_hit_rate_is_the_share_of_prompt_tokens_that_were_cache_hits():
     manager = new_manager()
     ended(manager, range(8))
     assert changes(manager, lambda: manager.admit([*range(8), 9, 9])) == {
@@ -42,7 +42,7 @@ def test_the_hit_rate_is_the_share_of_prompt_tokens_that_were_found():
     assert manager.stats().hit_rate == 8 / 18
 
 
-def test_what_an_admission_looks_up_in_vain_is_not_counted():
+def test_a_refused_admission_is_not_counted():
     manager = new_manager()
     ended(manager, range(8))
     assert changes(manager, lambda: manager.cached_tokens(range(8))) == {}
@@ -74,7 +74,7 @@ def test_the_high_water_mark_is_of_pages_at_the_end_of_operations():
 
 
 @pytest.mark.parametrize(("length", "empty"), [(1, 3), (4, 0), (6, 2)])
-def test_the_ends_of_last_pages_are_empty_slots(length, empty):
+def test_the_ends_of_last_pages_are_unused_slots(length, empty):
     manager = new_manager(groups=(LayerGroup.full(), LayerGroup.window(9)))
     manager.admit(range(length))
     stats = manager.stats()
@@ -88,7 +88,7 @@ def test_the_other_text_of_cross_attention_has_a_last_page_too():
     assert manager.stats().unused_slots == 1 + 2
 
 
-def test_a_shared_page_is_as_full_as_its_fullest_owner():
+def test_a_shared_page_counts_from_its_longest_sequence():
     manager = new_manager()
     seq = computed(manager, range(7))
     one, two = manager.fork(seq, 2)
@@ -102,7 +102,7 @@ def test_a_shared_page_is_as_full_as_its_fullest_owner():
     assert manager.stats().unused_slots == 3, "the other has a page of its own now, with one token"
 
 
-def test_a_page_whose_owner_goes_on_has_no_empty_slots():
+def test_a_page_that_a_longer_sequence_shares_has_no_unused_slots():
     manager = new_manager()
     seq = computed(manager, range(8))
     (twin,) = manager.fork(seq)

@@ -207,7 +207,7 @@ def test_cross_attention_sees_keys_that_are_not_the_sequence_s():
         pack([[[1, 2, 0]]], [6], [6], cross_tokens=i32(3))
 
 
-def test_what_a_page_manager_hands_out_can_be_packed():
+def test_the_page_tables_of_a_page_manager_can_be_packed():
     """A long prompt in chunks, a forked answer and a window that drops pages, all beside cross-attention."""
     groups = [LayerGroup.full(), LayerGroup.window(5), LayerGroup.chunked(8), LayerGroup.cross()]
     manager = PageManager(64, PAGE_SIZE, max_seqs=4, max_sequence_length=24, groups=groups)
@@ -294,7 +294,7 @@ def test_a_page_belongs_to_one_group():
         build(([1], 1, 1), shapes=GROUPS)
 
 
-def test_data_groups_take_the_shape_that_holds_each():
+def test_replicas_take_the_shape_that_fits_each():
     q_lens = [i32(1, 1), i32(7, 2), i32()]
     shape = SHAPES.shape_for(*q_lens)
     assert shape == StepShape(16, 16)
@@ -380,7 +380,7 @@ def test_a_step_of_a_manager_has_tables_of_its_own():
         ({"shape": StepShape(4, 1)}, "is too small for 3 rows of 2 sequences"),
     ],
 )
-def test_what_a_manager_has_not_left_is_refused(options, message):
+def test_more_tokens_than_are_left_are_refused(options, message):
     manager, seqs = managed()
     with pytest.raises(ValueError, match=message):
         SHAPES.pack_seqs(manager, seqs, **options)

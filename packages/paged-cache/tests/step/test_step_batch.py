@@ -106,7 +106,7 @@ def test_only_batches_of_one_shape_stack():
         stack_batches([pack([3]), pack([1])])
 
 
-def test_the_steps_of_all_data_groups_stack_on_the_host_and_are_placed_at_once():
+def test_the_steps_of_all_replicas_stack_on_the_host_and_are_sent_at_once():
     mesh = jax.make_mesh((2,), ("dp",), devices=jax.devices()[:2])
     shape = SHAPES.shape_for(np.array([3, 1]), np.array([1]))
     steps = [pack([3, 1], shape), pack([1], shape, first_page=9)]

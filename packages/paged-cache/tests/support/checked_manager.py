@@ -1,4 +1,4 @@
-"""A page manager beside a plain model and a simulated device: all do each operation, and then they are compared."""
+"""A page manager, a plain model of it and a simulated device: each operation runs on all three and is compared."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from paged_cache._src.manager import LayerGroup, OutOfPages, PageEvent, PageMana
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What a manager is built with."""
+    """The arguments of a manager."""
 
     page_size: int = 2
     num_pages: int = 9
@@ -33,33 +33,33 @@ class Config:
 
     @property
     def has_cross(self) -> bool:
-        """Whether some layers attend to other tokens."""
+        """True if there is a cross-attention group."""
         return not all(group.is_self_attention for group in self.groups)
 
     def num_pages_of(self, length: int, cross_tokens: int) -> int:
-        """Pages that a sequence takes at most, over all groups."""
+        """The most pages of a sequence, over all groups."""
         return sum(-(-(length if group.is_self_attention else cross_tokens) // self.page_size) for group in self.groups)
 
 
 class SeenEvents:
-    """What a subscriber knows: which pages can be found."""
+    """A subscriber that tracks the indexed pages."""
 
     def __init__(self) -> None:
-        self.findable: dict[int, bytes] = {}
+        self.indexed: dict[int, bytes] = {}
         self.evicted = 0
 
     def __call__(self, events: list[PageEvent]) -> None:
         for event in events:
             if event.kind == "stored":
-                assert event.page not in self.findable, f"{event}, but it holds something else"
-                self.findable[event.page] = event.hash
+                assert event.page not in self.indexed, f"{event}, but it holds something else"
+                self.indexed[event.page] = event.hash
             elif event.kind in ("removed", "evicted"):
-                assert self.findable.pop(event.page) == event.hash, f"{event}, but it held something else"
+                assert self.indexed.pop(event.page) == event.hash, f"{event}, but it held something else"
                 self.evicted += event.kind == "evicted"
 
 
 class CheckedManager:
-    """Does each operation on manager, model and device, and checks all that must hold after it.
+    """Runs each operation on manager, model and device, and then checks all invariants.
 
     An operation that runs out of pages gives `None` or `False`; by then it has been checked that it changed nothing and
     that its account is right. With `failures`, each operation is first made to fail at each, and must not change
@@ -75,7 +75,7 @@ class CheckedManager:
         self.manager.subscribe(self.events)
         self.pins: list[Pin] = []
         self.names: dict[bytes, int] = {}
-        """The content that each key has named so far."""
+        """The content of each hash so far."""
         self.failures: Sequence[Failure] = ()
         self.operations = self.failed = self.out_of_pages = self.queried = self.reused = 0
 
@@ -88,7 +88,7 @@ class CheckedManager:
         return [seq for seq, sequence in self.plain.sequences.items() if not sequence.swapped]
 
     def admit(self, tokens, *, chunk=None, cross_tokens=0, **depends_on) -> int | None:
-        """A new sequence; it reuses what `find` says, or a tail less where there is no page for that."""
+        """Add a sequence. Its cache hit is what `find` says, or without the tail if pages are short."""
         found = self.find(tokens, **depends_on)
         free, whole = self.manager.num_free, found // self.config.page_size * self.config.page_size
         needs = self.manager.pages_to_admit(Prompt(tokens, **depends_on), cross_tokens=cross_tokens)
@@ -110,21 +110,21 @@ class CheckedManager:
         return seq
 
     def find(self, tokens, **depends_on) -> int:
-        """How many tokens would be reused: those of a text that was committed, but not all."""
+        """The length of the cache hit: at most the committed tokens, and not the whole prompt."""
         before = picture(self.manager)
         found = self._do(lambda manager: manager.cached_tokens(Prompt(tokens, **depends_on)))
         assert picture(self.manager) == before, "finding takes something"
-        bound = self._reuse_bound(tokens, **depends_on)
+        bound = self._hit_bound(tokens, **depends_on)
         assert 0 <= found <= min(bound, len(tokens) - 1), f"found {found} tokens of {bound} that were computed"
         return found
 
-    def _reuse_bound(self, tokens, **depends_on) -> int:
-        """The most tokens that may be reused; with cross-attention a picture at the start says what that sees."""
+    def _hit_bound(self, tokens, **depends_on) -> int:
+        """The longest allowed cache hit. With cross-attention, a picture at token 0 must identify the other text."""
         named = not self.config.has_cross or any(item.start == 0 for item in depends_on.get("media", ()))
-        return self.plain.reuse_bound(tokens, **depends_on) if self.config.prefix_reuse and named else 0
+        return self.plain.hit_bound(tokens, **depends_on) if self.config.prefix_reuse and named else 0
 
     def extend(self, tokens: dict[int, Sequence[int]], *, tell: bool = True) -> bool:
-        """Slots for these tokens of each sequence."""
+        """Add slots for these tokens of each sequence."""
         counts = [len(each) for each in tokens.values()]
         flat = [token for each in tokens.values() for token in each] if tell else None
         pages = [
@@ -139,10 +139,10 @@ class CheckedManager:
         return bool(done)
 
     def run(self, seqs: Sequence[int]) -> None:
-        """A step of the model: the moves first, then what it writes for the tokens that are not committed."""
+        """Run a step of the model: apply the moves, then write all tokens that are not committed."""
         self.device.apply(self.manager.take_moves())
         check_all(self)
-        owners = self.manager.refcounts(np.arange(self.config.num_pages))
+        refcounts = self.manager.refcounts(np.arange(self.config.num_pages))
         for seq in seqs:
             sequence = self[seq]
             for index, (group, table) in enumerate(
@@ -150,12 +150,12 @@ class CheckedManager:
             ):
                 start = sequence.computed if group.is_self_attention else len(sequence.cross) * sequence.cross_written
                 contents = sequence.contents if group.is_self_attention else sequence.cross
-                self.device.write(table, start, self.plain.contents.cells(contents[start:], index), owners)
+                self.device.write(table, start, self.plain.contents.cells(contents[start:], index), refcounts)
             sequence.written, sequence.cross_written = sequence.length, True
         check_all(self)
 
     def commit(self, counts: dict[int, int], *, tell: bool = True) -> None:
-        """The next tokens of each sequence are computed."""
+        """Commit the next tokens of each sequence."""
         tokens = [token for seq, n in counts.items() for token in self[seq].tokens[self[seq].computed :][:n]]
         for seq, n in counts.items():
             assert self[seq].computed + n <= self[seq].written, "the test commits what was not written"
@@ -166,14 +166,14 @@ class CheckedManager:
         check_all(self)
 
     def step(self, *seqs: int) -> None:
-        """Run and commit all that is left of these sequences, or of all that run."""
+        """Run and commit all remaining tokens of these sequences, or of all running ones."""
         behind = [seq for seq in seqs or self.running if self[seq].computed < self[seq].length]
         self.run(behind)
         if behind:
             self.commit({seq: self[seq].length - self[seq].computed for seq in behind})
 
     def fork(self, seq: int, n: int = 1) -> list[int]:
-        """Sequences that go on from the same tokens."""
+        """Add `n` copies of a sequence."""
         ids = self._do(lambda manager: manager.fork(seq, n))
         assert len(ids) == n
         self.plain.fork(seq, ids)
@@ -181,7 +181,7 @@ class CheckedManager:
         return ids
 
     def truncate(self, seq: int, num_tokens: int) -> bool:
-        """Fewer tokens; refused where a window needs pages that were returned."""
+        """Shorten a sequence. Must be refused if a window needs released pages."""
         if gone := num_tokens < self[seq].computed and self._returned(seq, num_tokens):
             self.refuses("too far back", lambda manager: manager.truncate(seq, num_tokens))
         else:
@@ -191,20 +191,20 @@ class CheckedManager:
         return not gone
 
     def _returned(self, seq: int, num_tokens: int) -> bool:
-        """Whether a page is gone that the query after so many tokens, or one later, needs."""
+        """True if a page is released that a query after `num_tokens` tokens needs."""
         tables = zip(self.config.groups, self.manager.page_tables(seq)[:, 0], strict=True)
         needed = [(first_seen(group, num_tokens), table) for group, table in tables if group.is_windowed]
         return any(table[first // self.config.page_size] == 0 for first, table in needed)
 
     def release(self, *seqs: int) -> None:
-        """The sequences end."""
+        """Release sequences."""
         self._do(lambda manager: manager.release(list(seqs)))
         for seq in seqs:
             del self.plain.sequences[seq]
         check_all(self)
 
     def swap_out(self, seq: int) -> bool:
-        """To the host, if there are pages enough."""
+        """Swap out, if there are enough host pages."""
         free = self.config.num_host_pages - sum(each.host_pages for each in self.plain.sequences.values())
         needs = int((self.manager.page_tables(seq) > 0).sum())
         done = self._do(lambda manager: manager.swap_out(seq), needs)
@@ -214,7 +214,7 @@ class CheckedManager:
         return bool(done)
 
     def swap_in(self, seq: int) -> bool:
-        """And back, if there are pages enough."""
+        """Swap in, if there are enough pages."""
         needs, free = self[seq].host_pages, self.manager.num_free
         done = self._do(lambda manager: manager.swap_in(seq), needs)
         assert bool(done) == (needs <= free), f"{needs} pages are needed of {free}"
@@ -223,28 +223,28 @@ class CheckedManager:
         return bool(done)
 
     def pin(self, tokens, **depends_on) -> Pin:
-        """The full pages of a text stay."""
+        """Pin the full pages of a text."""
         pin = self._do(lambda manager: manager.pin(Prompt(tokens, **depends_on)))
-        assert pin.num_tokens <= self._reuse_bound(tokens, **depends_on)
+        assert pin.num_tokens <= self._hit_bound(tokens, **depends_on)
         self.pins.append(pin)
         check_all(self)
         return pin
 
     def unpin(self, pin: Pin) -> None:
-        """They need not stay."""
+        """Unpin them."""
         self._do(lambda manager: manager.unpin(pin))
         self.pins.remove(pin)
         check_all(self)
 
     def reset_prefix_cache(self) -> None:
-        """Nothing that was computed so far can be found."""
+        """Drop all pages from the index."""
         self._do(lambda manager: manager.reset_prefix_cache())
         self.plain.forget()
         assert not self.manager.cached_pages()
         check_all(self)
 
     def restore(self) -> None:
-        """What can be found is forgotten, and comes back from a copy as far as there are empty pages."""
+        """Reset the prefix cache, and restore it from a copy as far as there are empty pages."""
         self.device.apply(self.manager.take_moves())
         kept = self.manager.cached_pages()
         copies = self.device.pages[[content.page for content in kept]]
@@ -258,12 +258,12 @@ class CheckedManager:
         check_all(self)
 
     def refuses(self, message: str, operation: Callable[[PageManager], Any]) -> None:
-        """A call that is wrong raises ValueError, and changes nothing."""
+        """Check that a wrong call raises ValueError and changes nothing."""
         with refused(self.manager, ValueError, message):
             operation(self.manager)
 
     def _do(self, operation: Callable[[PageManager], Any], most: int = 0) -> Any:
-        """The operation's result, `True` for none; `None` when pages run out, of which it needs so many at most."""
+        """The operation's result, or `True` if it has none. `None` if it needs up to `most` pages and they run out."""
         before = picture(self.manager)
         for failure in self.failures:
             if failure.planted_in(operation, self.manager, self.pins):
@@ -280,5 +280,5 @@ class CheckedManager:
         return True if result is None else result
 
     def _check_account(self, error: OutOfPages, most: int) -> None:
-        """More pages were asked for than are free, and not more than it takes."""
+        """Check the numbers of an OutOfPages: more than are free, at most `most`."""
         assert error.free < error.asked <= most, f"asked for {error.asked} of {error.free}; {most} are enough"

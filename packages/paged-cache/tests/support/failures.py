@@ -1,4 +1,4 @@
-"""Failures planted in what may fail in an operation of a page manager."""
+"""Makes a page manager's operations fail at chosen calls."""
 
 import contextlib
 import copy
@@ -15,7 +15,7 @@ SEAMS = ("pages", "hash")
 
 
 class Countdown:
-    """Counts calls, and raises at the one that it is told to."""
+    """Counts calls, and raises an error at the `nth`."""
 
     def __init__(self, error: Callable[[], Exception], nth: int = 0) -> None:
         self.calls = 0
@@ -30,7 +30,7 @@ class Countdown:
 
 
 class Counted:
-    """A module whose functions tick when they are called."""
+    """Wraps a module: each call of a function ticks the countdown."""
 
     def __init__(self, module: types.ModuleType, countdown: Countdown) -> None:
         self._module = module
@@ -48,18 +48,18 @@ class Counted:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Something that may fail does, at one of its calls in an operation.
+    """A failure at one call within an operation.
 
     pages  | no page is free, on the device or on the host
-    hash   | there is no memory for a key
+    hash   | there is no memory for a hash
     """
 
     seam: str
     at: int
-    """Which call; counted round, as an operation has a few."""
+    """The number of the call, modulo the calls of the operation."""
 
     def planted_in(self, operation: Callable[[PageManager], Any], manager: PageManager, pins: Sequence[Pin]) -> bool:
-        """Whether the operation has such a call, and so has failed at it."""
+        """Run the operation so that it fails there; False if it has no such call."""
         calls = count_calls(self.seam, operation, manager, pins)
         if calls:
             with _planted(self.seam, 1 + self.at % calls), contextlib.suppress(OutOfPages, MemoryError):
@@ -69,7 +69,7 @@ class Failure:
 
 
 def count_calls(seam: str, operation: Callable[[PageManager], Any], manager: PageManager, pins: Sequence[Pin]) -> int:
-    """How often an operation calls what may fail; tried on a twin of the manager, with the same pins."""
+    """The number of calls of an operation that can fail; counted on a copy of the manager."""
     twin = copy.deepcopy(manager, {id(pin): pin for pin in pins})
     with _planted(seam, 0) as countdown:
         try:

@@ -1,4 +1,4 @@
-"""What must hold of a page manager between any two operations."""
+"""The invariants of a page manager: checked after each operation."""
 
 import copy
 from collections import defaultdict
@@ -15,37 +15,39 @@ if TYPE_CHECKING:
 
 
 def check_all(checked: "CheckedManager") -> None:
-    """Numbers, owners, tables, what the device holds, and what can be found."""
+    """Check counts, refcounts, page tables, the device's content, and the prefix index."""
     tables = checked.manager.page_tables(checked.running)  # [groups, n, pages_per_seq]
-    owners = checked.manager.refcounts(np.arange(checked.config.num_pages))
-    _check_owners(checked, tables, owners)
+    refcounts = checked.manager.refcounts(np.arange(checked.config.num_pages))
+    _check_refcounts(checked, tables, refcounts)
     _check_sequences(checked)
     device = checked.device.copy()
     device.apply(copy.deepcopy(checked.manager._pages.log).take())  # a look at the moves, without taking them
-    kept = checked.manager.cached_pages()
-    shared = owners > 1
-    shared[[content.page for content in kept]] = True
+    cached = checked.manager.cached_pages()
+    shared = refcounts > 1
+    shared[[content.page for content in cached]] = True
     for at, seq in enumerate(checked.running):
         _check_tail(checked, seq, tables[:, at], shared)
         for group, table in enumerate(tables[:, at]):
             _check_table(checked, checked[seq], group, table)
             _check_content(checked, checked[seq], group, table, device)
             _check_writable(checked, checked[seq], group, table, shared)
-    for content in kept:
-        _check_kept_page(checked, content, device)
-    _check_free_pages(checked, owners, kept, device)
+    for content in cached:
+        _check_indexed_page(checked, content, device)
+    _check_free_pages(checked, refcounts, cached, device)
 
 
-def _check_owners(checked: "CheckedManager", tables: np.ndarray, owners: np.ndarray) -> None:
-    """A page has as many owners as tables and pins name it; free and used pages are all there are."""
+def _check_refcounts(checked: "CheckedManager", tables: np.ndarray, refcounts: np.ndarray) -> None:
+    """A refcount is the number of tables and pins that name the page. Every page is free or in use."""
     manager, num_pages = checked.manager, checked.config.num_pages
     named = np.concatenate([tables[tables > 0], *(pin.pages for pin in checked.pins)]).astype(np.int64)
     times = np.bincount(named, minlength=num_pages)
-    assert owners.tolist() == times.tolist(), f"owners are {owners}, but tables and pins name pages {times} times"
-    assert manager.num_used == (owners > 0).sum(), "used pages"
+    assert refcounts.tolist() == times.tolist(), (
+        f"refcounts are {refcounts}, but tables and pins name pages {times} times"
+    )
+    assert manager.num_used == (refcounts > 0).sum(), "used pages"
     assert manager.num_free + manager.num_used == num_pages - 1, "free and used pages are not all"
     stats = manager.stats()
-    assert stats.num_empty + stats.num_cached == manager.num_free, "empty and kept pages are not all that are free"
+    assert stats.num_empty + stats.num_cached == manager.num_free, "empty and cached pages are not all free pages"
     assert stats.num_seqs == len(checked.plain.sequences), "sequences"
     assert (stats.queried_tokens, stats.cached_tokens) == (checked.queried, checked.reused), "tokens queried and reused"
     assert stats.evictions == checked.events.evicted, "evictions"
@@ -53,7 +55,7 @@ def _check_owners(checked: "CheckedManager", tables: np.ndarray, owners: np.ndar
 
 
 def _unused_slots(checked: "CheckedManager", tables: np.ndarray) -> int:
-    """Slots of owned pages that hold a token of none of their owners; pinned pages are full."""
+    """Slots of pages in use that hold a token of no sequence. Pinned pages are full."""
     size = checked.config.page_size
     filled: dict[int, int] = defaultdict(int)
     for page in [page for pin in checked.pins for page in pin.pages.tolist()]:
@@ -68,7 +70,7 @@ def _unused_slots(checked: "CheckedManager", tables: np.ndarray) -> int:
 
 
 def _check_sequences(checked: "CheckedManager") -> None:
-    """Tokens and lengths are the model's."""
+    """Tokens and lengths agree with the model."""
     for seq, sequence in checked.plain.sequences.items():
         numbers = checked.manager.lengths(seq).tolist(), checked.manager.computed(seq).tolist()
         assert numbers == ([sequence.length], [sequence.computed]), f"{numbers} are not those of {sequence}"
@@ -77,7 +79,7 @@ def _check_sequences(checked: "CheckedManager") -> None:
 
 
 def _check_table(checked: "CheckedManager", sequence: PlainSequence, index: int, table: np.ndarray) -> None:
-    """There are pages for the tokens that queries will see or that have a slot, and no others."""
+    """The page table has exactly the pages that later queries see or that have a slot."""
     group, size = checked.config.groups[index], checked.config.page_size
     stop = -(-(sequence.length if group.is_self_attention else len(sequence.cross)) // size)
     first, settled = (first_seen(group, n) // size for n in (sequence.computed, sequence.settled))
@@ -89,7 +91,7 @@ def _check_table(checked: "CheckedManager", sequence: PlainSequence, index: int,
 def _check_content(
     checked: "CheckedManager", sequence: PlainSequence, index: int, table: np.ndarray, device: SimulatedDevice
 ) -> None:
-    """The device holds exactly this sequence's tokens wherever a query can look; pages to come are clean."""
+    """The device has this sequence's tokens wherever a query can look. With scrub, other slots are zero."""
     group, size = checked.config.groups[index], checked.config.page_size
     contents = (
         sequence.contents[: sequence.written] if group.is_self_attention else sequence.cross * sequence.cross_written
@@ -106,23 +108,23 @@ def _check_content(
 def _check_writable(
     checked: "CheckedManager", sequence: PlainSequence, index: int, table: np.ndarray, shared: np.ndarray
 ) -> None:
-    """A slot that is to be written is in a page with one owner, which nobody can find."""
+    """Slots that are still to be written lie in private pages."""
     size = checked.config.page_size
     if checked.config.groups[index].is_self_attention and sequence.computed < sequence.length:
         pages = table[sequence.computed // size : -(-sequence.length // size)]
-        assert not shared[pages].any(), f"pages {pages} are to be written, but others own or can find them"
+        assert not shared[pages].any(), f"pages {pages} are to be written, but they are shared or indexed"
 
 
 def _check_tail(checked: "CheckedManager", seq: int, tables: np.ndarray, shared: np.ndarray) -> None:
-    """A last page that is taken for the sequence's own, so that it is written without a look, is."""
+    """If a tail page is marked as private, it is private."""
     page, inside = divmod(checked[seq].length, checked.config.page_size)
     if inside and checked.manager._seqs.has_private_tail[seq % checked.manager.max_seqs]:
         tails = tables[[group.is_self_attention for group in checked.config.groups], page]
-        assert not shared[tails].any(), f"{tails} are not the sequence's alone"
+        assert not shared[tails].any(), f"{tails} are not private"
 
 
-def _check_kept_page(checked: "CheckedManager", content: CachedPage, device: SimulatedDevice) -> None:
-    """What can be found is there: these tokens of this group, after the ones that the key before them names."""
+def _check_indexed_page(checked: "CheckedManager", content: CachedPage, device: SimulatedDevice) -> None:
+    """An indexed page really holds its content: these tokens, of this group, after the parent's tokens."""
     numbers = checked.plain.contents
     tokens = np.frombuffer(content.token_ids, "<i4").tolist()
     cells = device.pages[content.page, : len(tokens)]
@@ -139,12 +141,12 @@ def _check_kept_page(checked: "CheckedManager", content: CachedPage, device: Sim
 
 
 def _check_free_pages(
-    checked: "CheckedManager", owners: np.ndarray, kept: list[CachedPage], device: SimulatedDevice
+    checked: "CheckedManager", refcounts: np.ndarray, cached: list[CachedPage], device: SimulatedDevice
 ) -> None:
-    """Free pages that can be found are those that are kept; subscribers know of all; the others are clean."""
-    findable = {content.page for content in kept}
-    assert checked.events.findable == {content.page: content.hash for content in kept}, "events say something else"
-    free = set(np.flatnonzero(owners[1:] == 0) + 1)
-    assert checked.manager.num_cached == len(free & findable), "pages that are kept"
+    """Free indexed pages are the cached ones. Subscribers know all indexed pages. With scrub, others are zero."""
+    indexed = {content.page for content in cached}
+    assert checked.events.indexed == {content.page: content.hash for content in cached}, "events say something else"
+    free = set(np.flatnonzero(refcounts[1:] == 0) + 1)
+    assert checked.manager.num_cached == len(free & indexed), "cached pages"
     if checked.config.scrub:
-        assert (device.pages[list(free - findable)] == EMPTY).all(), "a page that was released can be read"
+        assert (device.pages[list(free - indexed)] == EMPTY).all(), "a page that was released can be read"

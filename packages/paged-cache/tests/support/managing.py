@@ -1,4 +1,4 @@
-"""Small page managers, the usual ways to use one, and proof that a refused call changes nothing."""
+"""Small page managers, common operations on them, and a check that a refused call changes nothing."""
 
 import contextlib
 import gc
@@ -17,12 +17,12 @@ from paged_cache._src.manager.prefix import PrefixIndex
 
 
 def new_manager(num_pages: int = 33, page_size: int = 4, **options: Any) -> PageManager:
-    """A manager of few short sequences, up to 8 pages each."""
+    """A manager for a few short sequences of up to 8 pages."""
     return PageManager(num_pages, page_size, **({"max_seqs": 6, "max_sequence_length": 8 * page_size} | options))
 
 
 def computed(manager: PageManager, prompt: Prompt | ArrayLike, **options: Any) -> int:
-    """A sequence whose prompt is computed."""
+    """Admit and commit a prompt; returns the sequence's id."""
     seq = manager.admit(prompt, **options)
     if left := int((manager.lengths(seq) - manager.computed(seq))[0]):
         manager.commit(seq, left)
@@ -30,32 +30,32 @@ def computed(manager: PageManager, prompt: Prompt | ArrayLike, **options: Any) -
 
 
 def ended(manager: PageManager, prompt: Prompt | ArrayLike, **options: Any) -> None:
-    """What a sequence leaves behind."""
+    """Admit, commit and release a prompt."""
     manager.release(computed(manager, prompt, **options))
 
 
 def write(manager: PageManager, seqs: ArrayLike, counts: ArrayLike, token_ids: ArrayLike) -> None:
-    """Some sequences go on with these tokens."""
+    """Extend and commit sequences by these tokens."""
     manager.extend(seqs, counts, token_ids)
     manager.commit(seqs, counts)
 
 
 def add(index: PrefixIndex, page: CachedPage) -> bool:
-    """Let a page be found; whether it could not before."""
+    """Index a page; True if it was not indexed before."""
     if page.hash:
         return index.add(page.group, [page.page], [page.content]) == [page.page]
     return index.add_partial(page.group, page.page, page.content) == [page.page]
 
 
 def table(manager: PageManager, seq: int, group: int = 0) -> list[int]:
-    """The pages of a sequence, with zeros for those it has no more, and none behind its last."""
+    """The page table of a sequence, cut after its last page; 0 for released pages."""
     pages = manager.page_tables(seq)[group, 0].tolist()
     return pages[: 1 + max((at for at, page in enumerate(pages) if page), default=-1)]
 
 
 @contextlib.contextmanager
 def unchanged(thing: Any) -> Iterator[None]:
-    """Nothing of this has changed at the end."""
+    """Check that the block does not change `thing`."""
     before = picture(thing)
     yield
     assert picture(thing) == before, "something has changed"
@@ -63,13 +63,13 @@ def unchanged(thing: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refused(thing: Any, error: type[Exception], match: str) -> Iterator[pytest.ExceptionInfo]:
-    """A call raises this, and changes nothing of `thing`."""
+    """Check that the block raises this error and does not change `thing`."""
     with unchanged(thing), pytest.raises(error, match=match) as caught:
         yield caught
 
 
 def cost(operation: Callable[[], Any]) -> tuple[int, int]:
-    """How many functions an operation calls, numpy's and the interpreter's included, and the bytes that it needs."""
+    """The number of function calls of an operation, including built-in ones, and its peak memory in bytes."""
     calls = 0
 
     def count(frame: types.FrameType, event: str, argument: Any) -> None:
@@ -90,7 +90,7 @@ def cost(operation: Callable[[], Any]) -> tuple[int, int]:
 
 
 def picture(thing: Any) -> bytes:
-    """All that an object holds, but for the answer that a manager remembers, which asking changes."""
+    """The whole state of an object, except a manager's memory of its last lookup."""
     if isinstance(thing, PageManager):
         thing._seqs._last_lookup = None
     return pickle.dumps(thing)

@@ -1,4 +1,4 @@
-"""What a page manager promises, without pages: which tokens each sequence has, and what may be reused."""
+"""A model of the page manager without pages: the tokens of each sequence, and the longest allowed cache hits."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from paged_cache._src.manager import LayerGroup, Media
 
 
 def first_seen(group: LayerGroup, computed: int) -> int:
-    """The first position that a query at `computed` sees, and so the first that any later one does."""
+    """The first position that a query at `computed` or later sees."""
     sees = {
         "full": lambda query, key: True,
         "cross": lambda query, key: True,
@@ -22,11 +22,11 @@ def first_seen(group: LayerGroup, computed: int) -> int:
 
 @dataclasses.dataclass
 class PlainSequence:
-    """One sequence as its user knows it. Lists have an entry for each token that has a slot."""
+    """One sequence. Lists have an entry for each token that has a slot."""
 
     namespace: str
     pictures: dict[int, tuple[int, bytes]]
-    """Where each picture ends, and its digest, by the position of its first token."""
+    """For each picture, by its first token: its end and its digest."""
     rest: list[int]
     """Tokens of the prompt that have no slot yet."""
     cross: list[int]
@@ -37,22 +37,22 @@ class PlainSequence:
     """What the device stores."""
     tokens: list[int] = dataclasses.field(default_factory=list)
     known: list[bool] = dataclasses.field(default_factory=list)
-    """Whether the manager was told the token."""
+    """True if the manager knows the token id."""
     computed: int = 0
     """Tokens that are committed."""
     written: int = 0
     """Tokens that are on the device, committed or not."""
     settled: int = 0
-    """Tokens that were computed when pages out of sight were last returned."""
+    """Tokens that were computed when a window last released pages."""
     cross_written: bool = False
     host_pages: int = 0
     """Pages that it takes on the host."""
     forgotten: bool = False
-    """Whether what it holds is of no use to others."""
+    """True if its pages must not be indexed (since a reset)."""
 
     @property
     def swapped(self) -> bool:
-        """Whether it is on the host."""
+        """True if it is swapped out."""
         return self.host_pages > 0
 
     @property
@@ -62,7 +62,7 @@ class PlainSequence:
 
 
 class PlainManager:
-    """Sequences by id, and every content that was ever committed with its tokens known."""
+    """Sequences by id, and all contents that were committed with known tokens."""
 
     def __init__(self, num_groups: int) -> None:
         self.contents = Contents(num_groups)
@@ -101,21 +101,21 @@ class PlainManager:
         sequence.known += [known] * len(tokens)
         del sequence.rest[: len(tokens)]
 
-    def reuse_bound(self, tokens: Sequence[int], **depends_on: Any) -> int:
-        """The most tokens of a prompt that may be reused: the same text was committed that far."""
+    def hit_bound(self, tokens: Sequence[int], **depends_on: Any) -> int:
+        """The longest allowed cache hit: the part of the prompt that was committed before."""
         sequence = self.new_sequence(**depends_on)
         self.append(sequence, tokens, known=True)
         new = (at for at, content in enumerate(sequence.contents) if content not in self.committed)
         return next(new, len(tokens))
 
     def add(self, seq: int, sequence: PlainSequence) -> None:
-        """A new sequence of an id that none has had."""
+        """Add a sequence with a new id."""
         assert seq not in self._ids_given, f"id {seq} is given twice"
         self._ids_given.add(seq)
         self.sequences[seq] = sequence
 
     def commit(self, seq: int, count: int, *, tell: bool) -> None:
-        """Others may reuse `count` more tokens, as far as they are known."""
+        """Commit `count` tokens: from now on they may be cache hits, if they are known."""
         sequence = self.sequences[seq]
         new = range(sequence.computed, sequence.computed + count)
         for position in new:
@@ -126,20 +126,20 @@ class PlainManager:
             self.committed.update(sequence.contents[: min(named, new.stop)])
 
     def forget(self) -> None:
-        """What was computed so far is worth nothing to others."""
+        """Forbid cache hits on everything that was computed so far."""
         self.committed.clear()
         for sequence in self.sequences.values():
             sequence.forgotten = True
 
     def fork(self, seq: int, ids: Sequence[int]) -> None:
-        """Sequences that go on from the same tokens."""
+        """Add copies of a sequence."""
         source = self.sequences[seq]
         for each in ids:
             lists = {name: list(getattr(source, name)) for name in ("contents", "tokens", "known", "rest")}
             self.add(each, dataclasses.replace(source, **lists))
 
     def truncate(self, seq: int, num_tokens: int) -> None:
-        """The first `num_tokens` tokens are left."""
+        """Shorten a sequence to `num_tokens` tokens."""
         sequence = self.sequences[seq]
         sequence.rest = []
         for entries in (sequence.contents, sequence.tokens, sequence.known):

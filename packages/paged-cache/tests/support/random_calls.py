@@ -1,4 +1,4 @@
-"""A page manager that is called at random, as the seed says, and a digest of all its answers."""
+"""Random calls of a page manager (a given random seed), and a digest of all its results."""
 
 import hashlib
 import random
@@ -9,7 +9,7 @@ MAX_SEQS, LONGEST = 6, 24
 
 
 class RandomCalls:
-    """Sequences of few different tokens, so that many prefixes are found; more of them than there are pages."""
+    """Sequences of few different tokens, so that many prefixes are hits; more of them than there are pages."""
 
     def __init__(self, seed):
         self.rng = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Orders of operations in which sequences do to each other all that they can; checked by `CheckedManager` throughout.
+"""Scenarios: sequences of operations that interact. `CheckedManager` checks each step.
 
 Each takes `start(**config)`, which gives a checked manager.
 """
@@ -14,7 +14,7 @@ TEXT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 
 
 def forks_write_their_last_page(start):
-    """All at once, where the last of them may keep the page, then one by one."""
+    """First all in one call, where the last one keeps the page; then one by one."""
     checked = start(num_pages=20, groups=(FULL, LayerGroup.window(4)))
     first = checked.admit(TEXT[:5])
     checked.step()
@@ -31,7 +31,7 @@ def forks_write_their_last_page(start):
 
 
 def forks_fill_pages_of_their_own(start):
-    """One after the other, with different tokens; what each of them leaves behind is found."""
+    """One after another, with different tokens. Later prompts hit the pages of each."""
     checked = start(num_pages=20)
     first = checked.admit(TEXT[:2])
     checked.step()
@@ -47,7 +47,7 @@ def forks_fill_pages_of_their_own(start):
 
 
 def a_prefix_is_reused(start):
-    """Full pages are shared, the start of another is copied, also while its owner writes on."""
+    """Full pages are shared. A partial page is copied, also while its sequence still writes it."""
     checked = start(num_pages=20)
     first = checked.admit(TEXT[:5])
     checked.step()
@@ -69,7 +69,7 @@ def a_prefix_is_reused(start):
 
 
 def pages_are_evicted(start):
-    """The least recently used first; neither a shared nor a pinned page is, and what is gone is not found."""
+    """In LRU order. Shared and pinned pages are not evicted. Evicted pages are no hits."""
     checked = start(num_pages=8, max_seqs=6)
     checked.release(*[checked.admit([n] * 4) for n in range(3) if not checked.step()])
     for n in range(3):
@@ -92,7 +92,7 @@ def pages_are_evicted(start):
 
 
 def tenants_are_apart(start):
-    """The same tokens under other names, adapters and pictures."""
+    """The same tokens with other namespaces, adapters and pictures are no hits."""
     checked = start(num_pages=30, scrub=True, max_seqs=8)
     cat, dog = (Media(start=0, stop=3, digest=name) for name in (b"cat", b"dog"))
     for depends_on in ({}, {"namespace": "tenant"}, {"adapter": "lora"}, {"media": [cat]}, {"media": [dog]}):
@@ -104,12 +104,12 @@ def tenants_are_apart(start):
     assert checked.find(TEXT[:6], namespace="lora") == 0
 
 
-def keys_collide(start):
-    """Whatever the hash says, tokens are compared."""
+def hashes_collide(start):
+    """Equal hashes are not enough: tokens are compared."""
     checked = start(num_pages=20)
     with contextlib.ExitStack() as stack:
         for module in (prompt, sequences):
-            stack.enter_context(mock.patch.object(module, "hash_page", one_key_for_all))
+            stack.enter_context(mock.patch.object(module, "hash_page", one_hash_for_all))
         first, second = checked.admit(TEXT[:4]), checked.admit(TEXT[5:9])
         checked.step()
         assert checked.find(TEXT) == 4
@@ -117,13 +117,13 @@ def keys_collide(start):
         checked.release(first, second)
 
 
-def one_key_for_all(parent, token_ids, media):
+def one_hash_for_all(parent, token_ids, media):
     """A hash that tells no tokens apart."""
     return hashlib.sha256(parent).digest()
 
 
 def windows_move_on(start):
-    """Pages out of sight go back, what is left is found where it is enough, and what is not there is not."""
+    """Windows release pages. A prompt hits the rest only if the whole window is in pages."""
     checked = start(num_pages=40, groups=(WINDOW, LayerGroup.chunked(4), FULL), max_seqs=8)
     first = checked.admit(TEXT[:3])
     for token in TEXT[3:9]:
@@ -145,7 +145,7 @@ def windows_move_on(start):
 
 
 def a_window_has_lost_its_first_pages(start):
-    """A long start is found where a shorter one is not."""
+    """A longer prefix is a hit although a shorter one is not."""
     checked = start(num_pages=10, groups=(WINDOW, FULL))
     first = checked.admit(TEXT[:1])
     for token in TEXT[1:9]:
@@ -163,7 +163,7 @@ def a_window_has_lost_its_first_pages(start):
 
 
 def windows_alone(start):
-    """Without a group that sees all, and with windows smaller than a page."""
+    """No full group, and windows smaller than a page."""
     checked = start(page_size=3, num_pages=20, groups=(LayerGroup.window(2), LayerGroup.window(1)))
     first = checked.admit(TEXT[:7], chunk=2)
     while checked[first].rest:
@@ -178,7 +178,7 @@ def windows_alone(start):
 
 
 def a_sequence_goes_back(start):
-    """Rejected tokens are written anew, in pages that others found, share or have pinned."""
+    """Rejected tokens are rewritten, in pages that are indexed, shared or pinned."""
     checked = start(num_pages=20)
     first = checked.admit(TEXT[:6])
     checked.step()
@@ -207,7 +207,7 @@ def a_sequence_goes_back(start):
 
 
 def all_is_swapped(start):
-    """Out and in again before the device has done anything, and host pages that change hands."""
+    """Swap out and in before the device makes any move; host pages are reused."""
     checked = start(num_pages=9, num_host_pages=7, scrub=True, groups=(FULL, WINDOW, CROSS), max_sequence_length=6)
     first = checked.admit(TEXT[:5], cross_tokens=3)
     checked.step()
@@ -250,7 +250,7 @@ def pages_change_hands_unseen(start):
 
 
 def tokens_are_not_known_yet(start):
-    """A page is found when all of its tokens are known, and not before."""
+    """A page is indexed once all of its tokens are known."""
     checked = start(num_pages=20)
     first = checked.admit(TEXT[:3])
     checked.step()
@@ -267,7 +267,7 @@ def tokens_are_not_known_yet(start):
 
 
 def pages_run_out(start):
-    """At admission, at a copy on write and at a new page; a tail is then not copied."""
+    """Pages run out at admission, at a copy on write and at a new page. Then a tail is not copied."""
     checked = start(num_pages=6, groups=(FULL, LayerGroup.window(4)), max_seqs=4)
     first = checked.admit(TEXT[:4])
     checked.step()
@@ -282,7 +282,7 @@ def pages_run_out(start):
 
 
 def what_is_wrong_is_refused(start):
-    """With something right in the same call, which must not be done."""
+    """Wrong arguments next to right ones: the call must change nothing."""
     checked = start(num_pages=20, num_host_pages=9, max_seqs=4)
     first, second = checked.admit(TEXT[:5]), checked.admit(TEXT[1:4])
     checked.step()
@@ -314,8 +314,8 @@ def what_is_wrong_is_refused(start):
     checked.refuses("unpinned before", lambda manager: manager.unpin(pin))
 
 
-def prefixes_are_forgotten(start):
-    """Nothing that was computed before is found again, whatever becomes of it."""
+def the_prefix_cache_is_reset(start):
+    """Nothing that was computed before the reset is a hit again."""
     checked = start(num_pages=20, num_host_pages=4, scrub=True)
     first, second = checked.admit(TEXT[:5]), checked.admit(TEXT[1:4])
     checked.step()
@@ -332,7 +332,7 @@ def prefixes_are_forgotten(start):
 
 
 def slots_are_counted(start):
-    """A shared page that one sequence has gone back in is still full for the other."""
+    """A shared page that one sequence truncates is still full for the other."""
     checked = start(num_pages=20, page_size=4)
     first = checked.admit(TEXT[:8])
     checked.step()
@@ -350,7 +350,7 @@ SCENARIOS = {
         a_prefix_is_reused,
         pages_are_evicted,
         tenants_are_apart,
-        keys_collide,
+        hashes_collide,
         windows_move_on,
         a_window_has_lost_its_first_pages,
         windows_alone,
@@ -360,7 +360,7 @@ SCENARIOS = {
         tokens_are_not_known_yet,
         pages_run_out,
         what_is_wrong_is_refused,
-        prefixes_are_forgotten,
+        the_prefix_cache_is_reset,
         slots_are_counted,
     )
 }

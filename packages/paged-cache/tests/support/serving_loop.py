@@ -55,11 +55,11 @@ class ServingLoop:
         self.managers = [PageManager(**POOL, **LENGTHS, groups=GROUPS, num_host_pages=6) for _ in replicas]
 
     def lives(self, first=0):
-        """Which sequences of each replica run in each step; the groups have the prompts from `first` on."""
+        """Which sequences of each replica run in each step; the replicas have the prompts from `first` on."""
         return map(list, zip(*map(life, self.managers, PROMPTS[first:]), strict=False))
 
     def step(self, running):
-        """Compute what these sequences, a list for each replica, have left; returns the attention of each row."""
+        """Compute the remaining tokens of these sequences, one list per replica. Returns each row's attention."""
         self.cache = apply_moves_by_replica(self.cache, [m.take_moves() for m in self.managers], self.host)
         groups = list(zip(self.managers, running, strict=True))
         left = [m.lengths(seqs) - m.computed(seqs) for m, seqs in groups]
@@ -76,7 +76,7 @@ class ServingLoop:
         return outputs
 
     def check(self, running, outputs):
-        """Every token that a later query can see is in its page, and each newest token has attended what it sees."""
+        """Check the pages that later queries see, and the attention of each newest token."""
         (view,) = self.cache.views
         stored = np.stack([view.key_pages, view.value_pages])  # [2, heads, pages, page_size, head_dim]
         pools = np.split(stored, len(self.managers), axis=2)
@@ -94,7 +94,7 @@ class ServingLoop:
                     np.testing.assert_allclose(output, attention_of_last(keys[now], values[now]), rtol=1e-5, atol=1e-6)
 
     def _rows_left(self, manager, seqs):
-        """Keys and values of what is left, as `rows_of`; sevens are padding, which must go nowhere."""
+        """Keys and values of the remaining tokens, as `rows_of`. Padding is 7 and must not be stored."""
         rows = np.full((len(GROUPS), 2, SHAPE.tokens, self.heads, HEAD_DIM), 7, np.float32)
         start = 0
         for seq in seqs:
@@ -143,7 +143,7 @@ def attend(view, q, batch, spec):
     def part(q, pages, batch):
         if view.data_axis is None:
             return paged_attention(q, pages, batch, spec, backend=BACKEND)
-        q, batch = jax.tree.map(lambda leaf: leaf[0], (q, batch))  # each device sees the one step of its group
+        q, batch = jax.tree.map(lambda leaf: leaf[0], (q, batch))  # each device sees the step of its replica
         return paged_attention(q, pages, batch, spec, backend=BACKEND)[None]
 
     specs = (view.rows_spec, view.pages_spec, view.batch_spec)

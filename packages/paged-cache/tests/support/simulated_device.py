@@ -1,15 +1,15 @@
-"""A device made of integers: every slot of every page holds a number that says all that was written there."""
+"""A device made of integers: the number in a slot identifies everything that was written there."""
 
 from collections.abc import Hashable, Iterable
 
 import numpy as np
 
 EMPTY = 0  # zeros
-POISON = -1  # what nobody may ever read
+POISON = -1  # must never be read
 
 
 class Contents:
-    """A number for each start of a text: equal numbers, equal starts.
+    """Numbers for the prefixes of texts: equal numbers mean equal prefixes.
 
     What a model stores for a token depends on every token before it, on the adapter and on the pictures among them; and
     nobody of another namespace may see it. So the content of a position is the chain
@@ -110,18 +110,18 @@ class SimulatedDevice:
         assert all(1 <= page < len(self.pages) for page in read), f"pages {read} cannot all be read"
         assert all(0 <= page < len(self.host) for page in moves.in_from), f"host pages {moves.in_from} cannot be read"
 
-    def write(self, table: np.ndarray, start: int, cells: np.ndarray, owners: np.ndarray) -> None:
+    def write(self, table: np.ndarray, start: int, cells: np.ndarray, refcounts: np.ndarray) -> None:
         """Write the slots from position `start` on through a page table.
 
         Args:
             table: `[pages_per_seq]` page ids.
             start: first position.
             cells: the numbers to write, one a position.
-            owners: `[num_pages]` how often each page is named by any table: a page that is written has one owner.
+            refcounts: `[num_pages]` the refcounts: a page that is written has refcount 1.
         """
         pages, slots = self._places(table, start, len(cells))
         assert (pages > 0).all(), f"positions {start}.. of table {table} have no page to write"
-        assert (owners[pages] == 1).all(), f"pages {pages} are written, but have {owners[pages]} owners"
+        assert (refcounts[pages] == 1).all(), f"pages {pages} are written, but have {refcounts[pages]} refcounts"
         self.pages[pages, slots] = cells
 
     def read(self, table: np.ndarray, start: int, end: int) -> np.ndarray:

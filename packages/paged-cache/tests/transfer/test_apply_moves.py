@@ -77,7 +77,7 @@ def test_phases_come_one_after_the_other():
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_each_data_group_has_moves_of_its_own(kind):
+def test_each_replica_has_its_own_moves(kind):
     cache = filled_cache(mesh_of(kind, dp=2, tp=2), "dp")
     first, second = [PHASE, moves_of(zero=[1])], [moves_of(copy_from=[9], copy_to=[1])]
     want = functools.reduce(moved, first, stored(cache))
@@ -88,7 +88,7 @@ def test_each_data_group_has_moves_of_its_own(kind):
     assert where(after) == before
 
 
-def test_moves_of_one_data_group():
+def test_moves_of_one_replica():
     cache = filled_cache(mesh_of(dp=2, tp=2), "dp")
     want = moved(stored(cache), PHASE, first=NUM_PAGES)
     assert_same(stored(apply_moves_by_replica(cache, moves_of_one(cache, [PHASE], 1))), want)
@@ -177,7 +177,7 @@ def test_moves_that_cannot_be_are_refused_and_nothing_is_done(moves, host_pages,
     assert_same(stored(cache), before)
 
 
-def test_data_groups_need_a_list_each():
+def test_each_replica_needs_a_list():
     with pytest.raises(ValueError, match="moves of 1 replicas, but the cache has 2; give apply_moves_by_replica one"):
         apply_moves(filled_cache(mesh_of(dp=2, tp=2), "dp"), [PHASE])
 

@@ -46,7 +46,7 @@ def test_what_comes_back_is_what_went_out(dtype, kind, memory):
     assert_same(stored(cache), want)
 
 
-def test_each_data_group_has_host_pages_of_its_own(memory):
+def test_each_replica_has_its_own_host_pages(memory):
     cache = filled_cache(mesh_of(dp=2, tp=2), "dp", dtype="int8")
     host = host_pages(cache, memory=memory)
     other = moves_of(out_from=[7], out_to=[2])

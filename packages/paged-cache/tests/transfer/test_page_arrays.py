@@ -28,7 +28,7 @@ def test_each_view_has_an_array_of_data_and_one_of_scales():
 
 
 @pytest.mark.parametrize("replica", [0, 1])
-def test_they_go_to_the_pages_of_their_data_group(replica):
+def test_arrays_go_to_the_pages_of_their_replica(replica):
     cache = filled_cache(mesh_of(dp=2, tp=2), "dp")
     arrays = arrays_from_pages(cache, IDS, replica)
     copied = moves_of(copy_from=[7, 9], copy_to=[1, 4])
@@ -36,7 +36,7 @@ def test_they_go_to_the_pages_of_their_data_group(replica):
     assert_same(stored(pages_from_arrays(cache, np.array([1, 0, 4]), arrays, replica)), want)
 
 
-def test_a_layout_is_what_both_caches_must_have():
+def test_the_layout_must_be_equal_in_both_caches():
     layout = layout_of(filled_cache(v_head_dim=4))
     sizes = {"page_size": 4, "kv_heads": 2, "views": 2}
     assert layout == sizes | {"k_dim": 8, "v_dim": 4, "dtype": "bfloat16", "latent": False}

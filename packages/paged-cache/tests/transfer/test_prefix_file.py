@@ -37,7 +37,7 @@ def path(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [{"dtype": "bfloat16"}, {"dtype": "int8"}, {"dtype": "float8_e4m3fn"}])
-def test_after_a_restart_all_is_found_again(path, kind):
+def test_after_a_restart_all_pages_are_cache_hits_again(path, kind):
     source, before = manager_of(), filled_cache(**kind)
     keep(source, [9] * 6)
     keep(source, Prompt(TOKENS, namespace="tenant"))
@@ -57,7 +57,7 @@ def test_after_a_restart_all_is_found_again(path, kind):
     assert not manager.take_moves()
 
 
-def test_what_owned_pages_hold_is_saved_too_and_media_count(path):
+def test_indexed_pages_in_use_are_saved_too_and_media_count(path):
     source = manager_of()
     picture = Media(start=1, stop=3, digest=b"of the picture")
     seq = source.admit(Prompt(TOKENS, media=[picture]))
@@ -80,7 +80,7 @@ def test_groups_of_layers_have_pages_of_their_own(path):
     assert_same(pages_of(cache, [here[content] for content in there]), pages_of(before, list(there.values())))
 
 
-def test_what_is_here_stays_and_nothing_is_evicted(path):
+def test_indexed_content_stays_and_nothing_is_evicted(path):
     source = manager_of()
     keep(source, TOKENS)
     save_prefix_cache(path, filled_cache(), source)
@@ -110,7 +110,7 @@ def test_scrubbing_comes_before_loading(path):
     assert_same(pages_of(cache, [here[content] for content in there]), pages_of(before, list(there.values())))
 
 
-def test_split_over_heads_and_data_groups(path):
+def test_split_over_heads_and_replicas(path):
     before, source = filled_cache(mesh_of(dp=2, tp=2), "dp"), manager_of()
     keep(source, TOKENS)
     save_prefix_cache(path, before, source, replica=1)

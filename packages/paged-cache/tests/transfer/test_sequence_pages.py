@@ -77,7 +77,7 @@ def test_the_two_caches_may_be_split_differently(here, there):
     assert_same(pages_of(target, manager.page_tables(seq)[0, 0, :3]), want)
 
 
-def test_between_data_groups():
+def test_between_replicas():
     cache, managers = filled_cache(mesh_of(dp=2, tp=2), "dp"), [manager_of(), manager_of()]
     managers[1].admit([1] * 5)
     seq = computed(managers[1])
@@ -120,7 +120,7 @@ def test_moves_that_were_waiting_come_first():
 
 
 @pytest.mark.parametrize("scrub", [False, True])
-def test_a_window_brings_what_is_seen_and_the_rest_is_not_found(scrub):
+def test_a_window_exports_what_later_queries_see_and_the_rest_is_no_hit(scrub):
     groups = (LayerGroup.full(), LayerGroup.window(3))
     source, cache = manager_of(*groups), filled_cache()
     seq = computed(source)
@@ -156,7 +156,7 @@ def test_cross_attention_brings_its_own_pages():
     assert manager.cross_tokens(seq) == 6
 
 
-def test_of_a_prompt_in_chunks_what_is_computed_is_exported():
+def test_the_computed_part_of_a_chunked_prompt_is_exported():
     manager = manager_of()
     seq = manager.admit(TOKENS)
     manager.commit(seq, 5)
@@ -171,7 +171,7 @@ def test_the_receiver_says_whose_it_is():
     assert (manager.cached_tokens(TOKENS), manager.cached_tokens(Prompt(TOKENS, namespace="tenant"))) == (0, 8)
 
 
-def test_what_is_not_computed_or_not_known_cannot_be_exported():
+def test_tokens_that_are_not_computed_or_not_known_cannot_be_exported():
     manager = manager_of()
     seq = manager.admit(TOKENS)
     with pytest.raises(ValueError, match=r"sequence 0 has 0 computed tokens, 0 of them not known; export it after"):
