@@ -1,4 +1,4 @@
-"""The scenarios catch faults of a page manager: the real manager passes them, and a manager with any of these faults fails."""
+"""The scenarios catch faults: the real page manager passes them, and a manager with any of these faults fails."""
 
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +53,7 @@ def never_copies_on_write(original, allocator, indices):
 
 @fault_in(Allocator, of="_shared_tails")
 def copies_for_one_writer_only(original, allocator, indices):
-    """Of the indices that write a shared page now, only the first gets a copy."""
+    """If several sequences write a shared page in one call, only the first gets a copy."""
     return original(allocator, indices)[:1]
 
 
@@ -287,7 +287,7 @@ def stops_half_way(original, seqs, ids):
 
 @fault_in(Sequences, of="_new_index")
 def gives_an_id_twice(original, seqs):
-    """A index's next sequence has the id of the last."""
+    """The next sequence at an index gets the same id."""
     index, seq = original(seqs)
     seqs._next_ids[index] = seq
     return index, seq
