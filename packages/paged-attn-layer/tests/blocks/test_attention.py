@@ -100,6 +100,17 @@ def test_token_by_token_after_a_prefill_is_the_whole_prompt():
     assert_allclose(jnp.concatenate(outs), dense_layer(layer, hidden), **TOLERANCE)
 
 
+def test_far_positions_turn_like_near_ones():
+    """A prompt of 45 tokens, then three tokens one by one: farther than a fault of the first few pages could hide."""
+    layer, hidden, pages = make(), hidden_of(48), [[4, 1, 7, 2, 6, 3]]
+    outs, view = [], empty_view()
+    for start, end in ((0, 45), (45, 46), (46, 47), (47, 48)):
+        batch = RaggedBatch.from_lists(pages, [end], [end - start])
+        out, view = run(layer, hidden[start:end], jnp.arange(start, end, dtype=jnp.int32), view, batch)
+        outs.append(out)
+    assert_allclose(jnp.concatenate(outs), dense_layer(layer, hidden), **TOLERANCE)
+
+
 def test_eager_is_as_compiled():
     layer, hidden = make(), hidden_of(TOKENS)
     eager, _ = prefill(layer, hidden, run=lambda layer, *args: layer(*args))

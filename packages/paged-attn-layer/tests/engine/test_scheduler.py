@@ -400,6 +400,21 @@ def test_a_prompt_is_admitted_only_when_pages_for_all_of_it_are_unclaimed():
     assert scheduler.manager.num_used == 2
 
 
+def test_pages_that_a_running_prompt_waits_for_are_not_given_to_the_next_request():
+    scheduler = make(num_pages=1 + 5, token_budget=9)
+    first, second, third = ask(4, 12), ask(16, 2, first=20), ask(2, 1, first=40)
+    scheduler.add(first)
+    scheduler.add(second)
+    step = scheduler.schedule()
+    assert step.q_lens.tolist() == [4, 5]  # 3 of the 5 pages
+    scheduler.advance(step, FakeModel(scheduler.manager)(step))
+    scheduler.add(third)
+    step = scheduler.schedule()  # the first takes a fourth page; the second needs two, and the third would need one
+    assert [part.request for part in step.work] == [first]
+    assert (scheduler.running, list(scheduler.waiting)) == ([first, second], [third])
+    assert scheduler.manager.num_free == 1
+
+
 @pytest.mark.parametrize("running", [True, False])
 def test_finish_from_outside_frees_everything(running):
     scheduler = make()

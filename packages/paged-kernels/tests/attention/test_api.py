@@ -201,7 +201,7 @@ def test_ragged_batches_of_the_interpreted_tpu_kernel(drawn):
 
 specs = st.builds(
     AttentionSpec,
-    scale=st.floats(0.01, 0.5),
+    softmax_scale=st.floats(0.01, 0.5),
     soft_cap=st.none() | st.floats(0.5, 50),
     sliding_window=st.none() | st.integers(1, 90),
     causal=st.booleans(),
