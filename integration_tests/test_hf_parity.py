@@ -97,7 +97,7 @@ def test_greedy_tokens_agree_in_one_ragged_batch(model, tokenizer, hf_logits, re
 def test_greedy_tokens_agree_through_the_engine(model, tokenizer, hf_logits):
     prompts = [chat_prompt(tokenizer, question) for question in QUESTIONS[::2]]
     engine = Engine(model, tokenizer=tokenizer, config=EngineConfig(max_sequence_length=128, prefill_chunk=64))
-    completions = engine.generate(prompts, max_new_tokens=NEW_TOKENS, stop_token_ids=())
+    completions = engine.generate(prompts, max_new_tokens=NEW_TOKENS, ignore_end_tokens=True)
     for prompt, completion in zip(prompts, completions, strict=True):
         count_same(hf_logits, prompt, completion.token_ids)
 

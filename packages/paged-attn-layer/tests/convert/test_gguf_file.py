@@ -28,6 +28,15 @@ def test_weights_are_in_hugging_faces_order(path):
         np.testing.assert_array_equal(source.read(name), weight)
 
 
+def test_end_tokens(path):
+    writer = gguf_writer(path)
+    writer.add_eos_token_id(2)
+    writer.add_uint32("tokenizer.ggml.eot_token_id", 7)
+    writer.add_int32("tokenizer.ggml.eom_token_id", -1)
+    finish(writer)
+    assert read_config(GGUFFile(path).config).end_token_ids == {2, 7}
+
+
 def test_without_an_output_matrix_the_embedding_is_tied(path):
     write_gguf(path, random_weights(tied=True))
     assert GGUFFile(path).config["tie_word_embeddings"] is True

@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 from tiny_checkpoints import random_weights, write_directory
 
+from paged_attn_layer import read_config
 from paged_attn_layer._src.convert.hf_directory import HFDirectory
 
 
@@ -18,6 +19,24 @@ def test_names_shapes_and_values(tmp_path, shards):
     assert source.problems == []
     for name, weight in given.items():
         np.testing.assert_array_equal(source.read(name), weight)
+
+
+def test_end_tokens_of_both_configs(tmp_path):
+    """Chat models name the token that ends a turn in generation_config.json alone."""
+    write_directory(tmp_path, {}, eos_token_id=2)
+    assert read_config(HFDirectory(tmp_path).config).end_token_ids == {2}
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    assert read_config(HFDirectory(tmp_path).config).end_token_ids == {2, 7}
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9}')
+    assert read_config(HFDirectory(tmp_path).config).end_token_ids == {2, 9}
+    (tmp_path / "generation_config.json").write_text("{}")
+    assert read_config(HFDirectory(tmp_path).config).end_token_ids == {2}
+
+
+def test_end_tokens_where_the_language_model_is_nested(tmp_path):
+    write_directory(tmp_path, {}, eos_token_id=[1, 5], text_config={"eos_token_id": 2})
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 3}')
+    assert HFDirectory(tmp_path).config["text_config"]["eos_token_id"] == [1, 5, 2, 3]
 
 
 def test_bfloat16_is_read_as_it_is(tmp_path):

@@ -96,7 +96,7 @@ def test_compilations_are_counted_and_the_listener_goes_away():
 
 @pytest.mark.parametrize("arrivals", [None, [0, 0, 2, 3, 5, 20], [9, 7, 5, 3, 1, 0]])
 def test_greedy_text_does_not_depend_on_the_batch(engine, asked, expected, arrivals):
-    batched = engine.generate(asked, max_new_tokens=10, stop_token_ids=(), arrivals=arrivals)
+    batched = engine.generate(asked, max_new_tokens=10, ignore_end_tokens=True, arrivals=arrivals)
     assert [completion.token_ids for completion in batched] == expected
     assert [completion.prompt_tokens for completion in batched] == [len(prompt) for prompt in asked]
 
@@ -105,7 +105,7 @@ def test_preempted_requests_say_the_same(model, asked, expected):
     config = dataclasses.replace(CONFIG, num_pages=1 + 12)
     small = Engine(model, tokenizer=Letters(), config=config)
     small.warm_up()
-    crowded = small.generate(asked, max_new_tokens=10, stop_token_ids=())
+    crowded = small.generate(asked, max_new_tokens=10, ignore_end_tokens=True)
     assert small.stats.preemptions > 0
     assert small.stats.compilations == 0
     assert [completion.token_ids for completion in crowded] == expected
@@ -115,15 +115,15 @@ def test_preempted_requests_say_the_same(model, asked, expected):
 def test_a_prompt_of_several_chunks_is_sampled_at_its_last_token(model, asked, expected):
     config = EngineConfig(max_seqs=3, max_sequence_length=48, page_size=4, prefill_chunk=40)
     whole = Engine(model, tokenizer=Letters(), config=config)
-    assert [whole.generate(asked[1:2], max_new_tokens=10, stop_token_ids=())[0].token_ids] == expected[
+    assert [whole.generate(asked[1:2], max_new_tokens=10, ignore_end_tokens=True)[0].token_ids] == expected[
         1:2
     ]  # CONFIG's chunks are of 11 at most
 
 
 def test_a_stop_string_ends_the_answer_and_frees_its_pages(engine):
-    (free,) = engine.generate(["HELLO"], max_new_tokens=12, stop_token_ids=())
+    (free,) = engine.generate(["HELLO"], max_new_tokens=12, ignore_end_tokens=True)
     stop = free.text[2:5]
-    (stopped,) = engine.generate(["HELLO"], max_new_tokens=12, stop_token_ids=(), stop=[stop])
+    (stopped,) = engine.generate(["HELLO"], max_new_tokens=12, ignore_end_tokens=True, stop=[stop])
     assert stopped.finish_reason == "stop"
     assert stopped.text == free.text[: free.text.find(stop)]
     assert not engine.has_work
@@ -131,15 +131,33 @@ def test_a_stop_string_ends_the_answer_and_frees_its_pages(engine):
 
 
 def test_stop_tokens_end_the_answer(engine):
-    (free,) = engine.generate(["HELLO"], max_new_tokens=12, stop_token_ids=())
+    (free,) = engine.generate(["HELLO"], max_new_tokens=12, ignore_end_tokens=True)
     end = free.token_ids[3]
-    (stopped,) = engine.generate(["HELLO"], max_new_tokens=12, stop_token_ids=[end])
+    (stopped,) = engine.generate(["HELLO"], max_new_tokens=12, stop_token_ids=[end], ignore_end_tokens=True)
     assert stopped.token_ids == free.token_ids[: free.token_ids.index(end) + 1]
     assert (free.finish_reason, stopped.finish_reason) == ("length", "stop")
 
 
+def test_end_tokens_are_those_of_model_and_tokenizer(model):
+    """Without a tokenizer those of the model. Stop tokens come beside them."""
+    free = Engine(model, config=CONFIG).generate([[7]], max_new_tokens=12)[0].token_ids
+    first, second = list(dict.fromkeys(free))[1:3]
+    model = nnx.merge(*nnx.split(model))
+    model.config = dataclasses.replace(model.config, end_token_ids=frozenset([second]))
+    tokenizer = Letters()
+    tokenizer.eos_token_id = first
+    (known,) = Engine(model, config=CONFIG).generate([[7]], max_new_tokens=12)
+    assert (known.token_ids, known.finish_reason) == (free[: free.index(second) + 1], "stop")
+    both = Engine(model, tokenizer=tokenizer, config=CONFIG)
+    assert both.generate([[7]], max_new_tokens=12)[0].token_ids == free[: free.index(first) + 1]
+    assert both.request([7], max_new_tokens=4).stop_token_ids == {first, second}
+    assert both.request([7], max_new_tokens=4, stop_token_ids=[3]).stop_token_ids == {first, second, 3}
+    assert both.request([7], max_new_tokens=4, stop_token_ids=[3], ignore_end_tokens=True).stop_token_ids == {3}
+    assert both.generate([[7]], max_new_tokens=12, ignore_end_tokens=True)[0].token_ids == free
+
+
 def test_step_and_add_request(engine):
-    request = engine.request([1, 2, 3], max_new_tokens=2, stop_token_ids=())
+    request = engine.request([1, 2, 3], max_new_tokens=2, ignore_end_tokens=True)
     engine.add_request(request)
     assert engine.has_work
     assert engine.step() == []
@@ -168,7 +186,9 @@ def test_the_text_is_the_same_with_and_without_prefix_reuse(model, engine, asked
     before = len(engine.stats.steps)
     answers = []
     for each in (plain, engine, small):
-        completions = each.generate(alike + alike[:3], max_new_tokens=10, stop_token_ids=(), arrivals=range(0, 36, 4))
+        completions = each.generate(
+            alike + alike[:3], max_new_tokens=10, ignore_end_tokens=True, arrivals=range(0, 36, 4)
+        )
         answers.append([completion.token_ids for completion in completions])
     assert answers[0] == answers[1] == answers[2]
     assert small.stats.preemptions > 0 < small.stats.cached_tokens
@@ -210,7 +230,7 @@ def test_reused_pages_give_the_same_logits(model):
 
 def test_steps_are_recorded(model):
     engine = Engine(model, tokenizer=Letters(), config=CONFIG)
-    engine.generate(prompts(5, 4), max_new_tokens=3, stop_token_ids=(), arrivals=[0, 1])
+    engine.generate(prompts(5, 4), max_new_tokens=3, ignore_end_tokens=True, arrivals=[0, 1])
     stats = engine.stats
     assert stats.steps_by_mode == {"prefill": 1, "mixed": 1, "decode": 2}
     assert [step.pages_used for step in stats.steps] == [2, 3, 4, 2]
@@ -266,7 +286,7 @@ def test_each_step_is_sent_in_one_transfer(engine, monkeypatch):
     steps = len(engine.stats.steps)
     # A namespace of their own: nothing that other tests left in pages is found, so no page has to be copied.
     requests = [
-        engine.request(prompt, max_new_tokens=3, stop_token_ids=(), namespace="sent") for prompt in prompts(11, 3)
+        engine.request(prompt, max_new_tokens=3, ignore_end_tokens=True, namespace="sent") for prompt in prompts(11, 3)
     ]
     with jax.transfer_guard_host_to_device("disallow"):  # refuses transfers but those of device_put
         engine.serve(requests)
@@ -289,7 +309,7 @@ def test_sizes_are_checked(size):
 
 
 def test_a_progress_bar_counts_the_answers(engine, capsys):
-    engine.generate([[1, 2]], max_new_tokens=3, stop_token_ids=(), progress=True)
+    engine.generate([[1, 2]], max_new_tokens=3, ignore_end_tokens=True, progress=True)
     assert "3/3" in capsys.readouterr().err
 
 
@@ -297,7 +317,7 @@ def test_over_a_mesh_the_text_is_the_same_and_nothing_recompiles(model, asked, e
     mesh = jax.make_mesh((2,), ("tp",), devices=jax.devices()[:2], axis_types=(AxisType.Auto,))
     sharded = Engine(model, tokenizer=Letters(), config=CONFIG, mesh=mesh)
     sharded.warm_up()
-    batched = sharded.generate(asked, max_new_tokens=10, stop_token_ids=())
+    batched = sharded.generate(asked, max_new_tokens=10, ignore_end_tokens=True)
     assert [completion.token_ids for completion in batched] == expected
     assert sharded.stats.compilations == 0
 

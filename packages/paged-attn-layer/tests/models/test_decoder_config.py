@@ -25,6 +25,13 @@ def test_both_spellings_of_rope():
     assert config(rope_scaling={"type": "linear", "factor": 2.0}).rope.factor == 2.0
 
 
+def test_end_tokens_are_one_or_several():
+    assert config().end_token_ids == config(eos_token_id=None).end_token_ids == frozenset()
+    assert config(eos_token_id=2).end_token_ids == {2}
+    assert config(eos_token_id=[2, 9]).end_token_ids == {2, 9}
+    assert config(eos_token_id=[-1, 3]).end_token_ids == {3}, "-1 is how some checkpoints say that there is none"
+
+
 def test_biases_by_family():
     assert config(attention_bias=True).o_bias
     qwen = config(architectures=["Qwen2ForCausalLM"])
@@ -96,6 +103,8 @@ def test_one_window_a_layer():
         ({"architectures": "LlamaForCausalLM"}, r"architectures='LlamaForCausalLM' must be a list of names"),
         ({"hidden_size": "16"}, "hidden_size='16' must be a whole number of at least 1"),
         ({"num_attention_heads": 0}, "num_attention_heads=0 must be a whole number of at least 1"),
+        ({"eos_token_id": "</s>"}, "eos_token_id='</s>' must be a token id or a list of token ids"),
+        ({"eos_token_id": [1, 2.0]}, r"eos_token_id=\[1, 2.0\] must be a token id or a list of token ids"),
         ({"num_hidden_layers": True}, "num_hidden_layers=True must be a whole number"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps='small' must be a number"),
         ({"rope_scaling": [2]}, r"rope_scaling=\[2\] must be an object of settings"),

@@ -54,6 +54,7 @@ class EveryKind(nnx.Module):
 
     max_positions = 64
     vocab_size = VOCABULARY
+    end_token_ids = frozenset()
     dtype = jnp.float32
 
     def __init__(self, seed=0):

@@ -36,6 +36,8 @@ _CHECKED = (
     "expert_count",
 )
 """Metadata keys that are read or checked in other ways. A key that is in neither list nor the family's is refused."""
+_END_TOKENS = tuple(f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
+"""Keys of the tokens that end an answer, a turn, and a message."""
 _OUTPUT = "output.weight"
 """The tensor of the head. A file without it has a model whose head is the embedding."""
 
@@ -111,6 +113,7 @@ def _hf_config(reader: gguf.GGUFReader, names: GGUFNames, tensors: set[str]) -> 
     _check_settings(found, config)
     config.setdefault("vocab_size", len(read_field(reader, "tokenizer.ggml.tokens") or ()) or None)
     config["tie_word_embeddings"] = _OUTPUT not in tensors
+    config["eos_token_id"] = [read_field(reader, key) for key in _END_TOKENS if reader.get_field(key) is not None]
     config |= {key: tensor in tensors for tensor, key in names.switches}
     if found.get("rope.scaling.type", "none") != "none":
         config["rope_scaling"] = {"type": found["rope.scaling.type"], "factor": found.get("rope.scaling.factor", 1.0)}

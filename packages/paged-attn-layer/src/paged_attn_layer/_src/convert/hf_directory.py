@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+GENERATION_FILE = "generation_config.json"
 
 
 class HFDirectory:
@@ -24,7 +25,7 @@ class HFDirectory:
     def __init__(self, directory: pathlib.Path) -> None:
         self.where = str(directory)
         self._directory = directory
-        self.config: Mapping[str, Any] = _read_json(directory / "config.json")
+        self.config: Mapping[str, Any] = _read_config(directory)
         self.shapes: dict[str, tuple[int, ...] | None] = {}
         self.problems: list[str] = []
         self._files = _weight_files(directory)
@@ -59,6 +60,21 @@ class HFDirectory:
                 self.shapes[name] = None
                 if file not in unreadable:
                     self.problems.append(f"{name} is not in {file}, though {INDEX_FILE} says so; download both again")
+
+
+def _read_config(directory: pathlib.Path) -> Mapping[str, Any]:
+    """The config.json. Its `eos_token_id` lists the end tokens of generation_config.json too."""
+    config = _read_json(directory / "config.json")
+    generation = directory / GENERATION_FILE
+    text = config.get("text_config")
+    nested = isinstance(text, dict)  # the keys of a language model beside, say, one of images
+    levels = [config, text if nested else {}, _read_json(generation) if generation.exists() else {}]
+    ends = [end for level in levels for end in _as_list(level.get("eos_token_id"))]
+    return {**config, "text_config": {**text, "eos_token_id": ends}} if nested else {**config, "eos_token_id": ends}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _weight_files(directory: pathlib.Path) -> dict[str, str]:

@@ -66,6 +66,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.stats = EngineStats()
         self._vocab_size = model.vocab_size
+        self._end_tokens = model.end_token_ids | _end_tokens(tokenizer)
         groups = model.cache_spec.pool_groups()
         cache_config = _cache_config(self.config, model, mesh)
         self._manager = PageManager(
@@ -133,7 +134,8 @@ class Engine:
         *,
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
-        stop_token_ids: Collection[int] | None = None,
+        stop_token_ids: Collection[int] = (),
+        ignore_end_tokens: bool = False,
         chat: bool | None = None,
         namespace: str = "",
     ) -> Request:
@@ -143,7 +145,9 @@ class Engine:
             prompt: text, or token ids, which are taken as they are.
             max_new_tokens: the answer's longest length.
             stop: the answer ends before the first of these strings (or this one).
-            stop_token_ids: tokens that end the answer; `None` means the model's end tokens.
+            stop_token_ids: tokens that end the answer, beside the model's end tokens: those that its config, its
+                generation config, its GGUF file or the tokenizer names.
+            ignore_end_tokens: if true, the model's end tokens do not end the answer.
             chat: if true, a text is put into the tokenizer's chat template. `None`: if there is a template.
             namespace: only requests of the same one share pages; give each tenant one of its own.
 
@@ -159,7 +163,7 @@ class Engine:
         request = Request(
             prompt_ids=self._prompt_ids(prompt, chat),
             max_new_tokens=max_new_tokens,
-            stop_token_ids=self._end_tokens() if stop_token_ids is None else frozenset(stop_token_ids),
+            stop_token_ids=frozenset(stop_token_ids) | (frozenset() if ignore_end_tokens else self._end_tokens),
             text=text,
             namespace=namespace,
         )
@@ -238,7 +242,8 @@ class Engine:
         *,
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
-        stop_token_ids: Collection[int] | None = None,
+        stop_token_ids: Collection[int] = (),
+        ignore_end_tokens: bool = False,
         chat: bool | None = None,
         arrivals: Sequence[int] | None = None,
         progress: bool = False,
@@ -256,7 +261,12 @@ class Engine:
         for index, prompt in enumerate(prompts):
             try:
                 made = self.request(
-                    prompt, max_new_tokens=max_new_tokens, stop=stop, stop_token_ids=stop_token_ids, chat=chat
+                    prompt,
+                    max_new_tokens=max_new_tokens,
+                    stop=stop,
+                    stop_token_ids=stop_token_ids,
+                    ignore_end_tokens=ignore_end_tokens,
+                    chat=chat,
                 )
             except ValueError as error:
                 raise ValueError(f"prompts[{index}]: {error}") from None
@@ -293,9 +303,11 @@ class Engine:
                 raise ValueError(f"token {index} of the prompt is {token_id}; it must lie in 0..{self._vocab_size - 1}")
         return list(prompt)
 
-    def _end_tokens(self) -> frozenset[int]:
-        end = None if self.tokenizer is None else self.tokenizer.eos_token_id
-        return frozenset() if end is None else frozenset([end])
+
+def _end_tokens(tokenizer: Tokenizer | None) -> frozenset[int]:
+    """The end tokens that the tokenizer knows: one, several or none."""
+    end = None if tokenizer is None else tokenizer.eos_token_id
+    return frozenset() if end is None else frozenset(end if isinstance(end, list | tuple) else [end])
 
 
 def _cache_config(config: EngineConfig, model: CausalLM, mesh: Mesh | None) -> CacheConfig:

@@ -38,6 +38,11 @@ class CausalLM(Protocol):
         ...
 
     @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer, as the checkpoint says; none if it does not."""
+        ...
+
+    @property
     def dtype(self) -> DTypeLike:
         """The type that the model computes keys and values in, and so the cache's unless it is given another."""
         ...

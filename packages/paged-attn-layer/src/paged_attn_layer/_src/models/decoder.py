@@ -109,6 +109,11 @@ class Decoder(nnx.Module):
         return self.config.max_position_embeddings
 
     @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer, as the checkpoint says."""
+        return self.config.end_token_ids
+
+    @property
     def dtype(self) -> DTypeLike:
         """The type of the weights, and so of keys and values."""
         return self.embed.embedding[...].dtype

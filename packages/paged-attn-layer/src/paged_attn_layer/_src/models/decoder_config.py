@@ -47,6 +47,8 @@ class DecoderConfig:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    end_token_ids: frozenset[int] = frozenset()
+    """Tokens that end an answer. One that is outside the vocabulary never comes."""
     sliding_windows: tuple[int | None, ...] = ()
     """For each layer the number of keys that a query sees, its own included; `None` for all. Empty: all, everywhere."""
 
@@ -109,8 +111,18 @@ def read_decoder_config(
         qkv_bias=qkv_bias,
         o_bias=o_bias,
         mlp_bias=mlp_bias,
+        end_token_ids=read_end_token_ids(config),
         sliding_windows=_sliding_windows(spec),
     )
+
+
+def read_end_token_ids(config: HFConfig) -> frozenset[int]:
+    """The tokens of `eos_token_id`: one or a list. A negative one, as some checkpoints have, is none."""
+    value = config.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(isinstance(each, bool) or not isinstance(each, int) for each in ids):
+        raise ValueError(f"eos_token_id={value!r} must be a token id or a list of token ids")
+    return frozenset(each for each in ids if each >= 0)
 
 
 def read_rope(config: HFConfig) -> RopeConfig:
