@@ -31,7 +31,7 @@ def needed(group, num_pages, page_size):
 
 
 def page_of(prompt, page, page_size, group, page_id):
-    """What a page that holds a page of the prompt, or the start of one, is found by."""
+    """The index entry of a page that holds a page of the prompt, or part of one."""
     token_ids = prompt.token_ids[page * page_size : (page + 1) * page_size]
     page_hash = prompt.prefix_hash(page + 1, page_size) if len(token_ids) == page_size else b""
     parent_hash = prompt.prefix_hash(page, page_size)

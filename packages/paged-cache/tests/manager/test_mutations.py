@@ -59,7 +59,7 @@ def copies_for_one_writer_only(original, allocator, indices):
 
 @fault_in(Allocator, of="_shared_tails")
 def copies_in_the_first_group_only(original, allocator, indices):
-    """The other groups of layers are forgotten."""
+    """Shared tails of the other groups are not copied."""
     return [(group, index) for group, index in original(allocator, indices) if group == 0]
 
 
@@ -215,7 +215,7 @@ def reuses_half_a_window(original, search, group, most):
 
 @fault_in(Pages, of="remove_from_index")
 def rewritten_page_stays_indexed(original, pages, rewritten):
-    """A page that is written again can be found by what it allocator."""
+    """A page that is rewritten stays in the index."""
 
 
 @fault_in(Allocator, of="index_full_pages")

@@ -11,7 +11,7 @@ def content(page_hash):
 
 
 def full(scrub):
-    """Two pages: 1 is kept, 2 is empty."""
+    """Two pages: 1 is cached, 2 is empty."""
     pages = Pages(3, 1, scrub=scrub)
     both = pages.allocate(2)
     pages.add_to_index(0, both[:1], [content(OLD)])

@@ -10,7 +10,7 @@ def pages(*ids):
 
 
 def kept(num_pages, *order):
-    """A pool whose pages, all of them, are kept, and were released in this order."""
+    """A pool whose pages are all cached, released in this order."""
     pool = PagePool(num_pages)
     pool.allocate(num_pages - 1)
     pool.release(pages(*order), is_indexed=np.ones(num_pages, bool))

@@ -19,7 +19,7 @@ def manager_of(*groups, num_pages=NUM_PAGES, **changes):
 
 
 def keep(manager, prompt):
-    """Pages that hold a prompt, found by it and owned by nobody."""
+    """Pages that hold a prompt: indexed and free."""
     seq = manager.admit(prompt)
     manager.commit(seq, len(prompt) - manager.computed(seq)[0])
     manager.release(seq)

@@ -19,7 +19,7 @@ class OutOfPages(RuntimeError):  # noqa: N818 - a state to wait for, not a fault
 
 
 class PagePool:
-    """Hands out page ids `1 .. num_pages - 1` and takes them back; page 0 is the null page, never handed out.
+    """Allocates and frees the page ids `1 .. num_pages - 1`. Page 0 is the null page and is never allocated.
 
     Each page has a refcount. A page is in one of three states:
 
