@@ -3,6 +3,8 @@ from tiny_checkpoints import CONFIG
 
 from paged_attn_layer import DecoderConfig, read_config
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
 
 def config(**settings):
     return read_config({**CONFIG, **settings})
@@ -17,12 +19,49 @@ def test_sizes_are_the_files():
 
 
 def test_both_spellings_of_rope():
-    scaling = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32}
+    scaling = {**LLAMA3, "original_max_position_embeddings": 32}
     old = config(rope_scaling=scaling)
     new = config(rope_theta=None, rope_parameters={"rope_theta": 1000.0, **scaling})
     assert old.rope == new.rope
     assert (old.rope.rope_type, old.rope.factor, old.rope.original_max_position) == ("llama3", 8.0, 32)
     assert config(rope_scaling={"type": "linear", "factor": 2.0}).rope.factor == 2.0
+
+
+def test_the_first_trained_length_is_where_transformers_looks_for_it():
+    """Beside `rope_scaling`, in it, or else the longest sequence."""
+    inside = {**LLAMA3, "original_max_position_embeddings": 16}
+    assert config(rope_scaling=inside).rope.original_max_position == 16
+    assert config(rope_scaling=LLAMA3, original_max_position_embeddings=32).rope.original_max_position == 32
+    assert config(rope_scaling=inside, original_max_position_embeddings=32).rope.original_max_position == 32
+    assert config(rope_scaling=LLAMA3).rope.original_max_position == CONFIG["max_position_embeddings"]
+
+
+def test_of_two_spellings_transformers_takes_the_old_one():
+    both = config(rope_scaling={"type": "linear", "factor": 2.0}, rope_parameters={"factor": 3.0, "rope_theta": 5.0})
+    assert (both.rope.factor, both.rope.theta) == (2.0, 1000.0)
+
+
+def test_rope_by_type_of_layer():
+    linear = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5.0}
+    nested = config(rope_parameters={"full_attention": linear, "sliding_attention": linear}).rope
+    assert (nested.rope_type, nested.factor, nested.theta) == ("linear", 2.0, 5.0)
+    for other in ({**linear, "factor": 3.0}, None):
+        with pytest.raises(NotImplementedError, match=r"rope_parameters=.* it must be the same for all layers"):
+            config(rope_parameters={"full_attention": linear, "sliding_attention": other})
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3"])
+def test_no_number_of_rope_is_made_up(kind):
+    """transformers 5.23 refuses each of these."""
+    full = {**LLAMA3, "rope_type": kind, "rope_theta": 1000.0, "original_max_position_embeddings": 32}
+    needed = {"linear": ["factor"], "llama3": ["factor", "low_freq_factor", "high_freq_factor"]}[kind]
+    for key in needed:
+        with pytest.raises(ValueError, match=f"the config has no {key}; it must be a finite number above 0"):
+            config(rope_scaling={name: value for name, value in full.items() if name != key})
+        with pytest.raises(ValueError, match=f"the config has no {key}"):
+            config(rope_scaling={**full, key: None})
+        with pytest.raises(ValueError, match=f"{key}='4.0' must be a finite number above 0"):
+            config(rope_scaling={**full, key: "4.0"})
 
 
 def test_end_tokens_are_one_or_several():
@@ -106,7 +145,15 @@ def test_one_window_a_layer():
         ({"eos_token_id": "</s>"}, "eos_token_id='</s>' must be a token id or a list of token ids"),
         ({"eos_token_id": [1, 2.0]}, r"eos_token_id=\[1, 2.0\] must be a token id or a list of token ids"),
         ({"num_hidden_layers": True}, "num_hidden_layers=True must be a whole number"),
-        ({"rms_norm_eps": "small"}, "rms_norm_eps='small' must be a number"),
+        ({"rms_norm_eps": None}, "the config has no rms_norm_eps; it must be a finite number above 0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan must be a finite number above 0"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps=inf must be a finite number above 0"),
+        ({"rms_norm_eps": -1e-5}, "rms_norm_eps=-1e-05 must be a finite number above 0"),
+        ({"rms_norm_eps": 1e39}, r"rms_norm_eps=1e\+39 must be above 0 and finite, in float32"),
+        ({"rms_norm_eps": 1e-50}, "rms_norm_eps=1e-50 must be above 0 and finite, in float32"),
+        ({"rope_theta": None}, "the config has no rope_theta; it must be a finite number above 0"),
+        ({"rope_scaling": {**LLAMA3, "original_max_position_embeddings": None}}, "no original_max_position_embeddings"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps='small' must be a finite number"),
         ({"rope_scaling": [2]}, r"rope_scaling=\[2\] must be an object of settings"),
         ({"quantization_config": "awq"}, "quantization_config='awq' must be an object of settings"),
     ],

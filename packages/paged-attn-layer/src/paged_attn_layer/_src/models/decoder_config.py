@@ -1,7 +1,10 @@
 """What decides the arrays and the result of a decoder, and the keys of a config.json that its families share."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from paged_attn_layer._src.blocks.rope import RopeConfig
 from paged_cache import CacheSpec, HFConfig
@@ -16,6 +19,7 @@ SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,8 @@ class DecoderConfig:
         m = down(silu(gate(n2)) * up(n2))                        n2 = rms_norm(x + a)
 
     Raises:
-        ValueError: a size is below 1, the query heads are no multiple of the KV heads, or `head_dim` is odd.
+        ValueError: a size is below 1, the query heads are no multiple of the KV heads, `head_dim` is odd, or
+            `rms_norm_eps` is not above 0 and finite.
     """
 
     vocab_size: int
@@ -57,6 +62,8 @@ class DecoderConfig:
             size = getattr(self, name)
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name}={size!r} must be a whole number of at least 1")
+        if not _LEAST <= self.rms_norm_eps <= _MOST:  # the model computes with it in float32
+            raise ValueError(f"rms_norm_eps={self.rms_norm_eps} must be above 0 and finite, in float32")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} must be a multiple of "
@@ -104,8 +111,8 @@ def read_decoder_config(
         num_attention_heads=config.whole("num_attention_heads"),
         num_key_value_heads=kv.num_kv_heads,
         head_dim=kv.head_dim,
-        max_position_embeddings=config.whole("max_position_embeddings", 2048),
-        rms_norm_eps=config.number("rms_norm_eps", 1e-6),
+        max_position_embeddings=_max_positions(config),
+        rms_norm_eps=config.number("rms_norm_eps") if config.says("rms_norm_eps") else 1e-6,
         rope=read_rope(config),
         tie_word_embeddings=config.flag("tie_word_embeddings", False),
         qkv_bias=qkv_bias,
@@ -126,21 +133,51 @@ def read_end_token_ids(config: HFConfig) -> frozenset[int]:
 
 
 def read_rope(config: HFConfig) -> RopeConfig:
-    """Rotary settings. transformers 5 writes `rope_parameters`; before, it was `rope_theta` and `rope_scaling`."""
-    rope = HFConfig({**config.mapping("rope_scaling"), **config.mapping("rope_parameters")})
+    """Rotary settings, as transformers 5 reads them.
+
+    It writes `rope_parameters`, for all layers or for each type of layer. Before, it was `rope_theta` and
+    `rope_scaling`, which is taken where a file has both.
+    """
+    rope = _rope_parameters(config)
     fraction = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
     if fraction != 1.0:
         raise NotImplementedError(f"partial_rotary_factor={fraction} is not supported; it must be 1.0")
-    numbers: dict[str, Any] = {
-        name: rope.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor") if rope.has(name)
-    }
-    if rope.has("original_max_position_embeddings"):
-        numbers["original_max_position"] = rope.whole("original_max_position_embeddings")
-    return RopeConfig(
-        theta=rope.number("rope_theta", config.number("rope_theta", 10000.0)),
-        rope_type=rope.text("rope_type", rope.text("type", "default")),
-        **numbers,
-    )
+    rope_type = rope.text("rope_type", rope.text("type", "default"))
+    factors: dict[str, Any] = {name: rope.number(name) for name in _ROPE_FACTORS.get(rope_type, ())}
+    if rope_type == "llama3":
+        factors["original_max_position"] = _original_max_position(config, rope)
+    return RopeConfig(theta=_rope_theta(config, rope), rope_type=rope_type, **factors)
+
+
+_ROPE_FACTORS = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+"""The numbers that each type of rotary embedding must be given: no value is right for all models."""
+
+
+def _rope_parameters(config: HFConfig) -> HFConfig:
+    rope = config.mapping("rope_scaling") or config.mapping("rope_parameters")
+    by_type = {key: value for key, value in rope.items() if key.endswith("_attention")}
+    if not by_type:
+        return HFConfig(rope)
+    first, *others = by_type.values()
+    if not isinstance(first, Mapping) or any(other != first for other in others):
+        raise NotImplementedError(f"rope_parameters={dict(rope)} is not supported; it must be the same for all layers")
+    return HFConfig(first)
+
+
+def _rope_theta(config: HFConfig, rope: HFConfig) -> float:
+    given = next((each for each in (rope, config) if each.says("rope_theta")), None)
+    return 10000.0 if given is None else given.number("rope_theta")
+
+
+def _original_max_position(config: HFConfig, rope: HFConfig) -> int:
+    """The key beside `rope_scaling` goes before the one in it; without one it is the longest sequence."""
+    key = "original_max_position_embeddings"
+    given = next((each for each in (config, rope) if each.says(key)), None)
+    return _max_positions(config) if given is None else given.whole(key)
+
+
+def _max_positions(config: HFConfig) -> int:
+    return config.whole("max_position_embeddings", 2048)
 
 
 def _refuse_unsupported(config: HFConfig) -> None:

@@ -1,6 +1,7 @@
 """A Hugging Face config.json, read in one place."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -120,10 +121,11 @@ class HFConfig:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number above 0."""
-        value = self._value(key, default, "a number above 0")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise _wrong(key, value, "a number above 0")
+        """A finite number above 0."""
+        must = "a finite number above 0"
+        value = self._value(key, default, must)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+            raise _wrong(key, value, must)
         return float(value)
 
     def flag(self, key: str, default: bool | None = None) -> bool:
