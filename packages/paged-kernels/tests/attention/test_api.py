@@ -1,6 +1,7 @@
 """Every backend that runs here gives the same result: all workloads and specs against the float64 oracle."""
 
 import dataclasses
+import functools
 
 import hypothesis
 import jax
@@ -288,3 +289,31 @@ def test_pages_split_by_heads_and_pages_place_by_the_one_spec():
     pages = KVPages.zeros(4, 16, 8, 64)
     placed = jax.device_put(pages, jax.NamedSharding(mesh, KVPages.partition_spec("tp", "dp")))
     assert placed.data.addressable_shards[0].data.shape == (2, 2, 16, 128)
+
+
+def traced(backend, *, return_lse):
+    case = make_case(WORKLOADS["decode"])
+    call = functools.partial(paged_attention, spec=SPECS["plain"], backend=backend, return_lse=return_lse)
+    return jax.make_jaxpr(call)(case.q, case.pages, case.batch)
+
+
+def test_the_log_sum_exp_is_computed_only_where_it_is_asked_for():
+    """`xla` takes no logarithm, and the TPU kernel has one output."""
+    assert " log " not in str(traced("xla", return_lse=False))
+    assert " log " in str(traced("xla", return_lse=True))
+    assert [len(traced("xla", return_lse=asked).out_avals) for asked in (False, True)] == [1, 2]
+    kernels = [pallas_calls(traced("tpu_interpret", return_lse=asked).jaxpr) for asked in (False, True)]
+    assert kernels == [[1], [2]]
+
+
+def pallas_calls(jaxpr):
+    """The number of outputs of each kernel in a traced function."""
+    found = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "pallas_call":
+            found.append(len(eqn.outvars))
+            continue
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            found += pallas_calls(inner) if hasattr(inner, "eqns") else []
+    return found

@@ -8,7 +8,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-from paged_kernels._src.tpu.registers import LANES, round_up
+from paged_kernels._src.integers import round_up
+from paged_kernels._src.tpu.registers import LANES
 
 PLAIN_DTYPES = ("float32", "bfloat16", "float16", "float64")
 LARGEST = {"int8": 127.0, "int4": 7.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}

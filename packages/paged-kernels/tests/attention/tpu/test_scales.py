@@ -7,7 +7,8 @@ import pytest
 from jax.experimental import pallas as pl
 
 from paged_kernels._src.attention.tpu.scales import pages_per_register, spread_scales
-from paged_kernels._src.tpu.registers import LANES, cdiv, round_up
+from paged_kernels._src.integers import cdiv, round_up
+from paged_kernels._src.tpu.registers import LANES
 
 
 @pytest.mark.parametrize(

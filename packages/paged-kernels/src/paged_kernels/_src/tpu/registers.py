@@ -20,13 +20,3 @@ def register_rows(dtype: np.dtype) -> int:
 def fills_words(rows: int, dtype: np.dtype) -> bool:
     """True if `rows` rows of this type are whole words. Copies move whole words."""
     return rows * dtype.itemsize % WORD_BYTES == 0
-
-
-def cdiv(a: int, b: int) -> int:
-    """`a / b`, rounded up."""
-    return -(-a // b)
-
-
-def round_up(a: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least `a`."""
-    return cdiv(a, multiple) * multiple

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, Int32
 
 from paged_kernels._src.attention.tpu.config import Config
 from paged_kernels._src.attention.tpu.softmax import LOG2_E
-from paged_kernels._src.tpu.registers import LANES, round_up
+from paged_kernels._src.integers import round_up
+from paged_kernels._src.tpu.registers import LANES
 
 
 def arrange_q(

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from paged_kernels._src.attention.tpu.scales import pages_per_register
+from paged_kernels._src.integers import cdiv, round_up
 from paged_kernels._src.kv_layout import KVLayout
 from paged_kernels._src.spec import AttentionSpec
-from paged_kernels._src.tpu.registers import LANES, SUBLANES, cdiv, round_up
+from paged_kernels._src.tpu.registers import LANES, SUBLANES
 
 Memory = Any
 """Inside the kernel: a reference. Before the call: the memory to allocate. (Pallas has no common type for both.)"""

@@ -16,7 +16,8 @@ from paged_kernels._src.attention.tpu.memory import KernelInputs, Scratch
 from paged_kernels._src.attention.tpu.schedule import Tiles
 from paged_kernels._src.attention.tpu.subblocks import SubBlock, SubBlockStream
 from paged_kernels._src.attention.tpu.tile_attention import Keys, TileAttention
-from paged_kernels._src.tpu.registers import LANES, cdiv
+from paged_kernels._src.integers import cdiv
+from paged_kernels._src.tpu.registers import LANES
 
 
 def decode_kernel(  # noqa: PLR0917 -- pallas_call passes references by position

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int32, Shaped
 
 from paged_kernels._src.batch import RaggedBatch
+from paged_kernels._src.integers import cdiv
 from paged_kernels._src.kv_pages import KVPages
-from paged_kernels._src.tpu.registers import LANES, cdiv, fills_words, register_rows
+from paged_kernels._src.tpu.registers import LANES, fills_words, register_rows
 
 
 def native_page_size(pages: KVPages) -> int:

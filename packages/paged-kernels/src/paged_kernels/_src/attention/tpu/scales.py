@@ -17,7 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from paged_kernels._src.tpu.registers import LANES, cdiv
+from paged_kernels._src.integers import cdiv
+from paged_kernels._src.tpu.registers import LANES
 
 Load = Callable[[jax.Array | int], Float[Array, "kv_heads scale_lanes"]]
 Store = Callable[[int, jax.Array | int, Float[Array, "kv_heads lanes"]], None]

@@ -4,8 +4,9 @@ import dataclasses
 
 from paged_kernels._src.attention.block_sizes import BlockSizes
 from paged_kernels._src.attention.tpu.config import SUBBLOCK_KEYS, Config
+from paged_kernels._src.integers import cdiv, round_up
 from paged_kernels._src.tpu.chip import Chip
-from paged_kernels._src.tpu.registers import LANES, SUBLANES, cdiv, register_rows, round_up
+from paged_kernels._src.tpu.registers import LANES, SUBLANES, register_rows
 
 DECODE_KEYS = {2: 2048, 4: 512}
 """Keys in a block for decode, by bytes per element. Large blocks hide the latency of their copies. A product in float32

@@ -19,7 +19,8 @@ from paged_kernels._src.attention.tpu.memory import KernelInputs, Scratch
 from paged_kernels._src.attention.tpu.scales import spread_scales
 from paged_kernels._src.attention.tpu.schedule import Tiles
 from paged_kernels._src.attention.tpu.unpack import load_lanes, unit
-from paged_kernels._src.tpu.registers import LANES, SUBLANES, cdiv
+from paged_kernels._src.integers import cdiv
+from paged_kernels._src.tpu.registers import LANES, SUBLANES
 
 FEW_ROWS = 64
 """In float32, parts with at least this many rows are computed one by one: each product is six times the code."""

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Shaped
 
 from paged_kernels._src.batch import RaggedBatch
 from paged_kernels._src.call import WriteCall
+from paged_kernels._src.integers import round_up
 from paged_kernels._src.kv_layout import LARGEST
 from paged_kernels._src.kv_pages import KVPages
 from paged_kernels._src.page_write.slots import RowSlots, row_slots
@@ -19,13 +20,7 @@ from paged_kernels._src.page_write.tpu.copies import Buffers
 from paged_kernels._src.page_write.tpu.kernel import write_runs_kernel
 from paged_kernels._src.page_write.tpu.runs import Runs, list_runs, max_runs
 from paged_kernels._src.tpu.interpreter import Interpret
-from paged_kernels._src.tpu.registers import (
-    KERNEL_DTYPES,
-    LANES,
-    fills_words,
-    register_rows,
-    round_up,
-)
+from paged_kernels._src.tpu.registers import KERNEL_DTYPES, LANES, fills_words, register_rows
 
 DTYPES = (*KERNEL_DTYPES, *LARGEST)
 """The types of pages that the kernel writes."""

@@ -1,4 +1,4 @@
-from paged_kernels._src.tpu.registers import cdiv, round_up
+from paged_kernels._src.integers import cdiv, round_up
 
 
 def test_rounding_up():
