@@ -54,8 +54,9 @@ class Call:
     @classmethod
     def of_attention(cls, q: Queries, pages: KVPages, batch: RaggedBatch, spec: AttentionSpec, head_params: HeadParams):
         """Returns a call for attention only."""
-        q, pages, batch, head_params = shapes_of((q, pages, batch, head_params))
-        attention = AttentionCall(q=q, pages=pages, batch=batch, spec=spec, head_params=head_params)
+        shape = jax.ShapeDtypeStruct(q.shape, q.dtype)
+        pages, batch, head_params = shapes_of((pages, batch, head_params))
+        attention = AttentionCall(q=shape, pages=pages, batch=batch, spec=spec, head_params=head_params)
         return cls(platform=current_platform(), attention=attention)
 
     @classmethod

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import jax
 from jaxtyping import Array, Float
@@ -96,7 +96,7 @@ def attend_batch(
     *,
     backends: Iterable[Backend],
     return_lse: bool = False,
-) -> tuple[Output, LogSumExp | None]:
+) -> tuple[Output, Any]:
     """Check the arguments, and return the attention by the first of these backends that can take the call."""
     check_attention_inputs(q, pages, batch, head_params, spec.sliding_window)
     fitted = choose(backends, Call.of_attention(q, pages, batch, spec, head_params))

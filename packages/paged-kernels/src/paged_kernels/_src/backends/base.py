@@ -75,7 +75,8 @@ class Backend(abc.ABC):
         prepared: "PreparedBatch",
     ) -> KVPages:
         """Returns pages with each row in its slot. Rows without a slot are dropped."""
-        return pages.put_entries(*prepared.write, k, v)
+        page_ids, slots = prepared.write
+        return pages.put_entries(page_ids, slots, k, v)
 
     def with_block_sizes(self, *, q_rows: int, kv_pages: int) -> "Backend":
         """Returns the same backend with these block sizes, or itself if it has none.
@@ -126,9 +127,9 @@ class FittedBackend:
 
     backend: Backend
     call: Call
-    attention: Hashable = None
+    attention: Any = None
     """The result of `Backend.fit_attention`."""
-    write: Hashable = None
+    write: Any = None
     """The result of `Backend.fit_write`."""
 
     def prepare(self, batch: RaggedBatch) -> "PreparedBatch":

@@ -53,7 +53,7 @@ def attend(
             inputs = KernelInputs.arranged(q, pages, kernel, head_params, c)
             return _call_kernel(inputs, kernel, c, vmem_bytes=config.vmem_bytes, interpret=interpret)
 
-    if config.singles is None:
+    if config.singles is None or work.singles is None:
         return launch(q, work.main, config.main)
     rows = work.single_rows
     of_singles = launch(q.at[rows].get(mode="clip"), work.singles, config.singles)

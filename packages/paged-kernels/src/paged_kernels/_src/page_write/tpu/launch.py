@@ -141,11 +141,13 @@ def write(
         config: the sizes, from `fit`.
         interpret: the parameters of Pallas's TPU interpreter; `False` compiles.
     """
-    if not isinstance(work, Runs):
-        return pages.put_entries(*work, k, v)
-    new = _new_by_head(*pages.layout.pack(k, v), config.sizes)
+    sizes = config.sizes
+    if sizes is None or isinstance(work, tuple):
+        page_ids, slots = work
+        return pages.put_entries(page_ids, slots, k, v)
+    new = _new_by_head(*pages.layout.pack(k, v), sizes)
     with jax.enable_x64(False):  # the hardware has no 64-bit integers, so loops must not count in them
-        data, *scales = _call_kernel(work, new, pages, config.sizes, interpret)
+        data, *scales = _call_kernel(work, new, pages, sizes, interpret)
         return dataclasses.replace(pages, data=data, scales=scales[0] if scales else None)
 
 
