@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -141,10 +141,10 @@ def write(
         config: the sizes, from `fit`.
         interpret: the parameters of Pallas's TPU interpreter; `False` compiles.
     """
-    sizes = config.sizes
-    if sizes is None or isinstance(work, tuple):
+    if isinstance(work, tuple):
         page_ids, slots = work
         return pages.put_entries(page_ids, slots, k, v)
+    sizes = cast(WriteSizes, config.sizes)  # `prepare` made runs for them
     new = _new_by_head(*pages.layout.pack(k, v), sizes)
     with jax.enable_x64(False):  # the hardware has no 64-bit integers, so loops must not count in them
         data, *scales = _call_kernel(work, new, pages, sizes, interpret)
