@@ -89,6 +89,17 @@ def test_frequencies_and_rotation_are_hugging_face_s(name):
     assert_allclose(out.ravel(), turned, atol=5e-5)
 
 
+def test_divided_frequencies_are_llama_3s():
+    """A GGUF file states the scaling of Llama 3 by the divisors that come of it."""
+    plain, scaled = (rope_frequencies(16, RopeConfig(**fields)) for fields in ({"theta": 500000.0}, LLAMA3))
+    divided = RopeConfig(theta=500000.0, freq_factors=tuple((plain / scaled).tolist()))
+    assert_allclose(rope_frequencies(16, divided), scaled, rtol=1e-6)
+    linear = RopeConfig(theta=500000.0, freq_factors=divided.freq_factors, rope_type="linear", factor=4.0)
+    assert_allclose(rope_frequencies(16, linear), scaled / 4, rtol=1e-6)
+    with pytest.raises(ValueError, match="freq_factors has 8 entries; it must have 16, one for each pair"):
+        rope_frequencies(32, divided)
+
+
 def test_each_pair_turns_as_a_complex_number():
     x = np.random.default_rng(0).standard_normal((5, 3, 8)).astype(np.float32)
     positions = np.array([0, 1, 7, 100, 1000], np.int32)
@@ -112,6 +123,7 @@ def test_it_computes_in_float32_and_returns_the_dtype_given():
         ({"rope_type": "yarn"}, NotImplementedError, "rope_type='yarn' is not supported; default, linear, llama3 are"),
         ({"theta": 0.0}, ValueError, "theta=0.0 must be positive"),
         ({"factor": float("inf")}, ValueError, "factor=inf must be positive and finite"),
+        ({"freq_factors": (1.0, 0.0)}, ValueError, r"freq_factors\[1\]=0.0 must be positive and finite"),
         ({"high_freq_factor": 1.0}, ValueError, "low_freq_factor=1.0 must be below high_freq_factor=1.0"),
     ],
 )

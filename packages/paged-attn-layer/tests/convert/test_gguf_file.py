@@ -76,10 +76,10 @@ def test_only_files_of_the_llama_architecture_interleave_heads(path):
 
 
 def test_a_tensor_that_no_rule_names_keeps_its_name(path):
-    finish(writer_with(path, "rope_freqs.weight"))
+    finish(writer_with(path, "other.weight"))
     source = GGUFFile(path)
-    assert source.shapes == {"rope_freqs.weight": (2,)}
-    np.testing.assert_array_equal(source.read("rope_freqs.weight"), [1, 1])
+    assert source.shapes == {"other.weight": (2,)}
+    np.testing.assert_array_equal(source.read("other.weight"), [1, 1])
 
 
 def writer_with(path, name):
@@ -102,11 +102,58 @@ def test_linear_rope_scaling(path):
     assert (rope.rope_type, rope.factor) == ("linear", 4.0)
 
 
+@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
+def test_a_scaling_without_type_is_linear(path, key):
+    writer = gguf_writer(path)
+    writer.add_float32(f"llama.{key}", 4.0)
+    finish(writer)
+    rope = read_config(GGUFFile(path).config).rope
+    assert (rope.rope_type, rope.factor) == ("linear", 4.0)
+
+
+def test_no_scaling_has_no_factor(path):
+    writer = gguf_writer(path, **{"rope.scaling.type": "none"})
+    writer.add_float32("llama.rope.scaling.factor", 4.0)
+    finish(writer)
+    assert read_config(GGUFFile(path).config).rope.rope_type == "default"
+
+
+def test_divisors_of_the_frequencies(path):
+    writer = gguf_writer(path)
+    writer.add_tensor("rope_freqs.weight", np.array([1, 8], np.float32))
+    finish(writer)
+    source = GGUFFile(path)
+    assert read_config(source.config).rope.freq_factors == (1.0, 8.0)
+    assert source.shapes == {}
+
+
+@pytest.mark.parametrize(
+    ("divisors", "message"),
+    [([1, 8, 8], "freq_factors has 3 entries; it must have 2"), ([1, np.nan], r"freq_factors\[1\]=nan must be pos")],
+)
+def test_divisors_that_mean_nothing(path, divisors, message):
+    writer = gguf_writer(path)
+    writer.add_tensor("rope_freqs.weight", np.array(divisors, np.float32))
+    finish(writer)
+    with pytest.raises(ValueError, match=message):
+        read_config(GGUFFile(path).config)
+
+
+def test_settings_that_change_nothing(path):
+    settings = {"rope.scaling.type": "linear", "rope.scaling.original_context_length": 32, "expert_used_count": 0}
+    writer = gguf_writer(path, **settings, **{"rope.scaling.finetuned": True, "attention.causal": True})
+    writer.add_float32("llama.rope.scaling.factor", 2.0)
+    finish(writer)
+    assert read_config(GGUFFile(path).config).rope.factor == 2.0
+
+
 @pytest.mark.parametrize(
     ("architecture", "settings", "message"),
     [
         ("gemma3", {}, "GGUF architecture 'gemma3' is not supported; supported are llama, qwen2"),
-        ("llama", {"expert_count": 8}, "expert_count=8"),
+        ("llama", {"expert_count": 8}, "expert_count=8 is not supported; it must be 0"),
+        ("llama", {"expert_used_count": 2}, "expert_used_count=2 is not supported; it must be 0"),
+        ("llama", {"attention.causal": False}, "attention.causal=False is not supported; it must be True"),
         ("llama", {"rope.dimension_count": 2}, "rope.dimension_count=2 is not supported; it must be the head size, 4"),
         ("llama", {"logit_scale": 2}, "settings of llama that are not supported: logit_scale"),
         ("llama", {"attention.head_count_kv": [2, 1]}, "differ by layer are not supported: attention.head_count_kv"),
@@ -121,6 +168,12 @@ def test_what_changes_the_result_is_never_ignored(path, architecture, settings, 
 def test_a_file_without_sizes(path):
     finish(gguf_writer(path, **{"attention.head_count": None}))
     with pytest.raises(ValueError, match=r"has no attention.head_count or embedding_length above 0; download it again"):
+        GGUFFile(path)
+
+
+def test_a_file_without_epsilon(path):
+    finish(gguf_writer(path, **{"attention.layer_norm_rms_epsilon": None}))
+    with pytest.raises(ValueError, match=r"has no attention.layer_norm_rms_epsilon; download it again"):
         GGUFFile(path)
 
 

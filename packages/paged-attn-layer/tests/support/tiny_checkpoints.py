@@ -70,6 +70,7 @@ def gguf_writer(path, architecture="llama", **settings):
         "attention.head_count_kv": 2,
         "rope.dimension_count": 4,
         "vocab_size": 32,
+        "attention.layer_norm_rms_epsilon": 1e-5,
         **settings,
     }
     for key, value in values.items():
@@ -77,9 +78,12 @@ def gguf_writer(path, architecture="llama", **settings):
             writer.add_string(f"{architecture}.{key}", value)
         elif isinstance(value, list):
             writer.add_array(f"{architecture}.{key}", value)
+        elif isinstance(value, bool):
+            writer.add_bool(f"{architecture}.{key}", value)
+        elif isinstance(value, float):
+            writer.add_float32(f"{architecture}.{key}", value)
         elif value is not None:
             writer.add_uint32(f"{architecture}.{key}", value)
-    writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
     writer.add_float32(f"{architecture}.rope.freq_base", 1000.0)
     return writer
 

@@ -24,6 +24,8 @@ class RopeConfig:
                   w_i           where it is below original_max_position / high_freq_factor, and between them
                   (1 - m) w_i / factor + m w_i, m rising from 0 to 1 linearly in original_max_position / wavelength
 
+    With `freq_factors`, `w_i` is divided by `freq_factors[i]` first.
+
     Raises:
         ValueError: a number is not positive, or the two llama3 factors are not in order.
         NotImplementedError: `rope_type` is none of the three.
@@ -41,6 +43,8 @@ class RopeConfig:
     """Turns within the original length from which a pair is not slowed at all (llama3)."""
     original_max_position: int = 8192
     """Sequence length that the model was first trained for (llama3)."""
+    freq_factors: tuple[float, ...] = ()
+    """A divisor of each pair's frequency, as GGUF files have it in `rope_freqs.weight`; empty for none."""
 
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
@@ -49,9 +53,24 @@ class RopeConfig:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}={value} must be positive and finite")
+        for index, value in enumerate(self.freq_factors):
+            if not 0 < value < math.inf:
+                raise ValueError(f"freq_factors[{index}]={value} must be positive and finite")
         if self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(
                 f"low_freq_factor={self.low_freq_factor} must be below high_freq_factor={self.high_freq_factor}"
+            )
+
+    def check_pairs(self, head_dim: int) -> None:
+        """Refuse `freq_factors` that do not fit heads of this size.
+
+        Raises:
+            ValueError: there is not one for each pair.
+        """
+        if len(self.freq_factors) not in (0, head_dim // 2):
+            raise ValueError(
+                f"freq_factors has {len(self.freq_factors)} entries; it must have {head_dim // 2}, one for each pair "
+                f"of head_dim={head_dim}"
             )
 
 
@@ -62,11 +81,14 @@ def rope_frequencies(head_dim: int, config: RopeConfig) -> np.ndarray:
     [1.0, 0.10000000149011612]
 
     Raises:
-        ValueError: `head_dim` is odd.
+        ValueError: `head_dim` is odd, or `freq_factors` has not one entry for each pair.
     """
     if head_dim % 2:
         raise ValueError(f"head_dim={head_dim} must be even: rotary embedding turns pairs of elements")
     w = config.theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    config.check_pairs(head_dim)
+    if config.freq_factors:
+        w = w / np.array(config.freq_factors)
     if config.rope_type == "linear":
         w = w / config.factor
     elif config.rope_type == "llama3":

@@ -33,13 +33,23 @@ _CHECKED = (
     "rope.dimension_count",
     "rope.scaling.type",
     "rope.scaling.factor",
-    "expert_count",
+    "rope.scale_linear",
+    "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
 )
-"""Metadata keys that are read or checked in other ways. A key that is in neither list nor the family's is refused."""
+"""Metadata keys that are read or checked in other ways, or change nothing in the supported types of scaling."""
+_ONLY = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "rope.scaling.attn_factor": 1.0}
+"""Metadata keys of which one value is supported: that of a model without what the key is for.
+
+A key that is in none of these, nor the family's, is refused."""
 _END_TOKENS = tuple(f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
 """Keys of the tokens that end an answer, a turn, and a message."""
 _OUTPUT = "output.weight"
 """The tensor of the head. A file without it has a model whose head is the embedding."""
+
+
+_FREQ_FACTORS = "rope_freqs.weight"
+"""Divisors of the rotary frequencies, one for each pair: how files of Llama 3.1 and later state their scaling."""
 
 
 class GGUFFile:
@@ -56,6 +66,8 @@ class GGUFFile:
         family, names = find_gguf_family(read_field(reader, "general.architecture"))
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         config = _hf_config(reader, names, set(self._tensors))
+        if _FREQ_FACTORS in self._tensors:
+            config["rope_freq_factors"] = _dequantise(self._tensors.pop(_FREQ_FACTORS)).ravel().tolist()
         self.config: Mapping[str, Any] = {**config, "architectures": [family.architectures[0]]}
         self._weights = _hf_weights(names.tensors(config), self._tensors)
         self.shapes = {name: match.sources[index][1] for name, (match, index) in self._weights.items()}
@@ -106,7 +118,7 @@ def _hf_config(reader: gguf.GGUFReader, names: GGUFNames, tensors: set[str]) -> 
     prefix = f"{names.architecture}."
     found = {key.removeprefix(prefix): read_field(reader, key) for key in reader.fields if key.startswith(prefix)}
     settings = {**_SETTINGS, **dict(names.settings)}
-    unknown = sorted(set(found) - set(settings) - set(_CHECKED))
+    unknown = sorted(set(found) - set(settings) - set(_CHECKED) - set(_ONLY))
     if unknown:
         raise NotImplementedError(f"GGUF settings of {names.architecture} that are not supported: {', '.join(unknown)}")
     config = {settings[key]: value for key, value in found.items() if key in settings}
@@ -115,17 +127,27 @@ def _hf_config(reader: gguf.GGUFReader, names: GGUFNames, tensors: set[str]) -> 
     config["tie_word_embeddings"] = _OUTPUT not in tensors
     config["eos_token_id"] = [read_field(reader, key) for key in _END_TOKENS if reader.get_field(key) is not None]
     config |= {key: tensor in tensors for tensor, key in names.switches}
-    if found.get("rope.scaling.type", "none") != "none":
-        config["rope_scaling"] = {"type": found["rope.scaling.type"], "factor": found.get("rope.scaling.factor", 1.0)}
+    if scaling := _rope_scaling(found):
+        config["rope_scaling"] = scaling
     return config
+
+
+def _rope_scaling(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The scaling of positions; without a type it is linear. `rope.scale_linear` is the older name of the factor."""
+    factor = found.get("rope.scaling.factor", found.get("rope.scale_linear")) or 1.0
+    kind = found.get("rope.scaling.type", "linear")
+    return {} if kind == "none" or (kind == "linear" and factor == 1.0) else {"type": kind, "factor": factor}
 
 
 def _check_settings(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     per_layer = sorted(key for key, value in found.items() if isinstance(value, list))
     if per_layer:
         raise NotImplementedError(f"GGUF settings that differ by layer are not supported: {', '.join(per_layer)}")
-    if found.get("expert_count"):
-        raise NotImplementedError(f"expert_count={found['expert_count']} is not supported: the model is a mixture")
+    for key, only in _ONLY.items():
+        if found.get(key, only) != only:
+            raise NotImplementedError(f"{key}={found[key]} is not supported; it must be {only}")
+    if "rms_norm_eps" not in config:
+        raise ValueError("the GGUF file has no attention.layer_norm_rms_epsilon; download it again")
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     if not heads or not hidden:
         raise ValueError("the GGUF file has no attention.head_count or embedding_length above 0; download it again")

@@ -71,6 +71,7 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even: rotary turns pairs of its entries")
+        self.rope.check_pairs(self.head_dim)
         if len(self.sliding_windows) not in (0, self.num_hidden_layers):
             raise ValueError(
                 f"sliding_windows has {len(self.sliding_windows)} entries; it must have one for each of the "
@@ -146,7 +147,8 @@ def read_rope(config: HFConfig) -> RopeConfig:
     factors: dict[str, Any] = {name: rope.number(name) for name in _ROPE_FACTORS.get(rope_type, ())}
     if rope_type == "llama3":
         factors["original_max_position"] = _original_max_position(config, rope)
-    return RopeConfig(theta=_rope_theta(config, rope), rope_type=rope_type, **factors)
+    divisors = tuple(config.get("rope_freq_factors") or ())  # a GGUF file's own; no config.json has it
+    return RopeConfig(theta=_rope_theta(config, rope), rope_type=rope_type, freq_factors=divisors, **factors)
 
 
 _ROPE_FACTORS = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
