@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from managing import add, computed, ended, new_manager, refused, table, unchanged, write
 
-from paged_cache._src.manager import CachedPage, LayerGroup, Media, OutOfPages, Prompt
+from paged_cache._src.manager import IndexedPage, LayerGroup, Media, OutOfPages, Prompt
 from paged_cache._src.manager.cache_hit import CacheHitSearch
 from paged_cache._src.manager.prefix import PrefixIndex
 
@@ -35,7 +35,9 @@ def page_of(prompt, page, page_size, group, page_id):
     token_ids = prompt.token_ids[page * page_size : (page + 1) * page_size]
     page_hash = prompt.prefix_hash(page + 1, page_size) if len(token_ids) == page_size else b""
     parent_hash = prompt.prefix_hash(page, page_size)
-    return CachedPage(page=page_id, group=group, hash=page_hash, parent_hash=parent_hash, token_ids=token_ids.tobytes())
+    return IndexedPage(
+        page=page_id, group=group, hash=page_hash, parent_hash=parent_hash, token_ids=token_ids.tobytes()
+    )
 
 
 @pytest.mark.parametrize("length", range(1, 13))

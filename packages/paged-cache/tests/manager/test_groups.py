@@ -78,7 +78,7 @@ def test_groups_take_their_pages_from_one_pool():
 def test_cross_attention_without_a_digest_is_not_cached():
     manager = new_manager(groups=(FULL, CROSS))
     manager.release(computed(manager, range(9), cross_tokens=5))
-    assert manager.cached_pages() == []
+    assert manager.indexed_pages() == []
 
 
 def test_cross_attention_has_pages_for_the_other_text_alone():

@@ -269,7 +269,7 @@ def test_no_cache_hits_after_reset_prefix_cache():
     ended(manager, range(6))
     seq = computed(manager, range(50, 58))
     manager.reset_prefix_cache()
-    assert manager.cached_pages() == []
+    assert manager.indexed_pages() == []
     assert [manager.cached_tokens(range(start, start + 9)) for start in (0, 50)] == [0, 0]
     assert (manager.num_cached, manager.num_used) == (0, 2)
     write(manager, seq, 4, range(4))
@@ -287,7 +287,7 @@ def test_sequences_from_before_a_reset_are_not_indexed():
     manager.swap_in(swapped)
     write(manager, running, 1, [57])
     manager.release(ending)
-    assert manager.cached_pages() == []
+    assert manager.indexed_pages() == []
     ended(manager, range(50, 58))
     assert manager.cached_tokens(range(50, 60)) == 8, "what is computed anew is"
 

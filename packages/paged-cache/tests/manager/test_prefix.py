@@ -7,7 +7,7 @@ from managing import add
 
 from paged_cache._src.manager.prefix import (
     PARTIAL_CANDIDATES,
-    CachedPage,
+    IndexedPage,
     Media,
     PrefixIndex,
     hash_page,
@@ -24,7 +24,7 @@ def tokens(*ids):
 
 def content(page, *ids, parent_hash=ROOT, group=0, media=b"", full=True):
     page_hash = hash_page(parent_hash, tokens(*ids), media) if full else b""
-    return CachedPage(
+    return IndexedPage(
         page=page, group=group, hash=page_hash, parent_hash=parent_hash, token_ids=tokens(*ids), media=media
     )
 
@@ -105,7 +105,7 @@ def test_the_first_page_with_a_hash_stays_indexed():
     assert not add(index, content(4, 1, 2))
     assert not add(index, content(3, 8, 9)), "a page is kept for one content"
     assert find(index, first) == 3
-    assert index.cached_pages() == [first]
+    assert index.indexed_pages() == [first]
 
 
 def test_add_skips_null_pages_and_contents_without_a_hash():
@@ -113,7 +113,7 @@ def test_add_skips_null_pages_and_contents_without_a_hash():
     contents = [content(0, each, each).content for each in range(4)]
     contents[2] = (b"", *contents[2][1:])  # a token is not known
     assert index.add(1, [7, 0, 8, 9], contents) == [7, 9]
-    assert [(page.page, page.group, page.content) for page in index.cached_pages()] == [
+    assert [(page.page, page.group, page.content) for page in index.indexed_pages()] == [
         (7, 1, contents[0]),
         (9, 1, contents[3]),
     ]
@@ -161,7 +161,7 @@ def test_partial_lookup_compares_only_the_newest_pages():
 def test_cached_pages_come_in_the_order_in_which_they_were_added():
     pages = [content(9, 1, 2), content(2, 8, full=False), content(5, 3, 4)]
     index = index_of(*pages)
-    assert index.cached_pages() == pages
+    assert index.indexed_pages() == pages
     index.remove([2])
     add(index, pages[1])
-    assert index.cached_pages() == [pages[0], pages[2], pages[1]]
+    assert index.indexed_pages() == [pages[0], pages[2], pages[1]]

@@ -12,7 +12,7 @@ def cached(*prompts, **options):
     manager = new_manager(**options)
     for prompt in prompts:
         ended(manager, prompt)
-    return manager.cached_pages()
+    return manager.indexed_pages()
 
 
 def test_restored_pages_are_cache_hits_in_another_manager():
@@ -24,7 +24,7 @@ def test_restored_pages_are_cache_hits_in_another_manager():
     assert manager.cached_tokens(prompt) == 10
     assert manager.cached_tokens([7, 8, 9, 10]) == 3
     assert (manager.num_used, manager.num_cached) == (0, 4)
-    assert [page._replace(page=0) for page in manager.cached_pages()] == [page._replace(page=0) for page in there]
+    assert [page._replace(page=0) for page in manager.indexed_pages()] == [page._replace(page=0) for page in there]
 
 
 def test_every_group_gets_its_own():

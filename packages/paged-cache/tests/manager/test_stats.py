@@ -67,7 +67,7 @@ def test_the_high_water_mark_is_of_pages_at_the_end_of_operations():
     manager.admit(range(8))  # for a moment, the partial page that is copied has an owner
     assert manager.stats().peak_used == 2
     other = new_manager()
-    other.restore(manager.cached_pages())
+    other.restore(manager.indexed_pages())
     assert other.stats().peak_used == 0
     other.pin(range(8))
     assert other.stats().peak_used == 1

@@ -240,13 +240,13 @@ class CheckedManager:
         """Drop all pages from the index."""
         self._do(lambda manager: manager.reset_prefix_cache())
         self.plain.forget()
-        assert not self.manager.cached_pages()
+        assert not self.manager.indexed_pages()
         check_all(self)
 
     def restore(self) -> None:
         """Reset the prefix cache, and restore it from a copy as far as there are empty pages."""
         self.device.apply(self.manager.take_moves())
-        kept = self.manager.cached_pages()
+        kept = self.manager.indexed_pages()
         copies = self.device.pages[[content.page for content in kept]]
         self._do(lambda manager: manager.reset_prefix_cache())  # of the plain manager's bound nothing changes
         self.device.apply(self.manager.take_moves())

@@ -8,7 +8,7 @@ import numpy as np
 from plain_manager import PlainSequence, first_seen
 from simulated_device import EMPTY, SimulatedDevice
 
-from paged_cache._src.manager import CachedPage
+from paged_cache._src.manager import IndexedPage
 
 if TYPE_CHECKING:
     from checked_manager import CheckedManager
@@ -22,7 +22,7 @@ def check_all(checked: "CheckedManager") -> None:
     _check_sequences(checked)
     device = checked.device.copy()
     device.apply(copy.deepcopy(checked.manager._pages.log).take())  # a look at the moves, without taking them
-    cached = checked.manager.cached_pages()
+    cached = checked.manager.indexed_pages()
     shared = refcounts > 1
     shared[[content.page for content in cached]] = True
     for at, seq in enumerate(checked.running):
@@ -123,7 +123,7 @@ def _check_tail(checked: "CheckedManager", seq: int, tables: np.ndarray, shared:
         assert not shared[tails].any(), f"{tails} are not private"
 
 
-def _check_indexed_page(checked: "CheckedManager", content: CachedPage, device: SimulatedDevice) -> None:
+def _check_indexed_page(checked: "CheckedManager", content: IndexedPage, device: SimulatedDevice) -> None:
     """An indexed page really holds its content: these tokens, of this group, after the parent's tokens."""
     numbers = checked.plain.contents
     tokens = np.frombuffer(content.token_ids, "<i4").tolist()
@@ -141,7 +141,7 @@ def _check_indexed_page(checked: "CheckedManager", content: CachedPage, device: 
 
 
 def _check_free_pages(
-    checked: "CheckedManager", refcounts: np.ndarray, cached: list[CachedPage], device: SimulatedDevice
+    checked: "CheckedManager", refcounts: np.ndarray, cached: list[IndexedPage], device: SimulatedDevice
 ) -> None:
     """Free indexed pages are the cached ones. Subscribers know all indexed pages. With scrub, others are zero."""
     indexed = {content.page for content in cached}

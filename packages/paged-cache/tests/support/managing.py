@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from numpy.typing import ArrayLike
 
-from paged_cache._src.manager import CachedPage, PageManager, Prompt
+from paged_cache._src.manager import IndexedPage, PageManager, Prompt
 from paged_cache._src.manager.prefix import PrefixIndex
 
 
@@ -40,7 +40,7 @@ def write(manager: PageManager, seqs: ArrayLike, counts: ArrayLike, token_ids: A
     manager.commit(seqs, counts)
 
 
-def add(index: PrefixIndex, page: CachedPage) -> bool:
+def add(index: PrefixIndex, page: IndexedPage) -> bool:
     """Index a page; True if it was not indexed before."""
     if page.hash:
         return index.add(page.group, [page.page], [page.content]) == [page.page]

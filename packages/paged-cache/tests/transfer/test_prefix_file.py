@@ -28,7 +28,7 @@ def keep(manager, prompt):
 
 def holding(manager):
     """The page of each content that can be found."""
-    return {(page.group, page.parent_hash, page.token_ids): page.page for page in manager.cached_pages()}
+    return {(page.group, page.parent_hash, page.token_ids): page.page for page in manager.indexed_pages()}
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from paged_cache._src.manager.groups import KVShape, LayerGroup
 from paged_cache._src.manager.manager import PageManager
 from paged_cache._src.manager.moves import PageMoves
 from paged_cache._src.manager.pool import OutOfPages, PagePool
-from paged_cache._src.manager.prefix import CachedPage, Media
+from paged_cache._src.manager.prefix import IndexedPage, Media
 from paged_cache._src.manager.prompt import Prompt
 from paged_cache._src.manager.stats import PageStats
 
 __all__ = [
-    "CachedPage",
     "EventKind",
+    "IndexedPage",
     "KVShape",
     "LayerGroup",
     "Media",

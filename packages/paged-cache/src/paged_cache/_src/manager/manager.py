@@ -14,7 +14,7 @@ from paged_cache._src.manager.groups import LayerGroup
 from paged_cache._src.manager.moves import PageMoves
 from paged_cache._src.manager.pages import Pages
 from paged_cache._src.manager.pool import PagePool
-from paged_cache._src.manager.prefix import CachedPage
+from paged_cache._src.manager.prefix import IndexedPage
 from paged_cache._src.manager.prompt import Prompt
 from paged_cache._src.manager.restore import restore
 from paged_cache._src.manager.sequences import Sequences, check_integer
@@ -424,12 +424,12 @@ class PageManager:
         self._seqs.clear_hashes()
         self._pages.publish()
 
-    def cached_pages(self) -> list[CachedPage]:
+    def indexed_pages(self) -> list[IndexedPage]:
         """All indexed pages, in use or free, in the order in which they were indexed."""
-        return self._pages.index.cached_pages()
+        return self._pages.index.indexed_pages()
 
-    def restore(self, cached: Sequence[CachedPage]) -> np.ndarray:
-        """Index what another manager's `cached_pages` returned, in empty pages, which become cached.
+    def restore(self, cached: Sequence[IndexedPage]) -> np.ndarray:
+        """Index what another manager's `indexed_pages` returned, in empty pages, which become cached.
 
         Returns one page id per entry; 0 if already cached or if no empty page is left. The caller writes the content
         to these pages before the next step, after the moves of `take_moves`.

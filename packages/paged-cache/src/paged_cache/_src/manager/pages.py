@@ -84,7 +84,7 @@ class Pages:
 
     def clear_index(self) -> None:
         """Drop all pages from the index. Cached pages become empty."""
-        indexed = np.array([cached.page for cached in self.index.cached_pages()], np.int32)
+        indexed = np.array([cached.page for cached in self.index.indexed_pages()], np.int32)
         self._remove_from_index(indexed, "removed")
         free = indexed[self.pool.refcounts(indexed) == 0]
         self.pool.drop_cached(free)

@@ -32,7 +32,7 @@ class Media:
             raise ValueError("digest is empty; give a hash of the content, such as its sha256")
 
 
-class CachedPage(NamedTuple):
+class IndexedPage(NamedTuple):
     """A page of the prefix index and its content: `token_ids`, which follow the prefix with hash `parent_hash`."""
 
     page: int
@@ -165,11 +165,11 @@ class PrefixIndex:
             self._by_start[group].remove(parent_hash + token_ids[:4], page)
             self.is_indexed[page], self._contents[page] = False, None
 
-    def cached_pages(self) -> list[CachedPage]:
+    def indexed_pages(self) -> list[IndexedPage]:
         """All indexed pages, in the order in which they were added."""
         pages = np.flatnonzero(self.is_indexed)
         return [
-            CachedPage(page, int(self._groups[page]), *self._contents[page])
+            IndexedPage(page, int(self._groups[page]), *self._contents[page])
             for page in pages[np.argsort(self._order[pages])].tolist()
         ]
 

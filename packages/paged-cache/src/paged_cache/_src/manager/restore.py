@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from paged_cache._src.manager.allocator import Allocator
-from paged_cache._src.manager.prefix import CachedPage, hash_page
+from paged_cache._src.manager.prefix import IndexedPage, hash_page
 from paged_cache._src.manager.prompt import TOKEN_DTYPE
 
 
-def restore(allocator: Allocator, cached: Sequence[CachedPage]) -> np.ndarray:
+def restore(allocator: Allocator, cached: Sequence[IndexedPage]) -> np.ndarray:
     """Index these contents in empty pages, which become cached.
 
     Returns one page id per content; 0 if the content is already indexed or if no empty page is left.
@@ -32,14 +32,14 @@ def restore(allocator: Allocator, cached: Sequence[CachedPage]) -> np.ndarray:
     return pages
 
 
-def _add_to_index(allocator: Allocator, cached: CachedPage) -> None:
+def _add_to_index(allocator: Allocator, cached: IndexedPage) -> None:
     if cached.hash:
         allocator.pages.add_to_index(cached.group, np.array([cached.page]), [cached.content])
     else:
         allocator.pages.add_partial_to_index(cached.group, cached.page, cached.content)
 
 
-def _check(allocator: Allocator, cached: CachedPage) -> None:
+def _check(allocator: Allocator, cached: IndexedPage) -> None:
     """Refuse a content of another group or page size, or with a wrong hash."""
     if cached.group not in allocator.self_attention:
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from paged_cache._src.cache.cache import PagedAttentionCache
-from paged_cache._src.manager import CachedPage, PageManager
+from paged_cache._src.manager import IndexedPage, PageManager
 from paged_cache._src.transfer.apply_moves import apply_moves_by_replica, moves_of_one
 from paged_cache._src.transfer.archive import Archive
 from paged_cache._src.transfer.host_pages import HostPages
@@ -54,7 +54,7 @@ def save_prefix_cache(
         NotImplementedError: the layers' pages are not all of one shape, or other processes have parts of them.
     """
     check_pool(cache, manager.num_pages, replica)
-    cached = manager.cached_pages()
+    cached = manager.indexed_pages()
     page_ids = np.array([content.page for content in cached], np.int32)
     arrays = arrays_from_pages(cache, page_ids, replica, progress)
     facts = {"pages": len(cached), "layout": layout_of(cache), **_origin(manager, model)}
@@ -110,7 +110,7 @@ def _origin(manager: PageManager, model: str) -> dict[str, Any]:
     return {"model": model, "groups": groups}
 
 
-def _cached_arrays(cached: Sequence[CachedPage]) -> dict[str, np.ndarray]:
+def _cached_arrays(cached: Sequence[IndexedPage]) -> dict[str, np.ndarray]:
     texts = [[content.hash, content.parent_hash, content.token_ids, content.media] for content in cached]
     return {
         GROUP: np.array([content.group for content in cached], np.int32),
@@ -119,12 +119,12 @@ def _cached_arrays(cached: Sequence[CachedPage]) -> dict[str, np.ndarray]:
     }
 
 
-def _cached_pages(arrays: dict[str, np.ndarray]) -> list[CachedPage]:
+def _cached_pages(arrays: dict[str, np.ndarray]) -> list[IndexedPage]:
     text = io.BytesIO(arrays[TEXTS].tobytes())
     cached = []
     for group, lengths in zip(arrays[GROUP].tolist(), arrays[LENGTHS].tolist(), strict=True):
         page_hash, parent_hash, token_ids, media = (text.read(length) for length in lengths)
         cached.append(
-            CachedPage(page=0, group=group, hash=page_hash, parent_hash=parent_hash, token_ids=token_ids, media=media)
+            IndexedPage(page=0, group=group, hash=page_hash, parent_hash=parent_hash, token_ids=token_ids, media=media)
         )
     return cached
