@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh
 from tiny_checkpoints import random_weights, write_directory, write_gguf
 
+from paged_attn_layer._src.convert import hf_directory
 from paged_attn_layer._src.convert import load as load_module
 from paged_attn_layer._src.convert.gguf_file import GGUFFile
 from paged_attn_layer._src.convert.hf_directory import HFDirectory
@@ -39,6 +40,45 @@ def test_a_directory_and_a_gguf_file_give_the_same_model(tmp_path, tied):
     assert not converted
     k_proj = first.layers[1].attention.k_proj.kernel[...]
     np.testing.assert_array_equal(k_proj, given["model.layers.1.self_attn.k_proj.weight"].T)
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_a_tied_config_beside_a_head_of_its_own(tmp_path, differs):
+    """The file's head counts if it is not the embedding, as in transformers."""
+    given = random_weights()
+    if not differs:
+        given["lm_head.weight"] = given["model.embed_tokens.weight"]
+    write_directory(tmp_path, given, shards=3, tie_word_embeddings=True)
+    model = load_model(tmp_path)
+    assert model.config.tie_word_embeddings is not differs
+    if differs:
+        np.testing.assert_array_equal(model.lm_head[...], given["lm_head.weight"])
+
+
+def test_a_difference_in_the_last_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(hf_directory, "_ROWS", 5)
+    given = random_weights()
+    given["lm_head.weight"] = given["model.embed_tokens.weight"].copy()
+    given["lm_head.weight"][-1, -1] += 1
+    write_directory(tmp_path, given, tie_word_embeddings=True)
+    assert not load_model(tmp_path).config.tie_word_embeddings
+
+
+def test_a_tied_head_alone_is_the_embedding(tmp_path):
+    given = random_weights()
+    del given["model.embed_tokens.weight"]
+    write_directory(tmp_path, given, tie_word_embeddings=True)
+    np.testing.assert_array_equal(load_model(tmp_path).embed.embedding[...], given["lm_head.weight"])
+
+
+def test_weights_without_prefix(tmp_path):
+    """As transformers saves a model without its head, tied or beside one."""
+    given = random_weights()
+    write_directory(tmp_path, {name.removeprefix("model."): weight for name, weight in given.items()}, shards=3)
+    exported = dict(export_weights(weights_of(load_model(tmp_path)), llama.weights(load_model(tmp_path).config)))
+    assert exported.keys() == given.keys()
+    for name, weight in given.items():
+        np.testing.assert_array_equal(exported[name], weight)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_types[0])

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,11 @@ from safetensors import SafetensorError, safe_open
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 GENERATION_FILE = "generation_config.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_PREFIX = "model."
+"""Starts the name of every weight but the head's. A file that was saved of the model without its head has none."""
+_ROWS = 4096
+"""Rows of embedding and head that are compared at once."""
 
 
 class HFDirectory:
@@ -29,14 +34,18 @@ class HFDirectory:
         self.shapes: dict[str, tuple[int, ...] | None] = {}
         self.problems: list[str] = []
         self._files = _weight_files(directory)
+        self._stored: dict[str, str] = {}  # names in the file, of weights that have another there
         for file in sorted(set(self._files.values())):
             self._add_shapes(file)
         self._add_unlisted()
+        self._add_prefix()
+        if _get(self.config, "tie_word_embeddings") is True and self._has_its_own_head():
+            self.config = _set(self.config, "tie_word_embeddings", False)
 
     def read(self, name: str) -> np.ndarray:
         """One weight, in the type it is stored in."""
         with safe_open(self._directory / self._files[name], framework="numpy") as shard:
-            return shard.get_tensor(name)
+            return shard.get_tensor(self._stored.get(name, name))
 
     def _add_shapes(self, file: str) -> None:
         """Take the shapes from one shard's header. A shard that cannot be read is one problem, whatever it holds."""
@@ -52,6 +61,31 @@ class HFDirectory:
             for name in shapes:
                 self._files.setdefault(name, file)
 
+    def _add_prefix(self) -> None:
+        """Name the weights of a file without `model.` as a file with it does."""
+        if EMBEDDING.removeprefix(_PREFIX) not in self.shapes or any(name.startswith(_PREFIX) for name in self.shapes):
+            return
+        self._stored = {_PREFIX + name: name for name in self.shapes if name != HEAD}
+        names = {stored: name for name, stored in self._stored.items()}
+        self.shapes = {names.get(name, name): shape for name, shape in self.shapes.items()}
+        self._files = {names.get(name, name): file for name, file in self._files.items()}
+
+    def _has_its_own_head(self) -> bool:
+        """True if the head's weight is in the files and is not the embedding, whatever the config says."""
+        if not self.shapes.get(HEAD) or not self.shapes.get(EMBEDDING):
+            return False
+        if self.shapes[HEAD] != self.shapes[EMBEDDING]:
+            return True
+        return any(not np.array_equal(*pair) for pair in zip(self._rows(HEAD), self._rows(EMBEDDING), strict=True))
+
+    def _rows(self, name: str) -> Iterator[np.ndarray]:
+        """The rows of a matrix, some at a time."""
+        with safe_open(self._directory / self._files[name], framework="numpy") as shard:
+            weight = shard.get_slice(self._stored.get(name, name))
+            count = weight.get_shape()[0]
+            for start in range(0, count, _ROWS):
+                yield weight[start : min(start + _ROWS, count)]
+
     def _add_unlisted(self) -> None:
         """Note the weights that the index lists and no readable shard holds."""
         unreadable = {problem.split()[0] for problem in self.problems}
@@ -66,11 +100,23 @@ def _read_config(directory: pathlib.Path) -> Mapping[str, Any]:
     """The config.json. Its `eos_token_id` lists the end tokens of generation_config.json too."""
     config = _read_json(directory / "config.json")
     generation = directory / GENERATION_FILE
+    levels = [config, _nested(config), _read_json(generation) if generation.exists() else {}]
+    return _set(config, "eos_token_id", [end for level in levels for end in _as_list(level.get("eos_token_id"))])
+
+
+def _nested(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keys of the language model, where they lie beside those of, say, images."""
     text = config.get("text_config")
-    nested = isinstance(text, dict)  # the keys of a language model beside, say, one of images
-    levels = [config, text if nested else {}, _read_json(generation) if generation.exists() else {}]
-    ends = [end for level in levels for end in _as_list(level.get("eos_token_id"))]
-    return {**config, "text_config": {**text, "eos_token_id": ends}} if nested else {**config, "eos_token_id": ends}
+    return text if isinstance(text, dict) else {}
+
+
+def _get(config: Mapping[str, Any], key: str) -> Any:
+    return (_nested(config) or config).get(key)
+
+
+def _set(config: Mapping[str, Any], key: str, value: Any) -> Mapping[str, Any]:
+    nested = _nested(config)
+    return {**config, "text_config": {**nested, key: value}} if nested else {**config, key: value}
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -20,6 +20,7 @@ def read_config(config: HFConfig) -> DecoderConfig:
 
 def weights(config: DecoderConfig) -> tuple[WeightRule, ...]:
     """The rules of a Llama model. Families of the same form share them."""
+    tied = (rename("lm_head.weight", "embed.embedding"), unused("lm_head.weight"))  # for a file with the head alone
     return (
         rename("model.embed_tokens.weight", "embed.embedding"),
         rename("model.layers.{layer}.input_layernorm.weight", "layers.{layer}.attention_norm.scale"),
@@ -27,7 +28,7 @@ def weights(config: DecoderConfig) -> tuple[WeightRule, ...]:
         rename("model.layers.{layer}.post_attention_layernorm.weight", "layers.{layer}.mlp_norm.scale"),
         *linear("model.layers.{layer}.mlp.{gate|up|down}_proj", "layers.{layer}.mlp.{gate|up|down}_proj"),
         rename("model.norm.weight", "norm.scale"),
-        unused("lm_head.weight") if config.tie_word_embeddings else rename("lm_head.weight", "lm_head"),
+        *(tied if config.tie_word_embeddings else (rename("lm_head.weight", "lm_head"),)),
         unused("model.layers.{layer}.self_attn.rotary_emb.inv_freq"),  # old checkpoints; follows from the config
     )
 
