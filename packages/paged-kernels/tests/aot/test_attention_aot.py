@@ -164,7 +164,7 @@ def test_128k_tokens_for_256_sequences(target, mode, shape):
 
 @pytest.mark.parametrize("mode", ["decode", "mixed"])
 def test_a_step_of_two_layers_over_one_prepared_batch(target, mode):
-    """Each layer has its kernels; what the step's layers share is outside them, once."""
+    """The write and the attention of both layers compile, and the pages are never copied."""
     q, pages, batch, heads = Shape().arguments(mode)
     rows = of((q.shape[0], KV_HEADS, 128), q.dtype)
     facts = {"tokens": q.shape[0], "q_heads": Q_HEADS, "q_dtype": q.dtype, "head_params": heads}
@@ -177,8 +177,6 @@ def test_a_step_of_two_layers_over_one_prepared_batch(target, mode):
         return q, pages
 
     compiled = target.compile(step, q, rows, rows, pages, batch, donate=(3,))
-    kernels = {"decode": 2, "mixed": 3}[mode]  # the write's, the attention's, and in a mixed batch that of single rows
-    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2 * kernels
     assert_pages_not_copied(compiled, pages)
 
 

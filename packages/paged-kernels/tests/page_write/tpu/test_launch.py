@@ -181,4 +181,4 @@ class TestRefusals:
         self.refuses(r"pages of float16 cannot be written by the TPU kernel; use float32, bfloat16, int8, .*'xla'")
 
     def test_huge_pages_with_scales(self):
-        self.refuses(r"page_size=512 .* pages of 4194304 bytes, .* takes 2097152", 512, 32, "int8")
+        self.refuses(r"page_size=512 .* pages of 4194304 bytes; .* at most 2097152", 512, 32, "int8")
