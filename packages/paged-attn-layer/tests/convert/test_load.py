@@ -9,7 +9,7 @@ import pytest
 from eformer.escale import PartitionAxis, PartitionManager
 from flax import nnx
 from jax.sharding import AxisType, Mesh
-from tiny_checkpoints import random_weights, write_directory, write_gguf
+from tiny_checkpoints import gguf_writer, random_weights, write_directory, write_gguf
 
 from paged_attn_layer._src.convert import hf_directory
 from paged_attn_layer._src.convert import load as load_module
@@ -117,7 +117,8 @@ def test_fused_weights_are_read_once(tmp_path, monkeypatch):
 
 def test_work_before_reading_grows_with_the_layers_and_not_with_their_square(tmp_path):
     def calls(layers):
-        write_directory(tmp_path, {}, num_hidden_layers=layers)
+        names = [f"model.layers.{layer}.input_layernorm.weight" for layer in range(layers)]
+        write_directory(tmp_path, dict.fromkeys(names, np.ones(16, np.float32)), num_hidden_layers=layers)
         count = 0
 
         def profile(_frame, event, _arg):
@@ -125,7 +126,7 @@ def test_work_before_reading_grows_with_the_layers_and_not_with_their_square(tmp
             count += event == "call"
 
         sys.setprofile(profile)
-        with contextlib.suppress(ConversionError):  # the checkpoint has no weights
+        with contextlib.suppress(ConversionError):  # most weights are missing
             load_model(tmp_path)
         sys.setprofile(None)
         return count
@@ -133,6 +134,48 @@ def test_work_before_reading_grows_with_the_layers_and_not_with_their_square(tmp
     calls(1)  # what only the first call has to do
     few, many = calls(10), calls(20)
     assert many < 2.2 * few
+
+
+@pytest.mark.parametrize("layers", [3, 10**9])
+def test_more_layers_than_the_checkpoint_has(tmp_path, layers):
+    """Refused before the model is built, which would never end."""
+    write_directory(tmp_path, random_weights(), num_hidden_layers=layers)
+    message = rf"num_hidden_layers .* is {layers}, and there are weights of 2 layers"
+    with pytest.raises(ConversionError, match=message):
+        load_model(tmp_path)
+    write_gguf(tmp_path / "model.gguf", random_weights(), gguf_writer(tmp_path / "model.gguf", block_count=layers))
+    with pytest.raises(ConversionError, match=message):
+        load_model(tmp_path / "model.gguf")
+
+
+def test_broken_files_are_said_before_the_layers_that_they_lack(tmp_path):
+    write_directory(tmp_path, random_weights())
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConversionError, match=r"model\.safetensors is corrupt") as error:
+        load_model(tmp_path)
+    assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"rms_norm_eps": "small"}, ValueError),
+        ({"hidden_act": ["silu"]}, (ValueError, NotImplementedError)),
+        ({"architectures": ["BertModel"]}, NotImplementedError),
+        ({"rope_scaling": {"type": "yarn"}}, NotImplementedError),
+    ],
+)
+def test_errors_of_settings_name_the_file(tmp_path, settings, kind):
+    write_directory(tmp_path, random_weights(), **settings)
+    with pytest.raises(kind, match=r"config\.json: "):
+        load_model(tmp_path)
+
+
+def test_errors_of_a_gguf_files_settings_name_the_file(tmp_path):
+    writer = gguf_writer(tmp_path / "model.gguf", **{"attention.head_count": 3})
+    write_gguf(tmp_path / "model.gguf", random_weights(), writer)
+    with pytest.raises((ValueError, NotImplementedError), match=r"model\.gguf: "):
+        load_model(tmp_path / "model.gguf")
 
 
 def test_cast_on_the_way(tmp_path):

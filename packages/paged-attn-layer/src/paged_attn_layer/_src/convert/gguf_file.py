@@ -10,8 +10,9 @@ from typing import Any
 import gguf
 import numpy as np
 
+from paged_attn_layer._src.convert.gguf_header import GGUFHeader, StoredTensor
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
-from paged_attn_layer._src.convert.operations import Shape
+from paged_attn_layer._src.convert.source import reading, require_file
 from paged_attn_layer._src.convert.weights import WeightMatch, WeightRule
 from paged_attn_layer._src.models.registry import find_gguf_family
 
@@ -62,59 +63,61 @@ class GGUFFile:
 
     def __init__(self, path: pathlib.Path) -> None:
         self.where = str(path)
-        reader = open_gguf(path)
+        self.settings_file = path
+        self._file = open_gguf(path)
+        with reading(path):
+            self._read_header(self._file)
+
+    def _read_header(self, reader: GGUFHeader) -> None:
         family, names = find_gguf_family(read_field(reader, "general.architecture"))
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        config = _hf_config(reader, names, set(self._tensors))
-        if _FREQ_FACTORS in self._tensors:
-            config["rope_freq_factors"] = _dequantise(self._tensors.pop(_FREQ_FACTORS)).ravel().tolist()
+        tensors = dict(reader.tensors)
+        config = _hf_config(reader, names, set(tensors))
+        if tensors.pop(_FREQ_FACTORS, None):
+            config["rope_freq_factors"] = _dequantise(reader, _FREQ_FACTORS).ravel().tolist()
         self.config: Mapping[str, Any] = {**config, "architectures": [family.architectures[0]]}
-        self._weights = _hf_weights(names.tensors(config), self._tensors)
+        self._weights = _hf_weights(names.tensors(config), tensors)
         self.shapes = {name: match.sources[index][1] for name, (match, index) in self._weights.items()}
-        self.problems = _unreadable(self._tensors)
+        self.problems = _unreadable(reader, tensors)
 
     def read(self, name: str) -> np.ndarray:
         """One weight in float32, as Hugging Face has it. Reads all tensors that it is made of."""
         match, index = self._weights[name]
-        return match.backward([_dequantise(self._tensors[tensor]) for tensor in match.targets])[index]
+        with reading(self.settings_file):
+            return match.backward([_dequantise(self._file, tensor) for tensor in match.targets])[index]
 
 
-def open_gguf(path: pathlib.Path) -> gguf.GGUFReader:
+def open_gguf(path: pathlib.Path) -> GGUFHeader:
     """Opens a GGUF file, mapped into memory.
 
     Raises:
-        ValueError: there is no such file, or it is cut short or no GGUF file.
+        ValueError: there is no such file, or it is cut short, no GGUF file, or its tensor table is wrong.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; give the path of a .gguf file")
+    require_file(path, "give the path of a .gguf file")
     try:
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+        return GGUFHeader(path)
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not a readable GGUF file ({error}); download it again") from error
 
 
-def read_field(reader: gguf.GGUFReader, key: str) -> Any:
+def read_field(reader: GGUFHeader, key: str) -> Any:
     """The value of a metadata key; `None` if the file does not have it."""
-    field = reader.get_field(key)
-    return None if field is None else field.contents()
+    return reader.fields.get(key)
 
 
-def _hf_weights(
-    rules: Sequence[WeightRule], tensors: Mapping[str, gguf.ReaderTensor]
-) -> dict[str, tuple[WeightMatch, int]]:
+def _hf_weights(rules: Sequence[WeightRule], tensors: Mapping[str, StoredTensor]) -> dict[str, tuple[WeightMatch, int]]:
     """For each Hugging Face weight its match, and its place among the match's sources.
 
     The matches are those of the reversed rules, from Hugging Face weights to the tensors that the file has. A tensor
     that no rule names keeps its own name.
     """
-    shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     matches = [match for rule in rules for match in rule.reverse().matches(shapes)]
     named = {tensor for match in matches for tensor in match.targets}
     matches += [WeightMatch(((name, shape),), (name,), ()) for name, shape in shapes.items() if name not in named]
     return {name: (match, index) for match in matches for index, (name, _) in enumerate(match.sources)}
 
 
-def _hf_config(reader: gguf.GGUFReader, names: GGUFNames, tensors: set[str]) -> dict[str, Any]:
+def _hf_config(reader: GGUFHeader, names: GGUFNames, tensors: set[str]) -> dict[str, Any]:
     prefix = f"{names.architecture}."
     found = {key.removeprefix(prefix): read_field(reader, key) for key in reader.fields if key.startswith(prefix)}
     settings = {**_SETTINGS, **dict(names.settings)}
@@ -125,7 +128,7 @@ def _hf_config(reader: gguf.GGUFReader, names: GGUFNames, tensors: set[str]) -> 
     _check_settings(found, config)
     config.setdefault("vocab_size", len(read_field(reader, "tokenizer.ggml.tokens") or ()) or None)
     config["tie_word_embeddings"] = _OUTPUT not in tensors
-    config["eos_token_id"] = [read_field(reader, key) for key in _END_TOKENS if reader.get_field(key) is not None]
+    config["eos_token_id"] = [read_field(reader, key) for key in _END_TOKENS if key in reader.fields]
     config |= {key: tensor in tensors for tensor, key in names.switches}
     if scaling := _rope_scaling(found):
         config["rope_scaling"] = scaling
@@ -157,24 +160,21 @@ def _check_settings(found: Mapping[str, Any], config: Mapping[str, Any]) -> None
             raise NotImplementedError(f"{key}={found[key]} is not supported; it must be the head size, {head_dim}")
 
 
-def _unreadable(tensors: Mapping[str, gguf.ReaderTensor]) -> list[str]:
+def _unreadable(reader: GGUFHeader, tensors: Mapping[str, StoredTensor]) -> list[str]:
     """A line for each stored type that `gguf` cannot dequantise. One row of each type is tried."""
-    by_type: dict[gguf.GGMLQuantizationType, list[str]] = {}
-    for name, tensor in tensors.items():
-        by_type.setdefault(tensor.tensor_type, []).append(name)
+    by_type: dict[gguf.GGMLQuantizationType, list[StoredTensor]] = {}
+    for tensor in tensors.values():
+        by_type.setdefault(tensor.kind, []).append(tensor)
     problems = []
-    for kind, names in by_type.items():
+    for kind, (first, *more) in by_type.items():
         try:
-            gguf.dequantize(tensors[names[0]].data[:1], kind)
+            gguf.dequantize(reader.rows(first)[:1], kind)
         except NotImplementedError:
-            problems.append(f"{len(names)} weights are stored as {kind.name}, such as {names[0]}; requantise the file")
+            count = 1 + len(more)
+            problems.append(f"{count} weights are stored as {kind.name}, such as {first.name}; requantise the file")
     return problems
 
 
-def _dequantise(tensor: gguf.ReaderTensor) -> np.ndarray:
-    return gguf.dequantize(tensor.data, tensor.tensor_type).reshape(_shape(tensor))
-
-
-def _shape(tensor: gguf.ReaderTensor) -> Shape:
-    """The tensor's shape in numpy's order; GGUF states the last axis first."""
-    return tuple(int(size) for size in reversed(tensor.shape))
+def _dequantise(reader: GGUFHeader, name: str) -> np.ndarray:
+    tensor = reader.tensors[name]
+    return gguf.dequantize(reader.rows(tensor), tensor.kind).reshape(tensor.shape)

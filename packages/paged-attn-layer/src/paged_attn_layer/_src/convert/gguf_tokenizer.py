@@ -6,11 +6,11 @@ transformers (5.23) builds tokenizers from GGUF files only where torch is instal
 import pathlib
 from typing import Any
 
-import gguf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from paged_attn_layer._src.convert.gguf_file import open_gguf, read_field
+from paged_attn_layer._src.convert.gguf_header import GGUFHeader
 
 _GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _WORDS_SPLIT = (
@@ -59,7 +59,7 @@ def gguf_tokenizer(path: pathlib.Path) -> PreTrainedTokenizerFast:
     )
 
 
-def _byte_level_bpe(reader: gguf.GGUFReader, tokens: list[str]) -> Tokenizer:
+def _byte_level_bpe(reader: GGUFHeader, tokens: list[str]) -> Tokenizer:
     kind, cut = read_field(reader, "tokenizer.ggml.model"), read_field(reader, "tokenizer.ggml.pre") or "default"
     if kind != "gpt2":
         raise NotImplementedError(
@@ -91,6 +91,6 @@ def _add_whole_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: list[int])
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t, kind in typed if kind == _USER_DEFINED])
 
 
-def _token_at(reader: gguf.GGUFReader, tokens: list[str], key: str) -> str | None:
+def _token_at(reader: GGUFHeader, tokens: list[str], key: str) -> str | None:
     index = read_field(reader, f"tokenizer.ggml.{key}_token_id")
     return None if index is None else tokens[index]

@@ -29,6 +29,7 @@ class HFDirectory:
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.where = str(directory)
+        self.settings_file = directory / "config.json"
         self._directory = directory
         self.config: Mapping[str, Any] = _read_config(directory)
         self.shapes: dict[str, tuple[int, ...] | None] = {}

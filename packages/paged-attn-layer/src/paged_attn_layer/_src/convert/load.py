@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 from typing import Any, cast
 
 import jax
@@ -14,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from paged_attn_layer._src.convert.extras import needs_extra
-from paged_attn_layer._src.convert.source import WeightSource
+from paged_attn_layer._src.convert.source import ConversionError, WeightSource, reading
 from paged_attn_layer._src.convert.weights import match_weights
 from paged_attn_layer._src.models.causal_lm import CausalLM
 from paged_attn_layer._src.models.family import Family
@@ -51,9 +52,7 @@ def load_model(
         raise ValueError(f"dtype={jnp.dtype(dtype).name} must be a floating type, such as float32 or bfloat16")
     _check_mesh(mesh)
     source = open_checkpoint(path)
-    settings = HFConfig.of(source.config)
-    family = find_family(settings)
-    config = family.read_config(settings)
+    family, config = _read_settings(source)
     graph, state = nnx.split(_abstract_model(family, config, dtype))
     weights = {".".join(map(str, keys)): weight for keys, weight in nnx.to_flat_state(state)}
     matches = match_weights(source, {path: weight.shape for path, weight in weights.items()}, family.weights(config))
@@ -83,6 +82,26 @@ def open_checkpoint(path: str | os.PathLike[str]) -> WeightSource:
         return GGUFFile(path)
     kind = "is neither a directory nor a .gguf file" if path.exists() else "does not exist"
     raise ValueError(f"{path} {kind}; give a Hugging Face model directory or a .gguf file")
+
+
+def _read_settings(source: WeightSource) -> tuple[Family, Any]:
+    """The checkpoint's family, and the config of its model."""
+    with reading(source.settings_file):
+        settings = HFConfig.of(source.config)
+        family = find_family(settings)
+        _check_layers(source, settings.whole("num_hidden_layers"))
+        return family, family.read_config(settings)
+
+
+def _check_layers(source: WeightSource, layers: int) -> None:
+    """Raises an error if there are fewer layers than the settings say: a model of all of them may take years to build.
+
+    The first number in the name of a weight is its layer's.
+    """
+    found = len({numbers[0] for name in source.shapes if (numbers := re.findall(r"\b\d+\b", name))})
+    if layers > found:
+        line = f"num_hidden_layers (block_count in a GGUF file) is {layers}, and there are weights of {found} layers"
+        raise ConversionError(source.where, source.problems or [line])
 
 
 def _abstract_model(family: Family, config: Any, dtype: DTypeLike) -> CausalLM:

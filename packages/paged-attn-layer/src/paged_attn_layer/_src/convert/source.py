@@ -1,6 +1,8 @@
 """What loading needs of a checkpoint on disk: a config, names with shapes, and one weight at a time."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +13,8 @@ class WeightSource(Protocol):
 
     where: str
     """Its path, for messages."""
+    settings_file: pathlib.Path
+    """The file that states the settings, for messages."""
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -39,3 +43,40 @@ class ConversionError(ValueError):
         self.problems = tuple(problems)
         lines = "\n".join(f"  - {problem}" for problem in problems)
         super().__init__(f"{path} cannot be converted; nothing was loaded:\n{lines}")
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+    """The boundary around a file's content: whatever is wrong with it is an error that names the file.
+
+    Raises:
+        ValueError: the content means nothing, or not what it must.
+        NotImplementedError: the content is not supported.
+    """
+    try:
+        yield
+    except (ConversionError, ImportError):
+        raise
+    except NotImplementedError as error:
+        raise NotImplementedError(_naming(path, error)) from error
+    except ValueError as error:
+        raise ValueError(_naming(path, error)) from error
+    except Exception as error:  # what libraries raise for content that they do not expect is of any kind
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); download it again") from error
+
+
+def require_file(path: pathlib.Path, advice: str) -> None:
+    """Raises an error if `path` is no regular file, for opening a pipe or a device may never return.
+
+    Raises:
+        ValueError: nothing is there, which `advice` says how to mend, or it is no regular file.
+    """
+    if path.is_file():
+        return
+    if path.exists():
+        raise ValueError(f"{path} is not a regular file; download it again")
+    raise ValueError(f"{path} is missing; {advice}")
+
+
+def _naming(path: pathlib.Path, error: Exception) -> str:
+    return str(error) if str(path) in str(error) else f"{path}: {error}"
