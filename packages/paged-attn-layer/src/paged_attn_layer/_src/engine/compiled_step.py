@@ -1,7 +1,7 @@
 """The device's part of a step: the model, its weights and the cache behind one compiled function."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import jax
@@ -40,34 +40,53 @@ class CompiledStep:
             mesh: the devices that share the cache; `None` for the default one.
         """
         self._shapes = shapes
-        cache = PagedAttentionCache.init_cache(mesh, None, cache_config, None)
-        placed = jax.tree.map(lambda pages: pages.sharding, cache)
-        self._cache = jax.device_put(cache, placed)  # committed, as results are: else the second call compiles again
+        self._allocate = functools.partial(_committed_cache, mesh, cache_config)
+        self._cache: PagedAttentionCache | None = self._allocate()
+        placed = jax.tree.map(lambda pages: pages.sharding, self._cache)
         self._replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         graph, self._weights = nnx.split(cast(nnx.Module, model))
         self._run = jax.jit(
             functools.partial(_next_tokens, graph), donate_argnames="cache", out_shardings=(None, placed)
         )
 
-    def warm_up(self, each: Callable[[list[StepShape]], Iterable[StepShape]] = iter) -> None:
-        """Compile every shape by a step without sequences, and the copies of pages; the cache stays as it is.
+    @property
+    def shapes(self) -> list[StepShape]:
+        """The shapes that steps can have."""
+        return self._shapes.all_shapes()
 
-        Args:
-            each: wraps the list of shapes, for instance in a progress bar.
-        """
-        for shape in each(self._shapes.all_shapes()):
-            self(self._shapes.warm_up_batch(shape))
-        self._cache = warm_up_moves(self._cache, self._shapes.max_seqs)
+    def warm_up(self, shape: StepShape) -> None:
+        """Compile one shape by a step without sequences; the cache stays as it is."""
+        self(self._shapes.warm_up_batch(shape))
+
+    def warm_up_moves(self) -> None:
+        """Compile the copies of pages; the cache stays as it is."""
+        self._cache = warm_up_moves(self._owned_cache(), self._shapes.max_seqs)
 
     def apply(self, moves: Sequence[PageMoves]) -> None:
         """Copy the pages that the page manager wants copied."""
-        self._cache = apply_moves(self._cache, moves)
+        self._cache = apply_moves(self._owned_cache(), moves)
 
     def __call__(self, batch: StepBatch) -> np.ndarray:
         """Send a step to the device and run it; the next token of each sequence slot, on the host."""
         sent = jax.device_put(batch, self._replicated)  # the one transfer
-        next_tokens, self._cache = self._run(self._weights, self._cache, sent)
+        next_tokens, self._cache = self._run(self._weights, self._owned_cache(), sent)
         return np.asarray(next_tokens)
+
+    def drop_cache(self) -> None:
+        """Free the cache, whatever is left of it after a call that failed. The next call begins with an empty one."""
+        for array in jax.tree.leaves(self._cache):
+            if not array.is_deleted():
+                array.delete()
+        self._cache = None
+
+    def _owned_cache(self) -> PagedAttentionCache:
+        return self._allocate() if self._cache is None else self._cache
+
+
+def _committed_cache(mesh: Mesh | None, config: CacheConfig) -> PagedAttentionCache:
+    """An empty cache, committed to its devices as results are: else the second call compiles again."""
+    cache = PagedAttentionCache.init_cache(mesh, None, config, None)
+    return jax.device_put(cache, jax.tree.map(lambda pages: pages.sharding, cache))
 
 
 def _next_tokens(

@@ -14,8 +14,11 @@ class Completion:
     token_ids: list[int]
     """All tokens of the answer, with those that ended it."""
     finish_reason: FinishReason
+    """ "error" if the tokenizer could not turn the tokens into text; `error` says why."""
     prompt_tokens: int
     """The number of tokens of the prompt, with the chat template."""
+    error: str | None = None
+    """What the tokenizer raised, if `finish_reason` is "error". The text is what was decoded before."""
 
     @classmethod
     def of(cls, request: Request) -> "Completion":
@@ -23,8 +26,9 @@ class Completion:
         if request.finish_reason is None:
             raise ValueError("the request has not finished; call Engine.step until it has")
         return cls(
-            text="" if request.text is None else request.text.value,
+            text=request.answer,
             token_ids=request.output_ids,
             finish_reason=request.finish_reason,
             prompt_tokens=len(request.prompt_ids),
+            error=None if request.error is None else f"{type(request.error).__name__}: {request.error}",
         )

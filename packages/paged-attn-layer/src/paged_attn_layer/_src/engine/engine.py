@@ -1,10 +1,12 @@
 """The engine: requests in, answers out, one compiled step of the model at a time."""
 
 import collections
+import contextlib
 import dataclasses
+import functools
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import cast
 
 import jax
@@ -14,13 +16,15 @@ from jax.sharding import Mesh
 
 from paged_attn_layer._src.convert.load import load_model
 from paged_attn_layer._src.convert.tokenizer import load_tokenizer
+from paged_attn_layer._src.engine import checks
 from paged_attn_layer._src.engine.compilations import count_compilations
 from paged_attn_layer._src.engine.compiled_step import CompiledStep
 from paged_attn_layer._src.engine.completion import Completion
 from paged_attn_layer._src.engine.config import EngineConfig
+from paged_attn_layer._src.engine.interrupts import Interrupts, hold_interrupts
 from paged_attn_layer._src.engine.progress import ServingBar, progress_bar
-from paged_attn_layer._src.engine.request import Request
-from paged_attn_layer._src.engine.scheduler import ScheduledStep, Scheduler
+from paged_attn_layer._src.engine.request import Request, RequestState
+from paged_attn_layer._src.engine.scheduler import Checkpoint, ScheduledStep, Scheduler
 from paged_attn_layer._src.engine.stats import EngineStats, StepRecord
 from paged_attn_layer._src.engine.text import OutputText, Tokenizer, encode_prompt, text_decoder
 from paged_attn_layer._src.models.causal_lm import CausalLM
@@ -41,6 +45,9 @@ class Engine:
 
     Every step is one call of one compiled function, whose arrays have one of a few fixed shapes, so after `warm_up`
     nothing compiles. An engine is for one thread.
+
+    A step is done as a whole or not at all. Ctrl-C waits until it is done (a second Ctrl-C does not). After a step that
+    raised, all requests are as before it; pages and cache are new and empty, so the next step computes them again.
     """
 
     def __init__(
@@ -66,10 +73,12 @@ class Engine:
         self.tokenizer = tokenizer
         self.stats = EngineStats()
         self._vocab_size = model.vocab_size
-        self._end_tokens = model.end_token_ids | _end_tokens(tokenizer)
+        named = model.end_token_ids | _end_tokens(tokenizer)
+        self._end_tokens = named & frozenset(range(self._vocab_size))  # some files name -1, and mean none
         groups = model.cache_spec.pool_groups()
         cache_config = _cache_config(self.config, model, mesh)
-        self._manager = PageManager(
+        self._new_manager = functools.partial(
+            PageManager,
             cache_config.num_pages,
             self.config.page_size,
             max_seqs=self.config.max_seqs,
@@ -77,11 +86,12 @@ class Engine:
             groups=groups,
             prefix_reuse=self.config.prefix_reuse,
         )
-        self._scheduler = Scheduler(self._manager, token_budget=self.config.token_budget)
+        self._scheduler = Scheduler(self._new_manager(), token_budget=self.config.token_budget)
         self._shapes = BatchShapes(
             self.config.token_buckets, self.config.max_seqs, cache_config.pages_per_seq, len(groups)
         )
         self._compute = CompiledStep(model, self._shapes, cache_config, mesh)
+        self._checkpoint: Checkpoint | None = None  # set while a step is under way
 
     @classmethod
     def load(
@@ -124,7 +134,11 @@ class Engine:
         """Compile the step for every shape that it can have; `progress` shows a bar on standard error (needs tqdm)."""
         started = time.perf_counter()
         with count_compilations() as compilations:
-            self._compute.warm_up(progress_bar("compiling") if progress else iter)
+            for shape in (progress_bar("compiling") if progress else iter)(self._compute.shapes):
+                with self._transaction():
+                    self._compute.warm_up(shape)
+            with self._transaction():
+                self._compute.warm_up_moves()
         self.stats.warm_up_seconds = time.perf_counter() - started
         self.stats.warm_up_compilations = compilations.total
 
@@ -152,9 +166,11 @@ class Engine:
             namespace: only requests of the same one share pages; give each tenant one of its own.
 
         Raises:
-            ValueError: the prompt is empty, holds an id outside the vocabulary, or with its answer is longer than
-                the longest sequence or the cache; or text is asked for without a tokenizer.
+            ValueError: the prompt is empty, holds an id outside the vocabulary (the tokenizer may be another model's),
+                or with its answer is longer than the longest sequence or the cache; an argument is of another type;
+                or text is asked for without a tokenizer.
         """
+        stop, chat = checks.stop_strings(stop), checks.flag("chat", chat)
         text = None
         if self.tokenizer is not None:
             text = OutputText(text_decoder(self.tokenizer), stop)
@@ -163,23 +179,39 @@ class Engine:
         request = Request(
             prompt_ids=self._prompt_ids(prompt, chat),
             max_new_tokens=max_new_tokens,
-            stop_token_ids=frozenset(stop_token_ids) | (frozenset() if ignore_end_tokens else self._end_tokens),
+            stop_token_ids=self._stop_tokens(stop_token_ids, ignore_end_tokens),
             text=text,
             namespace=namespace,
         )
-        self._scheduler.check(request)
+        self._check(request)
         return request
 
     def add_request(self, request: Request) -> None:
-        """Queue a request that `request` made; `step` serves it."""
-        self._scheduler.add(request)
+        """Queue a request that `request` made; `step` serves it.
+
+        Raises:
+            ValueError: it was added before, or it was made for a larger engine.
+        """
+        self._check(request)
+        with hold_interrupts():
+            self._scheduler.add(request)
 
     def abort(self, request: Request) -> None:
         """End a request early and free its pages. A finished one stays as it is."""
-        self._scheduler.finish(request, "aborted")
+        if request.state is RequestState.FINISHED:
+            return
+        with self._transaction():
+            self._scheduler.finish(request, "aborted")
 
     def step(self) -> list[Request]:
-        """Compute the next step; returns the requests that it finished. Does nothing when there is nothing to do."""
+        """Compute the next step; returns the requests that it finished. Does nothing when there is nothing to do.
+
+        If it raises, no request has changed, and the next call computes the same.
+        """
+        with self._transaction():
+            return self._step()
+
+    def _step(self) -> list[Request]:
         with count_compilations() as compilations:
             started = time.perf_counter()
             step = self._scheduler.schedule()
@@ -222,18 +254,20 @@ class Engine:
                 `None` means that all are there from the start. Steps in which nothing can be done are skipped.
             on_step: called after each step.
 
+        A request whose tokens cannot be turned into text finishes with the reason "error"; the others go on.
+
         Raises:
-            ValueError: there is not one arrival for each request.
+            ValueError: a request was added before or is there twice, or there is not one arrival for each; nothing is
+                served then.
         """
-        arrivals = [0] * len(requests) if arrivals is None else arrivals
-        if len(arrivals) != len(requests):
-            raise ValueError(f"arrivals has {len(arrivals)} entries; it must have {len(requests)}, one a request")
-        by_arrival = sorted(zip(arrivals, requests, strict=True), key=lambda pair: pair[0])
-        try:
-            self._serve(collections.deque(by_arrival), on_step)
-        finally:  # an interrupted call leaves no request behind
-            for request in requests:
-                self.abort(request)
+        self._check_new(requests)
+        coming = collections.deque(sorted(zip(_arrivals(arrivals, len(requests)), requests, strict=True), key=_arrival))
+        with hold_interrupts() as interrupts:
+            try:
+                self._serve(coming, on_step, interrupts)
+            finally:  # an interrupted call leaves no request behind
+                for request in requests:
+                    self.abort(request)
         return [Completion.of(request) for request in requests]
 
     def generate(
@@ -276,7 +310,9 @@ class Engine:
         with ServingBar(requests) as bar:
             return self.serve(requests, arrivals=arrivals, on_step=bar.update)
 
-    def _serve(self, coming: collections.deque[tuple[int, Request]], on_step: OnStep | None) -> None:
+    def _serve(
+        self, coming: collections.deque[tuple[int, Request]], on_step: OnStep | None, interrupts: Interrupts
+    ) -> None:
         now = 0
         while coming or self.has_work:
             if not self.has_work:
@@ -287,6 +323,47 @@ class Engine:
             now += 1
             if on_step is not None:
                 on_step(self.stats.steps[-1], finished)
+            interrupts.deliver()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Interrupts wait for the block's end. If it raises all the same, it is undone."""
+        with hold_interrupts():
+            self._recover()  # from an exception that came too early or too late for the `except` below
+            self._checkpoint = self._scheduler.checkpoint()
+            try:
+                yield
+            except BaseException:
+                self._recover()
+                raise
+            self._checkpoint = None
+
+    def _recover(self) -> None:
+        """Undo a block that broke off: its requests are as before it, and wait; pages and cache are new and empty."""
+        if self._checkpoint is not None:
+            self._compute.drop_cache()
+            self._scheduler.restart(self._new_manager(), self._checkpoint)
+            self._checkpoint = None
+
+    @property
+    def _manager(self) -> PageManager:
+        return self._scheduler.manager
+
+    def _check(self, request: Request) -> None:
+        if max(request.prompt_ids) >= self._vocab_size:
+            checks.token_ids("the prompt", request.prompt_ids, self._vocab_size)
+        self._scheduler.check(request)
+
+    def _check_new(self, requests: Sequence[Request]) -> None:
+        """Refuse requests that `add_request` would refuse, before any is served."""
+        for index, request in enumerate(requests):
+            if not isinstance(request, Request):
+                raise ValueError(f"requests[{index}]={request!r} must be a Request; make it by Engine.request")
+            if request.state is not RequestState.NEW:
+                raise ValueError(f"requests[{index}] was added before (it is {request.state.name}); make a new one")
+            self._check(request)
+        if len(set(requests)) < len(requests):
+            raise ValueError("requests has one request twice; make a new one for each answer")
 
     def _pack(self, step: ScheduledStep) -> StepBatch:
         """The step's arrays on the host, padded to one of the fixed shapes."""
@@ -297,17 +374,35 @@ class Engine:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ValueError("a text prompt needs a tokenizer; build the engine with tokenizer=...")
-            return encode_prompt(self.tokenizer, prompt, chat)
-        for index, token_id in enumerate(prompt):
-            if not 0 <= token_id < self._vocab_size:
-                raise ValueError(f"token {index} of the prompt is {token_id}; it must lie in 0..{self._vocab_size - 1}")
-        return list(prompt)
+            encoded = encode_prompt(self.tokenizer, checks.text("prompt", prompt), chat)
+            remedy = ", the model's vocabulary; it comes from the tokenizer: load the one of this model"
+            return checks.token_ids("the prompt", encoded, self._vocab_size, remedy)
+        return checks.token_ids("the prompt", prompt, self._vocab_size)
+
+    def _stop_tokens(self, stop_token_ids: Collection[int], ignore_end_tokens: bool) -> frozenset[int]:
+        asked = frozenset(checks.token_ids("stop_token_ids", stop_token_ids, self._vocab_size))
+        return asked if checks.flag("ignore_end_tokens", ignore_end_tokens) else asked | self._end_tokens
 
 
 def _end_tokens(tokenizer: Tokenizer | None) -> frozenset[int]:
     """The end tokens that the tokenizer knows: one, several or none."""
     end = None if tokenizer is None else tokenizer.eos_token_id
     return frozenset() if end is None else frozenset(end if isinstance(end, list | tuple) else [end])
+
+
+def _arrivals(arrivals: Sequence[int] | None, n: int) -> list[int]:
+    """One step number for each of `n` requests."""
+    if arrivals is None:
+        return [0] * n
+    if not isinstance(arrivals, Sequence | np.ndarray):
+        raise ValueError(f"arrivals={arrivals!r} must be a list of step numbers, one a request")
+    if len(arrivals) != n:
+        raise ValueError(f"arrivals has {len(arrivals)} entries; it must have {n}, one a request")
+    return [checks.whole_number(f"arrivals[{index}]", arrival, 0) for index, arrival in enumerate(arrivals)]
+
+
+def _arrival(coming: tuple[int, Request]) -> int:
+    return coming[0]
 
 
 def _cache_config(config: EngineConfig, model: CausalLM, mesh: Mesh | None) -> CacheConfig:

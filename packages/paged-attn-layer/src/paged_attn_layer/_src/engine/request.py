@@ -5,11 +5,13 @@ import enum
 from collections.abc import Collection
 from typing import Literal
 
+from paged_attn_layer._src.engine import checks
 from paged_attn_layer._src.engine.text import OutputText
 from paged_cache import Prompt
 
-FinishReason = Literal["stop", "length", "aborted"]
-"""Why an answer ended: by a stop token or stop string, at `max_new_tokens`, or by `Scheduler.finish`."""
+FinishReason = Literal["stop", "length", "aborted", "error"]
+"""Why an answer ended: by a stop token or stop string, at `max_new_tokens`, by `Engine.abort`, or because its tokens
+could not be turned into text (`Request.error` says why)."""
 
 
 class RequestState(enum.Enum):
@@ -30,7 +32,8 @@ class Request:
                      0                             num_computed   num_tokens
 
     Raises:
-        ValueError: the prompt is empty, or `max_new_tokens` is less than 1.
+        ValueError: the prompt is empty, a number is no whole number, or `max_new_tokens` is less than 1; or the
+            namespace is no text.
     """
 
     prompt_ids: list[int]
@@ -53,12 +56,18 @@ class Request:
     num_preemptions: int = dataclasses.field(init=False, default=0)
     state: RequestState = dataclasses.field(init=False, default=RequestState.NEW)
     finish_reason: FinishReason | None = dataclasses.field(init=False, default=None)
+    error: Exception | None = dataclasses.field(init=False, default=None)
+    """What the tokenizer raised, if that ended the answer."""
+    answer: str = dataclasses.field(init=False, default="")
+    """The text of a finished request, without its stop string. Empty without a tokenizer."""
 
     def __post_init__(self) -> None:
+        self.prompt_ids = checks.token_ids("the prompt", self.prompt_ids)
         if not self.prompt_ids:
             raise ValueError("the prompt is empty; it must have at least one token")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        self.max_new_tokens = checks.whole_number("max_new_tokens", self.max_new_tokens, 1)
+        self.stop_token_ids = frozenset(checks.token_ids("stop_token_ids", self.stop_token_ids))
+        checks.text("namespace", self.namespace)
         self.token_ids = list(self.prompt_ids)
 
     @property
@@ -87,10 +96,39 @@ class Request:
         return len(self.prompt_ids) + self.max_new_tokens
 
     def append(self, token_id: int) -> FinishReason | None:
-        """Add the next token of the answer. Returns the reason if the answer ends with it, else None."""
+        """Add the next token of the answer. Returns the reason if the answer ends with it, else None.
+
+        A tokenizer that raises ends this answer, and no other: the exception goes to `error`.
+        """
         self.token_ids.append(token_id)
         if token_id in self.stop_token_ids:
             return "stop"
-        if self.text is not None and self.text.push(token_id):
-            return "stop"
+        try:
+            if self.text is not None and self.text.push(token_id):
+                return "stop"
+        except Exception as error:
+            self.error = error
+            return "error"
         return "length" if self.num_tokens == self.max_tokens else None
+
+    def end(self, reason: FinishReason) -> None:
+        """Finish with the text so far; the reason is "error" if the tokenizer cannot give it."""
+        if self.text is not None:
+            try:
+                self.answer = self.text.settled if reason == "error" else self.text.value
+            except Exception as error:
+                self.answer, self.error, reason = self.text.settled, error, "error"
+        self.finish_reason = reason
+        self.state = RequestState.FINISHED
+
+    def rewind(self, num_tokens: int) -> None:
+        """Wait with only the first `num_tokens` tokens, all of them to be computed again."""
+        del self.token_ids[num_tokens:]
+        if self.text is not None:
+            text = self.text.restarted()
+            for token_id in self.output_ids:
+                text.push(token_id)
+            self.text = text
+        self.seq = self.known = self.finish_reason = self.error = None
+        self.answer, self.num_computed = "", 0
+        self.state = RequestState.WAITING

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -83,6 +84,15 @@ class ScheduledStep:
         if not self.prefill_tokens:
             return "decode"
         return "mixed" if self.decode_tokens else "prefill"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """The requests that one step may change, and their tokens before it."""
+
+    requests: tuple[Request, ...]
+    """Oldest first."""
+    num_tokens: tuple[int, ...]
 
 
 class Scheduler:
@@ -168,6 +178,25 @@ class Scheduler:
         request.state = RequestState.WAITING
         self.waiting.append(request)
 
+    def checkpoint(self) -> Checkpoint:
+        """What `restart` needs to undo the next step: it admits at most `max_seqs` of the waiting requests."""
+        requests = (*self.running, *itertools.islice(self.waiting, self.manager.max_seqs))
+        return Checkpoint(requests, tuple(request.num_tokens for request in requests))
+
+    def restart(self, manager: PageManager, checkpoint: Checkpoint) -> None:
+        """Undo what was done since the checkpoint, wherever it broke off; all requests wait to be computed again.
+
+        Args:
+            manager: a new one, since the pages of the last one are lost.
+            checkpoint: the state to go back to. If this call itself breaks off, it can be made again.
+        """
+        later = [r for r in self.waiting if r not in checkpoint.requests and r.state is RequestState.WAITING]
+        for request, num_tokens in zip(checkpoint.requests, checkpoint.num_tokens, strict=True):
+            request.rewind(num_tokens)
+        self.manager = manager
+        self.waiting = collections.deque([*checkpoint.requests, *later])
+        self.running = []
+
     def schedule(self) -> ScheduledStep:
         """Decide the next step, and take the pages it needs."""
         work, num_preempted = self._rows_of_running(), 0
@@ -189,6 +218,8 @@ class Scheduler:
     def advance(self, step: ScheduledStep, next_tokens: Sequence[int]) -> list[Request]:
         """Take the results of a step; returns the requests that it finished, and frees their pages.
 
+        A tokenizer that raises ends its own request only, with the reason "error".
+
         Args:
             step: what `schedule` returned.
             next_tokens: for each request of the step the token after its last row; looked at where it samples.
@@ -207,13 +238,13 @@ class Scheduler:
         """End a request, between steps, and free its pages at once. A finished one stays as it is."""
         if request.state is RequestState.FINISHED:
             return
-        if request.state is RequestState.RUNNING:
+        was = request.state
+        request.end(reason)
+        if was is RequestState.RUNNING:
             self.running.remove(request)
-        elif request.state is RequestState.WAITING:
+        elif was is RequestState.WAITING:
             self.waiting.remove(request)
         self._release(request)
-        request.state = RequestState.FINISHED
-        request.finish_reason = reason
 
     def _rows_of_running(self) -> list[ScheduledRequest]:
         """What the running requests compute next: one row for each decode, then prompts in the rows that are left."""

@@ -104,6 +104,15 @@ class OutputText:
         self._context, self._fresh = self._fresh, len(self._ids)
         return self._cut(searched_from)
 
+    def restarted(self) -> "OutputText":
+        """The text of no tokens yet, with the same decoder and stop strings."""
+        return OutputText(self._decode, self._stop)
+
+    @property
+    def settled(self) -> str:
+        """The part of the text that later tokens do not change."""
+        return self._settled
+
     @property
     def value(self) -> str:
         """The text so far, up to the stop string."""
