@@ -37,13 +37,13 @@ def model(gguf_path):
 
 @pytest.fixture(scope="session")
 def hf_logits(gguf_path):
-    """A function from token ids to the logits `[tokens, vocab]` of Hugging Face's model."""
+    """A function from token ids, and maybe a cache, to the logits `[tokens, vocab]` of Hugging Face's model."""
     hf = transformers.AutoModelForCausalLM.from_pretrained(
         gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32, local_files_only=True
     )
 
-    def logits(token_ids: list[int]) -> np.ndarray:
+    def logits(token_ids: list[int], cache: transformers.Cache | None = None) -> np.ndarray:
         with torch.no_grad():
-            return hf(torch.tensor(token_ids)[None]).logits[0].numpy()
+            return hf(torch.tensor(token_ids)[None], past_key_values=cache).logits[0].numpy()
 
     return logits
