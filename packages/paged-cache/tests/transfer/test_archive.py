@@ -1,10 +1,11 @@
 """Files that say what they hold, and notice every change."""
 
-import json
+import os
 
 import ml_dtypes
 import numpy as np
 import pytest
+from resigned import VALUES, manifest_of, other_manifests, signed
 from safetensors.numpy import load, save
 
 from paged_cache._src.transfer import archive
@@ -83,10 +84,8 @@ def test_every_file_that_is_cut_short_is_refused(written, tmp_path):
 
 def rewritten(written, manifest=None, **arrays):
     """The file with another manifest, its checksum right, and other arrays."""
-    stored = load(written.to_bytes()) | arrays
-    text = json.dumps(json.loads(stored["manifest"].tobytes()) | (manifest or {})).encode()
-    stored["manifest"] = np.frombuffer(text, np.uint8)
-    stored["manifest.sha256"] = np.frombuffer(archive._sha256(stored["manifest"]), np.uint8)
+    data = written.to_bytes()
+    stored = load(signed(data, manifest_of(data) | (manifest or {}))) | arrays
     return save({name: array for name, array in stored.items() if array is not None})
 
 
@@ -111,3 +110,77 @@ def test_foreign_files_are_refused(tmp_path):
         Archive.from_bytes(save({"weight": np.zeros(3)}), "thing")
     with pytest.raises(FileNotFoundError):
         Archive.load(tmp_path / "absent", "thing")
+
+
+def test_a_manifest_of_another_form_is_refused(written):
+    """Whatever stands in a manifest: a ValueError, or the same archive."""
+    refusals = 0
+    for name, data in other_manifests(written.to_bytes()):
+        try:
+            got = Archive.from_bytes(data, "thing")
+        except ValueError:
+            refusals += 1
+        else:
+            assert got.arrays.keys() == ARRAYS.keys(), name
+            assert all(array.tobytes() == ARRAYS[key].tobytes() for key, array in got.arrays.items()), name
+    assert refusals > 10 * len(VALUES)
+
+
+@pytest.mark.parametrize(
+    "shape", [[2, -3], [-1, 3], [6], [True, 6], [2.0, 3], "23", [0, 2**70], [[2], [3]], 6, [1] * 70]
+)
+def test_a_shape_that_the_bytes_do_not_have_is_refused(written, shape):
+    data = written.to_bytes()
+    manifest = manifest_of(data)
+    manifest["arrays"]["brain"] |= {"shape": shape, "dtype": "float32"}
+    with pytest.raises(ValueError, match=r"bytes has a manifest whose array brain is float32 .* bytes do not hold"):
+        Archive.from_bytes(signed(data, manifest), "thing")
+
+
+@pytest.mark.parametrize(
+    "dtype", ["object", "O", "S0", "U1", "i4,i4", "(1,", "{'names'", "datetime64[s]", "void", ["i4"]]
+)
+def test_a_type_that_no_array_has_is_refused(written, dtype):
+    data = written.to_bytes()
+    manifest = manifest_of(data)
+    manifest["arrays"]["whole"]["dtype"] = dtype
+    with pytest.raises(ValueError, match=r"whose array whole is .* bytes do not hold"):
+        Archive.from_bytes(signed(data, manifest), "thing")
+
+
+@pytest.mark.parametrize("dtype", [b"I8", b"BOOL", b"F8_E4M3"])
+def test_arrays_that_are_not_stored_as_bytes_are_refused(written, tmp_path, dtype):
+    data, path = written.to_bytes(), tmp_path / "kept.safetensors"
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    other = header.replace(b'"U8"', b'"' + dtype + b'"', 1)
+    data = len(other).to_bytes(8, "little") + other + data[8 + len(header) :]
+    path.write_bytes(data)
+    for read, source in ((Archive.from_bytes, data), (Archive.load, path)):
+        with pytest.raises(ValueError, match=r"has array \w+(\.\w+)? of .*, but paged-cache stores bytes"):
+            read(source, "thing")
+
+
+def test_a_link_stays_and_the_file_that_it_names_is_written(written, tmp_path):
+    target, link = tmp_path / "there" / "kept.safetensors", tmp_path / "link"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    written.save(link)  # whether the file is there or not
+    written.save(link)
+    assert link.is_symlink()
+    assert not target.is_symlink()
+    check(Archive.load(link, "thing"))
+    assert [path.name for path in target.parent.iterdir()] == ["kept.safetensors"]
+
+
+def test_what_is_no_regular_file_is_neither_written_nor_read(written, tmp_path):
+    pipe, circle, null = tmp_path / "pipe", tmp_path / "circle", tmp_path / "null"
+    os.mkfifo(pipe)
+    circle.symlink_to(circle)
+    null.symlink_to(os.devnull)
+    before = sorted(tmp_path.iterdir())
+    for path in (pipe, circle, null, tmp_path):
+        for use in (written.save, lambda path: Archive.load(path, "thing")):
+            with pytest.raises(ValueError, match=f"{path} is no regular file .* give the name of a file"):
+                use(path)
+    assert sorted(tmp_path.iterdir()) == before
+    assert not os.path.isfile(os.devnull)

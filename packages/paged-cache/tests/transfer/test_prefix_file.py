@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from filled_cache import NUM_PAGES, PAGE_SIZE, assert_same, filled_cache, mesh_of, pages_of, stored
+from managing import picture
+from resigned import other_arrays, other_manifests
 
 from paged_cache import PagedAttentionCache
 from paged_cache._src.manager import LayerGroup, Media, PageManager, Prompt
@@ -195,3 +197,46 @@ def test_a_file_of_a_sequence_is_another_kind(path):
     refused(
         path, filled_cache(), manager_of(), ValueError, "holds a sequence of paged-cache, but a prefix cache is asked"
     )
+
+
+def test_files_with_right_checksums_and_wrong_facts_show_no_page_of_others(path):
+    """Each is refused and changes nothing, or all pages that are indexed then hold pages of the file."""
+    groups = (LayerGroup.full([0, 2]), LayerGroup.window(6, [1]))
+    source, theirs = manager_of(*groups), filled_cache()
+    keep(source, TOKENS)
+    save_prefix_cache(path, theirs, source)
+    data = path.read_bytes()
+    of_file = {page.tobytes() for page in pages_of(theirs, [page.page for page in source.indexed_pages()])[0]}
+    cache, refusals, loads = filled_cache(seed=1), 0, 0
+    before = stored(cache)
+    for name, other in [("as it was", data), *other_manifests(data), *other_arrays(data, "prefix cache")]:
+        if "view." in name and " = " not in name:
+            continue  # other keys and values
+        path.write_bytes(other)
+        manager = manager_of(*groups)
+        empty = picture(manager)
+        try:
+            cache = load_prefix_cache(path, cache, manager)
+        except ValueError:
+            refusals += 1
+            assert picture(manager) == empty, name
+            assert_same(stored(cache), before)
+        else:
+            loads += 1
+            indexed = [page.page for page in manager.indexed_pages()]
+            assert {page.tobytes() for page in pages_of(cache, indexed)[0]} <= of_file, name
+            cache = filled_cache(seed=1)
+    assert refusals > 700
+    assert loads > 5
+    assert_same(stored(cache), before)
+
+
+def test_pages_that_cannot_be_written_are_no_hits(path, monkeypatch):
+    source = manager_of()
+    keep(source, TOKENS)
+    save_prefix_cache(path, filled_cache(), source)
+    manager = manager_of()
+    monkeypatch.setattr("paged_cache._src.transfer.contents._write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        load_prefix_cache(path, filled_cache(), manager)
+    assert (manager.num_cached, manager.num_used, manager.cached_tokens(TOKENS)) == (0, 0, 0)

@@ -5,8 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 from filled_cache import KINDS, NUM_PAGES, PAGE_SIZE, assert_same, filled_cache, mesh_of, pages_of, stored
+from managing import picture
+from managing import refused as refused_without_change
+from resigned import other_arrays, other_manifests
 
 from paged_cache._src.manager import LayerGroup, OutOfPages, PageManager, Prompt
+from paged_cache._src.transfer.host_pages import HostPages
 from paged_cache._src.transfer.sequence_pages import SequencePages, export_sequence, import_sequence
 
 TOKENS = list(range(100, 110))
@@ -225,3 +229,85 @@ def test_a_manager_of_more_pages_than_the_cache_has_is_noticed():
     pages, _ = exported(filled_cache())
     message = "the manager has num_pages=40, but the cache has 12; both must have the same number"
     refused(filled_cache(), manager_of(num_pages=40), pages, ValueError, message)
+
+
+HOSTILE_GROUPS = (LayerGroup.full([0, 2]), LayerGroup.window(3, [1]), LayerGroup.cross([3]))
+
+
+def hostile_archives():
+    source = manager_of(*HOSTILE_GROUPS)
+    seq = computed(source, cross_tokens=6)
+    data = export_sequence(filled_cache(), source, seq).to_bytes()
+    yield "as it was", data
+    yield from other_manifests(data)
+    yield from other_arrays(data, "sequence")
+
+
+def test_archives_with_right_checksums_and_wrong_facts_show_no_page_of_others():
+    """Each is refused and changes nothing, or all pages that the sequence has hold what the archive says."""
+    cache, refusals, imports = filled_cache(seed=1), 0, 0
+    before = stored(cache)
+    for name, data in hostile_archives():
+        manager = manager_of(*HOSTILE_GROUPS)
+        empty = picture(manager)
+        try:
+            pages = SequencePages.from_bytes(data)
+            cache, seq = import_sequence(cache, manager, pages)
+        except ValueError:
+            refusals += 1
+            assert picture(manager) == empty, name
+            assert_same(stored(cache), before)
+        else:
+            imports += 1
+            tables = manager.page_tables(seq)[:, 0]
+            assert sorted(map(tuple, np.argwhere(tables))) == sorted(map(tuple, pages.places.tolist())), name
+            assert_same(pages_of(cache, tables[tuple(pages.places.T)]), written_arrays(pages))
+            cache = filled_cache(seed=1)
+    assert refusals > 700
+    assert imports > 10
+    assert_same(stored(cache), before)
+
+
+def written_arrays(pages):
+    names = [f"view.{view}.{kind}" for view in range(2) for kind in ("data", "scales")]
+    return [pages.arrays[name].view(np.uint8) for name in names if name in pages.arrays]
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [[0, 0], [0, 1]],
+        [[0, 0], [0, 1], [0, 1]],
+        [[0, 0], [0, 2], [0, 1]],
+        [[0, 0], [0, 1], [0, 3]],
+        [[0, 0], [0, 1], [0, -1]],
+        [[0, 0], [0, 1], [1, 2]],
+        [[0, 0], [0, 1], [-1, 2]],
+        [[0, 0], [0, 1], [0, 2**31 - 1]],
+    ],
+)
+def test_places_must_be_those_of_the_tokens(places):
+    pages, _ = exported(filled_cache())
+    arrays = {name: array[: len(places)] for name, array in pages.arrays.items()}
+    wrong = dataclasses.replace(pages, places=np.array(places, np.int32), arrays=arrays)
+    message = r"places has \d pages; they must be the 3 that later queries see of 10 tokens and 0 cross tokens"
+    refused(filled_cache(), manager_of(), wrong, ValueError, message)
+
+
+def test_a_sequence_whose_pages_cannot_be_written_leaves_nothing(monkeypatch):
+    pages, _ = exported(filled_cache())
+    manager = manager_of()
+    manager.release(computed(manager, TOKENS[:6]))  # a hit of a page and a half
+    monkeypatch.setattr("paged_cache._src.transfer.contents._write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        import_sequence(filled_cache(), manager, pages)
+    assert (manager.stats().num_seqs, manager.num_used, manager.num_cached) == (0, 0, 0)
+    assert manager.cached_tokens(TOKENS) == 0
+
+
+def test_host_pages_of_another_size_are_refused():
+    pages, _ = exported(filled_cache())
+    cache, manager = filled_cache(), manager_of(num_host_pages=3)
+    host = HostPages.create(cache, 2)
+    with refused_without_change(manager, ValueError, "host has num_pages=2, but the manager has num_host_pages=3"):
+        import_sequence(cache, manager, pages, host=host)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+HASH_BYTES = hashlib.sha256().digest_size
 PARTIAL_CANDIDATES = 8
 """The most pages that a partial lookup compares, the newest first. Keeps an operation O(pages)."""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from paged_cache._src.manager.allocator import Allocator
-from paged_cache._src.manager.prefix import IndexedPage, hash_page
+from paged_cache._src.manager.prefix import HASH_BYTES, IndexedPage, hash_page
 from paged_cache._src.manager.prompt import TOKEN_DTYPE
 
 
@@ -52,5 +52,11 @@ def _check(allocator: Allocator, cached: IndexedPage) -> None:
         raise ValueError(
             f"a cached page holds {num_tokens:g} tokens, which does not fit page_size={allocator.page_size}"
         )
+    if len(cached.parent_hash) != HASH_BYTES:
+        raise ValueError(f"a cached page's parent_hash has {len(cached.parent_hash)} bytes; it must have {HASH_BYTES}")
+    if np.frombuffer(cached.token_ids, TOKEN_DTYPE).min() < 0:
+        raise ValueError("a cached page's token_ids hold a negative number; token ids are 0 .. 2**31 - 1")
+    if cached.media and not cached.hash:
+        raise ValueError("a cached page that is not full has media; only full pages with media are indexed")
     if cached.hash and cached.hash != hash_page(cached.parent_hash, cached.token_ids, cached.media):
         raise ValueError("a cached page's hash is not that of its tokens; it is corrupt or was made by something else")

@@ -1,11 +1,12 @@
 """Converts pages to named numpy arrays and back, for export and for files."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int32
 
 from paged_cache._src.cache.cache import PagedAttentionCache
@@ -54,31 +55,53 @@ def check_host(manager: PageManager, host: HostPages | None) -> None:
     """Check that `host` is given if moves of the manager may need it.
 
     Raises:
-        ValueError: the manager has host pages, and `host` is `None`.
+        ValueError: the manager has host pages, and `host` is `None` or has fewer.
     """
     if manager.num_host_pages and host is None:
         raise ValueError(
             f"host is None, but the manager has num_host_pages={manager.num_host_pages}, so moves that swap "
             "pages may be waiting; pass the HostPages that apply_moves is given"
         )
+    if host is not None and host.num_pages < manager.num_host_pages:
+        raise ValueError(
+            f"host has num_pages={host.num_pages}, but the manager has num_host_pages={manager.num_host_pages}; pass "
+            "the HostPages that apply_moves is given"
+        )
 
 
-def check_fits(cache: PagedAttentionCache, layout: dict[str, Any], arrays: dict[str, np.ndarray], n: int) -> None:
-    """Check that the layout is the cache's, and that the arrays are `n` pages of it.
+def check_fits(cache: PagedAttentionCache, layout: Any, arrays: Mapping[str, np.ndarray], n: int) -> None:
+    """Check that the layout is the cache's, and that the arrays are `n` pages of it and nothing else.
 
     Raises:
         ValueError: something differs; says what.
     """
-    for name, here in layout_of(cache).items():
-        if layout.get(name) != here:
+    wanted = layout_of(cache)
+    if not isinstance(layout, dict):
+        raise ValueError(
+            f"layout={layout!r} must be an object with {', '.join(wanted)}; export or save the pages again"
+        )
+    for name in wanted | layout:
+        if (there := layout.get(name)) != (here := wanted.get(name)):
             raise ValueError(
-                f"the pages have {name}={layout.get(name)}, but the cache has {name}={here}; use a cache with "
-                "the same layout, or compute them anew"
+                f"the pages have {name}={there}, but the cache has {name}={here}; use a cache with the same layout, "
+                "or compute them anew"
             )
-    for name, (shape, dtype) in _array_types(cache, n).items():
-        if name not in arrays or (arrays[name].shape, arrays[name].dtype) != (shape, dtype):
-            found = f"{arrays[name].dtype} {arrays[name].shape}" if name in arrays else "missing"
-            raise ValueError(f"array {name} is {found}, but must be {dtype} {shape}")
+    types = _array_types(cache, n)
+    if unknown := sorted(arrays.keys() - types.keys()):
+        raise ValueError(f"there are arrays {', '.join(unknown)}, but the cache has only {', '.join(types)}")
+    for name, (shape, dtype) in types.items():
+        check_array(name, arrays.get(name), shape, dtype)
+
+
+def check_array(name: str, array: np.ndarray | None, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+    """Check that an array is there, and that it has this shape and type.
+
+    Raises:
+        ValueError: it is missing or has another shape or type.
+    """
+    if array is None or (array.shape, array.dtype) != (shape, np.dtype(dtype)):
+        found = "missing" if array is None else f"{array.dtype} {array.shape}"
+        raise ValueError(f"array {name} is {found}, but must be {np.dtype(dtype)} {shape}")
 
 
 def arrays_from_pages(

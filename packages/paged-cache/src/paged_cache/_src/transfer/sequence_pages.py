@@ -10,11 +10,13 @@ from jaxtyping import Int32
 
 from paged_cache._src.cache.cache import PagedAttentionCache
 from paged_cache._src.manager import KVShape, LayerGroup, Media, PageManager, Prompt
+from paged_cache._src.manager.sequences import check_integer
 from paged_cache._src.transfer.apply_moves import apply_moves_by_replica, moves_of_one
 from paged_cache._src.transfer.archive import Archive
 from paged_cache._src.transfer.host_pages import HostPages
 from paged_cache._src.transfer.page_arrays import (
     arrays_from_pages,
+    check_array,
     check_fits,
     check_host,
     check_pool,
@@ -29,14 +31,18 @@ TOKEN_IDS = "token_ids"
 
 @dataclasses.dataclass(frozen=True)
 class SequencePages:
-    """The pages of a sequence, for a cache with the same layout and the same layer groups."""
+    """The pages of a sequence, for a cache with the same layout and the same layer groups.
+
+    Raises:
+        ValueError: `token_ids` or `places` are not int32 of this shape, or `cross_tokens` is no whole number.
+    """
 
     token_ids: Int32[np.ndarray, " tokens"]
     """The tokens whose keys and values the pages hold."""
     cross_tokens: int
     """Tokens that cross-attention sees."""
     places: Int32[np.ndarray, "n 2"]
-    """For each page its layer group and its number in the page table of that group."""
+    """For each page its layer group and its number in the page table of that group; all that later queries see."""
     groups: tuple[LayerGroup, ...]
     """The layer groups."""
     layout: dict[str, Any]
@@ -44,12 +50,21 @@ class SequencePages:
     arrays: dict[str, np.ndarray]
     """The pages: `view.0.data` `[n, kv_heads, page_size, storage_lanes]`, `view.0.scales` if they have any, ..."""
 
+    def __post_init__(self) -> None:
+        check_integer("cross_tokens", self.cross_tokens, 0)
+        check_array(TOKEN_IDS, self.token_ids, (self.token_ids.size,), np.int32)
+        check_array(PLACES, self.places, (self.places.size // 2, 2), np.int32)
+
     def to_bytes(self) -> bytes:
         """The bytes of a safetensors file with checksums."""
         return self._archive().to_bytes()
 
     def save(self, path: str | Path) -> None:
-        """Write that file. `path` is never half written."""
+        """Write that file. `path` is never half written; if it is a symbolic link, the file that it names is written.
+
+        Raises:
+            ValueError: `path` is a device, a pipe, a directory or something else that is no regular file.
+        """
         self._archive().save(path)
 
     @classmethod
@@ -77,22 +92,49 @@ class SequencePages:
 
     @classmethod
     def _from(cls, archive: Archive) -> Self:
+        archive.require(("cross_tokens", "groups", "layout"), (TOKEN_IDS, PLACES))
         arrays, facts = dict(archive.arrays), archive.facts
-        groups = tuple(map(_group, facts["groups"]))
         return cls(
             token_ids=arrays.pop(TOKEN_IDS),
             cross_tokens=facts["cross_tokens"],
             places=arrays.pop(PLACES),
-            groups=groups,
+            groups=_groups(facts["groups"]),
             layout=facts["layout"],
             arrays=arrays,
         )
 
 
+def _groups(facts: Any) -> tuple[LayerGroup, ...]:
+    """Layer groups, from a list of their `dataclasses.asdict` in JSON.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    try:
+        return tuple(map(_group, facts))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"groups={facts!r} must be a list of layer groups ({error}); export the sequence again"
+        ) from error
+
+
 def _group(facts: dict[str, Any]) -> LayerGroup:
-    """A layer group, from its `dataclasses.asdict` in JSON."""
     kv = None if facts["kv"] is None else KVShape(**facts["kv"])
     return LayerGroup(**facts | {"layers": tuple(facts["layers"]), "kv": kv})
+
+
+def _needed_places(
+    groups: Sequence[LayerGroup], page_size: int, num_tokens: int, cross_tokens: int
+) -> list[tuple[int, int, int]]:
+    """For each group `(group, start, stop)`: page numbers `start .. stop - 1` hold what later queries see."""
+    lengths = [num_tokens if group.is_self_attention else cross_tokens for group in groups]
+    each = enumerate(zip(groups, lengths, strict=True))
+    return [(at, group.first_needed(length) // page_size, -(-length // page_size)) for at, (group, length) in each]
+
+
+def _places(needed: Sequence[tuple[int, int, int]]) -> Int32[np.ndarray, "n 2"]:
+    pairs = [(group, number) for group, start, stop in needed for number in range(start, stop)]
+    return np.array(pairs, np.int32).reshape(-1, 2)
 
 
 def export_sequence(cache: PagedAttentionCache, manager: PageManager, seq: int, *, replica: int = 0) -> SequencePages:
@@ -119,9 +161,7 @@ def export_sequence(cache: PagedAttentionCache, manager: PageManager, seq: int, 
             "after commit, and tell extend or commit the token ids"
         )
     tables = manager.page_tables(seq)[:, 0]
-    tokens = np.array([computed if group.is_self_attention else cross_tokens for group in manager.groups])
-    within = np.arange(tables.shape[1]) * manager.page_size < tokens[:, None]
-    places = np.argwhere((tables > 0) & within).astype(np.int32)
+    places = _places(_needed_places(manager.groups, manager.page_size, computed, cross_tokens))
     return SequencePages(
         token_ids=token_ids,
         cross_tokens=cross_tokens,
@@ -145,8 +185,13 @@ def import_sequence(
 ) -> tuple[PagedAttentionCache, int]:
     """Add a sequence with these pages, fully computed. Returns the cache, which is donated, and the sequence's id.
 
-    A prefix that is a cache hit is shared and not written again. The pages are checked for damage but otherwise
-    trusted. The caller gives the namespace, the adapter and the media. Applies `manager.take_moves` first.
+    A prefix that is a cache hit is shared and not written again. All other pages that the sequence gets are written.
+    What `pages` say of themselves is compared with the cache and the manager before anything changes. Only the keys
+    and values are trusted. The caller gives the namespace, the adapter and the media. Applies `manager.take_moves`
+    first.
+
+    If moving or writing pages fails, or is interrupted, the sequence is released and the prefix index is cleared: what
+    the pages hold is not known then.
 
     Args:
         cache: the pages of all layers.
@@ -171,13 +216,35 @@ def import_sequence(
             f"the pages are of {pages.layout['page_size']} tokens and of {pages.groups}, but the manager has "
             f"page_size={manager.page_size} and groups={manager.groups}; import into a manager of the same"
         )
+    _check_places(manager, pages)
     prompt = Prompt(pages.token_ids, namespace=namespace, adapter=adapter, media=media)
     seq = manager.admit(prompt, cross_tokens=pages.cross_tokens, imported=True)
-    (computed,) = manager.computed(seq).tolist()
-    cache = apply_moves_by_replica(cache, moves_of_one(cache, manager.take_moves(), replica), host)
-    cache = pages_from_arrays(cache, _targets(manager, seq, pages, computed), pages.arrays, replica)
-    manager.commit(seq, len(prompt) - computed)
+    try:
+        (computed,) = manager.computed(seq).tolist()
+        cache = apply_moves_by_replica(cache, moves_of_one(cache, manager.take_moves(), replica), host)
+        cache = pages_from_arrays(cache, _targets(manager, seq, pages, computed), pages.arrays, replica)
+        manager.commit(seq, len(prompt) - computed)
+    except BaseException:
+        manager.reset_prefix_cache()
+        manager.release(seq)
+        raise
     return cache, seq
+
+
+def _check_places(manager: PageManager, pages: SequencePages) -> None:
+    """Check that there is each page that the tokens need, once, in order, and no other.
+
+    Raises:
+        ValueError: a page is missing, doubled, out of order or out of range.
+    """
+    needed = _needed_places(manager.groups, manager.page_size, len(pages.token_ids), pages.cross_tokens)
+    n = sum(stop - start for _, start, stop in needed)  # may be far more than memory holds
+    if n != len(pages.places) or not np.array_equal(pages.places, _places(needed)):
+        raise ValueError(
+            f"places has {len(pages.places)} pages; they must be the {n} that later queries see of "
+            f"{len(pages.token_ids)} tokens and {pages.cross_tokens} cross tokens, each group's in order and each "
+            "page once; export the sequence again"
+        )
 
 
 def _targets(manager: PageManager, seq: int, pages: SequencePages, computed: int) -> Int32[np.ndarray, " n"]:
