@@ -27,6 +27,13 @@ def test_a_stop_token_ends_the_answer_and_is_no_text():
     assert "3" not in request.text.value
 
 
+def test_a_stop_string_that_ends_in_a_stop_token():
+    text = OutputText(lambda ids: "".join(map(str, ids)), "2<end>", {3: "<end>"}.get)
+    request = Request(prompt_ids=[7], max_new_tokens=9, stop_token_ids={3}, text=text)
+    assert [request.append(1), request.append(2), request.append(3)] == [None, None, "stop"]
+    assert request.text.value == "1"
+
+
 def test_a_request_decodes_when_only_its_newest_answer_token_is_left():
     request = Request(prompt_ids=[7], max_new_tokens=9)
     assert not request.is_decoding

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paged_attn_layer._src.engine.text import OutputText, encode_prompt, text_decoder
+from paged_attn_layer._src.engine.text import OutputText, encode_prompt, special_text, text_decoder
 
 
 def utf8(ids):
@@ -49,6 +49,82 @@ def test_bytes_that_never_become_a_character_are_shown_as_such():
     assert output.value == "\ufffd"
 
 
+@pytest.mark.parametrize("token", [0x80, 0xE4, None])
+def test_bytes_that_form_no_character_do_not_pile_up(token):
+    """The work of each token does not grow with the tokens before it."""
+    decoded = 0
+
+    def decode(ids):
+        nonlocal decoded
+        decoded += len(ids)
+        return "" if token is None else utf8(ids)
+
+    output = OutputText(decode)
+    for _ in range(1000):
+        output.push(token or 0)
+    assert output.value == ("" if token is None else "\ufffd" * 1000)
+    assert decoded < 1000 * 64
+
+
+def test_a_character_after_bytes_that_form_none_is_whole():
+    output = OutputText(utf8, stop=["!"])
+    for token in b"\x80" * 16 + "héé!".encode():
+        output.push(token)
+    assert output.value == "\ufffd" * 16 + "héé"
+
+
+SPECIAL = {1: "<|im_end|>", 2: "<|im_start|>"}
+
+
+def with_special(tokens, stop):
+    """Pushes letters and special tokens in turn; the text, and how many tokens it took to stop."""
+    letters = lambda ids: "".join(chr(i) for i in ids if i not in SPECIAL)  # noqa: E731
+    output = OutputText(letters, stop, lambda token_id: SPECIAL.get(token_id, ""))
+    for count, token in enumerate(tokens, 1):
+        if output.push(token):
+            return output.value, count
+    return output.value, None
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ("<|im_end|>", ("world", 6)),
+        ("world<|im_end|>", ("", 6)),
+        ("ld<|im_end|>", ("wor", 6)),
+        ("d<|im_end|><|im_start|>u", ("worl", 8)),
+        ("_end|>", ("world", 6)),
+        ("<|im_start|>u", ("world", 8)),
+        ("du", ("worldus", None)),
+        ("us", ("world", 9)),
+        ((), ("worldus", None)),
+    ],
+)
+def test_stop_strings_see_special_tokens_and_the_text_does_not(stop, expected):
+    assert with_special([*b"world", 1, 2, *b"us"], stop) == expected
+
+
+def test_a_stop_string_may_end_in_the_token_that_ends_the_text():
+    output = OutputText(utf8, "d<|im_end|>", lambda token_id: SPECIAL.get(token_id, ""))
+    for token in b"world":
+        assert not output.push(token)
+    output.end(1)
+    assert output.value == output.settled == "worl"
+
+
+def test_a_text_that_starts_again_sees_the_same():
+    output = OutputText(utf8, "d<|im_end|>", lambda token_id: SPECIAL.get(token_id, "")).restarted()
+    for token in b"world":
+        assert not output.push(token)
+    assert output.push(1)
+    assert output.settled == "worl"
+
+
+def test_a_special_token_is_one_that_decoding_leaves_out():
+    text = special_text(Letters())
+    assert (text(0), text(72)) == ("\0", "")
+
+
 def test_spaces_between_words_are_kept():
     output = OutputText(words)
     for i in (1, 2, 3):
@@ -68,7 +144,7 @@ def test_an_empty_stop_string_is_refused():
 
 
 class Letters:
-    """A tokenizer whose tokens are letters."""
+    """A tokenizer whose tokens are letters; token 0 is special."""
 
     eos_token_id = None
 

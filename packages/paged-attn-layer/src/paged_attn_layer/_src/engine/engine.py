@@ -26,7 +26,7 @@ from paged_attn_layer._src.engine.progress import ServingBar, progress_bar
 from paged_attn_layer._src.engine.request import Request, RequestState
 from paged_attn_layer._src.engine.scheduler import Checkpoint, ScheduledStep, Scheduler
 from paged_attn_layer._src.engine.stats import EngineStats, StepRecord
-from paged_attn_layer._src.engine.text import OutputText, Tokenizer, encode_prompt, text_decoder
+from paged_attn_layer._src.engine.text import OutputText, Tokenizer, encode_prompt, special_text, text_decoder
 from paged_attn_layer._src.models.causal_lm import CausalLM
 from paged_cache import BatchShapes, CacheConfig, PageManager, StepBatch
 
@@ -158,7 +158,8 @@ class Engine:
         Args:
             prompt: text, or token ids, which are taken as they are.
             max_new_tokens: the answer's longest length.
-            stop: the answer ends before the first of these strings (or this one).
+            stop: the answer ends before the first of these strings (or this one). They may name special tokens, which
+                are no part of the answer's text.
             stop_token_ids: tokens that end the answer, beside the model's end tokens: those that its config, its
                 generation config, its GGUF file or the tokenizer names.
             ignore_end_tokens: if true, the model's end tokens do not end the answer.
@@ -173,7 +174,7 @@ class Engine:
         stop, chat = checks.stop_strings(stop), checks.flag("chat", chat)
         text = None
         if self.tokenizer is not None:
-            text = OutputText(text_decoder(self.tokenizer), stop)
+            text = OutputText(text_decoder(self.tokenizer), stop, special_text(self.tokenizer))
         elif stop:
             raise ValueError(f"stop={stop!r} needs a tokenizer; build the engine with tokenizer=...")
         request = Request(

@@ -101,15 +101,21 @@ class Request:
         A tokenizer that raises ends this answer, and no other: the exception goes to `error`.
         """
         self.token_ids.append(token_id)
-        if token_id in self.stop_token_ids:
-            return "stop"
         try:
-            if self.text is not None and self.text.push(token_id):
+            if self._stops_at(token_id):
                 return "stop"
         except Exception as error:
             self.error = error
             return "error"
         return "length" if self.num_tokens == self.max_tokens else None
+
+    def _stops_at(self, token_id: int) -> bool:
+        """Add the token to the text. True if it, or a stop string that it completes, ends the answer."""
+        if token_id in self.stop_token_ids:
+            if self.text is not None:
+                self.text.end(token_id)
+            return True
+        return self.text is not None and self.text.push(token_id)
 
     def end(self, reason: FinishReason) -> None:
         """Finish with the text so far; the reason is "error" if the tokenizer cannot give it."""
