@@ -91,7 +91,7 @@ SERVING = {
         f"{ENGINE}::test_greedy_text_does_not_depend_on_the_batch[None]",
     ),
     "copies_of_shared_pages_dropped": Mutant(
-        Engine.step,
+        Engine._step,
         "self._compute.apply(self._manager.take_moves())",
         "self._manager.take_moves()",
         f"{ENGINE}::test_the_same_prompt_again_computes_only_its_last_token",
