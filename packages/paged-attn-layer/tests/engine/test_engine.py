@@ -26,14 +26,15 @@ class Letters:
     eos_token_id = VOCABULARY - 1
     chat_template = None
 
-    def encode(self, text):
+    def encode(self, text, *, add_special_tokens=True):
         return [ord(letter) - ord("A") for letter in text]
 
     def decode(self, token_ids, *, skip_special_tokens):
         return "".join(chr(ord("A") + i) for i in token_ids)
 
-    def apply_chat_template(self, conversation, *, add_generation_prompt, return_dict):
-        raise NotImplementedError("it has no template")
+    def apply_chat_template(self, conversation, *, add_generation_prompt, tokenize, return_dict):
+        text = "".join(f"{turn['role']}^{turn['content']}^" for turn in conversation).upper()
+        return self.encode(text) if tokenize else text
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +250,12 @@ def test_steps_are_recorded(model):
         ([-1], {}, "prompts[1]: token 0 of the prompt is -1"),
         ([1] * 45, {}, "45 tokens + max_new_tokens=4 = 49 must be at most max_sequence_length=48"),
         ("HI", {"chat": True}, "no chat template"),
+        (
+            [{"role": "user", "content": "HI"}],
+            {},
+            "prompts[1]: the tokenizer has no chat template, which",
+        ),
+        ({"role": "user", "content": "HI"}, {}, "prompts[1]: the prompt is one message; it must be a list of messages"),
     ],
 )
 def test_bad_prompts_are_refused_before_anything_is_served(engine, prompt, options, says):
@@ -291,6 +298,14 @@ def test_each_step_is_sent_in_one_transfer(engine, monkeypatch):
     with jax.transfer_guard_host_to_device("disallow"):  # refuses transfers but those of device_put
         engine.serve(requests)
     assert [len(leaves) for leaves in sent] == [1] * (len(engine.stats.steps) - steps)
+
+
+def test_messages_are_a_prompt(model):
+    tokenizer = Letters()
+    tokenizer.chat_template = "as it says"
+    engine = Engine(model, tokenizer=tokenizer, config=CONFIG)
+    request = engine.request([{"role": "user", "content": "HI"}, {"role": "me", "content": "YO"}], max_new_tokens=2)
+    assert tokenizer.decode(request.prompt_ids, skip_special_tokens=False) == "USER^HI^ME^YO^"
 
 
 def test_text_needs_a_tokenizer(model):

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paged_attn_layer._src.engine.text import OutputText, encode_prompt, special_text, text_decoder
+from paged_attn_layer._src.engine.text import OutputText, special_text, text_decoder
 
 
 def utf8(ids):
@@ -146,39 +146,10 @@ def test_an_empty_stop_string_is_refused():
 class Letters:
     """A tokenizer whose tokens are letters; token 0 is special."""
 
-    eos_token_id = None
-
-    def __init__(self, chat_template=None):
-        self.chat_template = chat_template
-
-    def encode(self, text):
-        return [ord(letter) for letter in text]
+    eos_token_id = chat_template = None
 
     def decode(self, token_ids, *, skip_special_tokens):
         return "".join(chr(i) for i in token_ids if i or not skip_special_tokens)
-
-    def apply_chat_template(self, conversation, *, add_generation_prompt, return_dict):
-        assert add_generation_prompt
-        assert not return_dict
-        return self.encode(f"<{conversation[0]['role']}>{conversation[0]['content']}<answer>")
-
-
-def test_the_chat_template_is_used_where_there_is_one():
-    plain, chatty = Letters(), Letters("template")
-    assert plain.decode(encode_prompt(plain, "hi", None), skip_special_tokens=True) == "hi"
-    assert chatty.decode(encode_prompt(chatty, "hi", None), skip_special_tokens=True) == "<user>hi<answer>"
-    assert chatty.decode(encode_prompt(chatty, "hi", False), skip_special_tokens=True) == "hi"
-
-
-def test_a_chat_without_a_template_is_refused():
-    with pytest.raises(ValueError, match="no chat template; use chat=False"):
-        encode_prompt(Letters(), "hi", True)
-
-
-@pytest.mark.parametrize("prompt", ["", " \n"])
-def test_an_empty_text_is_refused(prompt):
-    with pytest.raises(ValueError, match="the prompt is empty"):
-        encode_prompt(Letters(), prompt, None)
 
 
 def test_special_tokens_are_no_text():

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import cast
 
 import jax
@@ -23,15 +23,16 @@ from paged_attn_layer._src.engine.completion import Completion
 from paged_attn_layer._src.engine.config import EngineConfig
 from paged_attn_layer._src.engine.interrupts import Interrupts, hold_interrupts
 from paged_attn_layer._src.engine.progress import ServingBar, progress_bar
+from paged_attn_layer._src.engine.prompts import Message, encode_chat, encode_text, is_chat
 from paged_attn_layer._src.engine.request import Request, RequestState
 from paged_attn_layer._src.engine.scheduler import Checkpoint, ScheduledStep, Scheduler
 from paged_attn_layer._src.engine.stats import EngineStats, StepRecord
-from paged_attn_layer._src.engine.text import OutputText, Tokenizer, encode_prompt, special_text, text_decoder
+from paged_attn_layer._src.engine.text import OutputText, Tokenizer, special_text, text_decoder
 from paged_attn_layer._src.models.causal_lm import CausalLM
 from paged_cache import BatchShapes, CacheConfig, PageManager, StepBatch
 
-PromptLike = str | Sequence[int]
-"""A text, or token ids."""
+PromptLike = str | Sequence[int] | Sequence[Message]
+"""A text, token ids, or the messages of a chat."""
 OnStep = Callable[[StepRecord, list[Request]], None]
 """Called after each step with its record and the requests that it finished."""
 
@@ -156,14 +157,16 @@ class Engine:
         """A request that this engine can serve, not queued yet.
 
         Args:
-            prompt: text, or token ids, which are taken as they are.
+            prompt: text; or token ids, which are taken as they are; or the messages of a chat, in the form of
+                `[{"role": "user", "content": "Hi"}]`.
             max_new_tokens: the answer's longest length.
             stop: the answer ends before the first of these strings (or this one). They may name special tokens, which
                 are no part of the answer's text.
             stop_token_ids: tokens that end the answer, beside the model's end tokens: those that its config, its
                 generation config, its GGUF file or the tokenizer names.
             ignore_end_tokens: if true, the model's end tokens do not end the answer.
-            chat: if true, a text is put into the tokenizer's chat template. `None`: if there is a template.
+            chat: if true, a text is put into the tokenizer's chat template. `None`: if there is a template, and it has
+                not rendered the text already.
             namespace: only requests of the same one share pages; give each tenant one of its own.
 
         Raises:
@@ -372,13 +375,18 @@ class Engine:
         return self._shapes.pack_seqs(self._manager, step.seqs, token_ids, q_lens=step.q_lens)
 
     def _prompt_ids(self, prompt: PromptLike, chat: bool | None) -> list[int]:
+        if isinstance(prompt, Mapping):
+            raise ValueError(f"the prompt is one message; it must be a list of messages: [{prompt!r}]")
+        if not isinstance(prompt, str) and not is_chat(prompt):
+            return checks.token_ids("the prompt", cast(Sequence[int], prompt), self._vocab_size)
+        if self.tokenizer is None:
+            raise ValueError("a text prompt needs a tokenizer; build the engine with tokenizer=...")
         if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise ValueError("a text prompt needs a tokenizer; build the engine with tokenizer=...")
-            encoded = encode_prompt(self.tokenizer, checks.text("prompt", prompt), chat)
-            remedy = ", the model's vocabulary; it comes from the tokenizer: load the one of this model"
-            return checks.token_ids("the prompt", encoded, self._vocab_size, remedy)
-        return checks.token_ids("the prompt", prompt, self._vocab_size)
+            encoded = encode_text(self.tokenizer, checks.text("prompt", prompt), chat)
+        else:
+            encoded = encode_chat(self.tokenizer, cast(Sequence[Message], prompt), chat)
+        remedy = ", the model's vocabulary; it comes from the tokenizer: load the one of this model"
+        return checks.token_ids("the prompt", encoded, self._vocab_size, remedy)
 
     def _stop_tokens(self, stop_token_ids: Collection[int], ignore_end_tokens: bool) -> frozenset[int]:
         asked = frozenset(checks.token_ids("stop_token_ids", stop_token_ids, self._vocab_size))

@@ -16,8 +16,8 @@ class Tokenizer(Protocol):
     chat_template: Any
     eos_token_id: Any
 
-    def encode(self, text: str) -> list[int]:
-        """Returns the token ids of a text."""
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Returns the token ids of a text, by default with the special tokens that start or end every text."""
         ...
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> Any:
@@ -25,31 +25,10 @@ class Tokenizer(Protocol):
         ...
 
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, return_dict: bool
+        self, conversation: list[dict[str, Any]], *, add_generation_prompt: bool, tokenize: bool, return_dict: bool
     ) -> Any:
-        """Returns the token ids of a conversation, up to the start of the answer."""
+        """Returns a conversation up to the start of the answer: its token ids, or its text if `tokenize` is false."""
         ...
-
-
-def encode_prompt(tokenizer: Tokenizer, prompt: str, chat: bool | None) -> list[int]:
-    """Returns the token ids of a prompt.
-
-    Args:
-        tokenizer: its encoder and chat template are used.
-        prompt: the text.
-        chat: if true, put the prompt into the chat template, as the user's turn. `None`: if there is a template.
-
-    Raises:
-        ValueError: the prompt is empty, or `chat` is true and there is no chat template.
-    """
-    if not prompt.strip():
-        raise ValueError("the prompt is empty; it must have some text")
-    if chat and not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template; use chat=False (--no-chat)")
-    if chat is False or not tokenizer.chat_template:
-        return tokenizer.encode(prompt)
-    turns = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
 
 
 def text_decoder(tokenizer: Tokenizer) -> Decode:
