@@ -222,8 +222,11 @@ def test_which_reader(tmp_path):
 
 
 def test_arguments_that_cannot_work(tmp_path):
-    with pytest.raises(ValueError, match="dtype=int8 must be a floating type"):
-        load_model(tmp_path, dtype=jnp.int8)
+    for dtype in (jnp.int8, jnp.float8_e4m3fn, jnp.float4_e2m1fn):
+        with pytest.raises(
+            ValueError, match=f"dtype={jnp.dtype(dtype).name} must be a floating type of 16 bits or more"
+        ):
+            load_model(tmp_path, dtype=dtype)
     mesh = jax.make_mesh((1,), ("tp",), axis_types=(AxisType.Explicit,))
     with pytest.raises(ValueError, match="must be Auto"):
         load_model(tmp_path, mesh=mesh)

@@ -1,3 +1,6 @@
+import json
+import os
+
 import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -20,8 +23,29 @@ def test_no_tokenizer(tmp_path):
         load_tokenizer(tmp_path / "model.gguf")
 
 
-@pytest.mark.parametrize("broken", ["{", '{"version": "1.0"}', "[]"])
+UNKNOWN_KIND = json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "Telepathy", "vocab": {}}})
+
+
+@pytest.mark.parametrize("broken", ["{", '{"version": "1.0"}', "[]", "[" * 10**5, UNKNOWN_KIND, '"\\ud800"'])
 def test_a_broken_tokenizer(tmp_path, broken):
     (tmp_path / "tokenizer.json").write_text(broken)
     with pytest.raises(ValueError, match=r"has a tokenizer that cannot be read \(.+\); download it again"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is not a regular file"):
+        load_tokenizer(tmp_path)
+
+
+def test_code_beside_a_tokenizer_is_not_run(tmp_path):
+    """Nor does transformers ask at the terminal if it may."""
+    config = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "mine.py").write_text("raise SystemExit('this ran')")
+    with pytest.raises(ValueError, match="has a tokenizer that cannot be read"):
         load_tokenizer(tmp_path)

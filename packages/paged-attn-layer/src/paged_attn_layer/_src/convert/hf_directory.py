@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from paged_attn_layer._src.convert.source import reading, require_file
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 GENERATION_FILE = "generation_config.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _PREFIX = "model."
 """Starts the name of every weight but the head's. A file that was saved of the model without its head has none."""
+_FLOATS = ("F64", "F32", "F16", "BF16")
+"""Stored types that are read. Others (integers, float8, complex) are a model's only together with scales."""
 _ROWS = 4096
 """Rows of embedding and head that are compared at once."""
 
@@ -36,31 +40,57 @@ class HFDirectory:
         self.problems: list[str] = []
         self._files = _weight_files(directory)
         self._stored: dict[str, str] = {}  # names in the file, of weights that have another there
-        for file in sorted(set(self._files.values())):
-            self._add_shapes(file)
+        self._unreadable: set[str] = set()
+        listed = dict(self._files)
+        for file in sorted(set(listed.values())):
+            self._add_shapes(file, listed)
         self._add_unlisted()
         self._add_prefix()
-        if _get(self.config, "tie_word_embeddings") is True and self._has_its_own_head():
+        tied = _get(self.config, "tie_word_embeddings") is True
+        if tied and not self.problems and self._has_its_own_head():
             self.config = _set(self.config, "tie_word_embeddings", False)
 
     def read(self, name: str) -> np.ndarray:
         """One weight, in the type it is stored in."""
-        with safe_open(self._directory / self._files[name], framework="numpy") as shard:
+        path = self._directory / self._files[name]
+        with reading(path), safe_open(path, framework="numpy") as shard:
             return shard.get_tensor(self._stored.get(name, name))
 
-    def _add_shapes(self, file: str) -> None:
-        """Take the shapes from one shard's header. A shard that cannot be read is one problem, whatever it holds."""
+    def _add_shapes(self, file: str, listed: Mapping[str, str]) -> None:
+        """Take the shapes from one shard's header. A shard that cannot be read is one problem, whatever it holds.
+
+        A weight in several shards is that of the listed one.
+        """
+        path = self._directory / file
+        if not path.is_file():
+            missing = f"is missing, though {INDEX_FILE} lists weights in it"
+            self._refuse(file, "is not a regular file" if path.exists() else missing)
+            return
         try:
-            with safe_open(self._directory / file, framework="numpy") as shard:
-                shapes = {name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
-        except FileNotFoundError:
-            self.problems.append(f"{file} is missing, though {INDEX_FILE} lists weights in it; download it again")
+            with safe_open(path, framework="numpy") as shard:
+                headers = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+                shapes = {name: tuple(header.get_shape()) for name, header in headers.items()}
+                self._check_types(file, {name: header.get_dtype() for name, header in headers.items()})
         except (SafetensorError, OSError) as error:
-            self.problems.append(f"{file} is corrupt ({error}); download it again")
-        else:
-            self.shapes.update(shapes)
-            for name in shapes:
-                self._files.setdefault(name, file)
+            self._refuse(file, f"is corrupt ({error})")
+            return
+        for name, shape in shapes.items():
+            if name not in self.shapes or listed.get(name) == file:
+                self.shapes[name], self._files[name] = shape, file
+
+    def _refuse(self, file: str, reason: str) -> None:
+        self._unreadable.add(file)
+        self.problems.append(f"{file} {reason}; download it again")
+
+    def _check_types(self, file: str, types: Mapping[str, str]) -> None:
+        """Note each type in a shard that is not read."""
+        for kind in dict.fromkeys(types.values()):
+            if kind not in _FLOATS:
+                first, *more = (name for name, other in types.items() if other == kind)
+                self.problems.append(
+                    f"{1 + len(more)} weights in {file} are stored as {kind}, such as {first}; "
+                    f"they must be {', '.join(_FLOATS)}, so save the model in one of these"
+                )
 
     def _add_prefix(self) -> None:
         """Name the weights of a file without `model.` as a file with it does."""
@@ -81,7 +111,8 @@ class HFDirectory:
 
     def _rows(self, name: str) -> Iterator[np.ndarray]:
         """The rows of a matrix, some at a time."""
-        with safe_open(self._directory / self._files[name], framework="numpy") as shard:
+        path = self._directory / self._files[name]
+        with reading(path), safe_open(path, framework="numpy") as shard:
             weight = shard.get_slice(self._stored.get(name, name))
             count = weight.get_shape()[0]
             for start in range(0, count, _ROWS):
@@ -89,11 +120,10 @@ class HFDirectory:
 
     def _add_unlisted(self) -> None:
         """Note the weights that the index lists and no readable shard holds."""
-        unreadable = {problem.split()[0] for problem in self.problems}
         for name, file in self._files.items():
             if name not in self.shapes and name:
                 self.shapes[name] = None
-                if file not in unreadable:
+                if file not in self._unreadable:
                     self.problems.append(f"{name} is not in {file}, though {INDEX_FILE} says so; download both again")
 
 
@@ -130,6 +160,12 @@ def _weight_files(directory: pathlib.Path) -> dict[str, str]:
         index = _read_json(directory / INDEX_FILE)
         if not isinstance(index.get("weight_map"), dict):
             raise ValueError(f"{directory / INDEX_FILE} has no weight_map; download it again")
+        for name, file in index["weight_map"].items():
+            if not _is_bare_name(file):
+                raise ValueError(
+                    f"{directory / INDEX_FILE} says that {name} is in {file!r}, "
+                    "which must be the name of a file beside it; download it again"
+                )
         return dict(index["weight_map"])
     if (directory / SINGLE_FILE).exists():
         return {"": SINGLE_FILE}
@@ -139,12 +175,16 @@ def _weight_files(directory: pathlib.Path) -> dict[str, str]:
     )
 
 
+def _is_bare_name(file: Any) -> bool:
+    """True for the name of a file, without a directory or a drive, on any system."""
+    return isinstance(file, str) and file not in ("", "..") and pathlib.PureWindowsPath(file).name == file
+
+
 def _read_json(path: pathlib.Path) -> Mapping[str, Any]:
-    if not path.exists():
-        raise ValueError(f"{path} is missing; a Hugging Face model directory has one")
+    require_file(path, "a Hugging Face model directory has one")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, and holds a {type(content).__name__}; download it again")

@@ -43,13 +43,16 @@ def load_model(
         partition_manager: names the mesh axis to split over; `None` means `"tp"`.
 
     Raises:
-        ValueError: a file is missing or broken, a setting is wrong, `dtype` is not a floating type, or the mesh has
-            Explicit axes. `ConversionError`, a kind of it, where weights don't fit the model; it lists all of them.
+        ValueError: a file is missing or broken, a setting is wrong, `dtype` is not a floating type of 16 bits or more,
+            or the mesh has Explicit axes. `ConversionError`, a kind of it, where weights don't fit the model; it lists
+            all of them.
         NotImplementedError: the architecture, or a setting that changes the result, is not supported.
         ModuleNotFoundError: safetensors or gguf is not installed; says what to install.
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype={jnp.dtype(dtype).name} must be a floating type, such as float32 or bfloat16")
+    if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16:
+        raise ValueError(
+            f"dtype={jnp.dtype(dtype).name} must be a floating type of 16 bits or more, such as float32 or bfloat16"
+        )
     _check_mesh(mesh)
     source = open_checkpoint(path)
     family, config = _read_settings(source)

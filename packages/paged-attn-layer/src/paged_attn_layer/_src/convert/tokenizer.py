@@ -5,6 +5,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from paged_attn_layer._src.convert.extras import needs_extra
+from paged_attn_layer._src.convert.source import require_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,11 +28,16 @@ def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
         return gguf_tokenizer(path)
     if not any((path / name).exists() for name in _FILES):
         raise ValueError(f"{path} has no tokenizer: none of {', '.join(_FILES)}; download the model's own there")
+    for entry in path.iterdir():
+        if entry.exists() and not entry.is_dir():
+            require_file(entry, "download it again")
     with needs_extra("hf"):
         # transformers takes seconds to import, and here imports torch too where that is installed.
         from transformers import AutoTokenizer  # noqa: PLC0415
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # tokenizers raises plain exceptions, transformers those of any kind
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(f"{path} has a tokenizer that cannot be read ({reason}); download it again") from error
