@@ -1,8 +1,13 @@
 """`paged-generate`: a command that answers a file of prompts with a model, from a paged KV cache."""
 
 import argparse
+import contextlib
 import dataclasses
+import io
+import itertools
 import json
+import os
+import stat
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +19,7 @@ import jax
 from paged_attn_layer._src.engine.completion import Completion
 from paged_attn_layer._src.engine.config import EngineConfig
 from paged_attn_layer._src.engine.engine import Engine
+from paged_attn_layer._src.engine.interrupts import hold_interrupts
 from paged_attn_layer._src.engine.progress import ServingBar, optional_module
 from paged_attn_layer._src.engine.report import plot, summary
 from paged_attn_layer._src.engine.request import Request
@@ -23,10 +29,11 @@ Answer prompts with a Llama-family model, by greedy decoding. Prompts join and l
 (continuous batching). Keys and values are kept in a paged cache. Prints each answer and the speed."""
 
 EXAMPLES = """\
-Each line of the prompts file is a prompt or a JSON object. Empty lines are skipped.
+Each line of the prompts file (UTF-8) is a prompt or a JSON object. Empty lines are skipped.
   What is the capital of France?
   {"prompt": "Name three rivers.", "arrival": 12}
 "arrival" is the number of the step at which the prompt arrives (default: 0).
+Ctrl-C ends the run after the step that runs; answers that are finished are printed and written.
 
 examples:
   paged-generate --model ~/models/SmolLM2-135M-Instruct --prompts prompts.txt
@@ -58,6 +65,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code: 0, or 2 for an error that was reported, or 130 after Ctrl-C."""
     args = build_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what the locale cannot show is escaped, so that no answer is lost
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         run(args)
     except (ValueError, NotImplementedError, OSError, ModuleNotFoundError) as error:
@@ -86,7 +95,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", required=True, type=Path, help="a Hugging Face directory (safetensors), or a .gguf file")
     add("--prompts", required=True, type=Path, help="a file with one prompt a line, see below")
     add("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: %(default)s)")
-    add("--stop", nargs="+", default=[], metavar="TEXT", help="end an answer before the first of these texts")
+    add(
+        "--stop",
+        nargs="+",
+        default=[],
+        type=utf8_text,
+        metavar="TEXT",
+        help="end an answer before the first of these texts",
+    )
     add(
         "--chat",
         action=argparse.BooleanOptionalAction,
@@ -133,31 +149,51 @@ def run(args: argparse.Namespace) -> None:
         prefill_chunk=args.prefill_chunk,
         kv_dtype=args.kv_dtype,
     )
-    _check_outputs(args)
+    _check_outputs(args, len(lines))
     engine = _load(args, config)
     requests = [_request(engine, line, args) for line in lines]
     engine.warm_up(progress=True)
-    with ServingBar(requests) as bar:
-        completions = engine.serve(requests, arrivals=[line.arrival for line in lines], on_step=bar.update)
-    print(summary([line.prompt for line in lines], completions, engine.stats))
-    _write_files(args, lines, completions, engine)
+    try:
+        with ServingBar(requests) as bar:
+            engine.serve(requests, arrivals=[line.arrival for line in lines], on_step=bar.update)
+    finally:  # after Ctrl-C or an error, what is finished is kept
+        with hold_interrupts():
+            _report(args, list(zip(lines, requests, strict=True)), engine)
+
+
+def utf8_text(argument: str) -> str:
+    """Returns an argument's text. Python reads UTF-8 as half surrogate pairs where the locale is ASCII.
+
+    Raises:
+        ValueError: it is neither text of the locale nor UTF-8.
+    """
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(argument).decode()
+    return argument
 
 
 def read_prompts(path: Path) -> list[PromptLine]:
     """Returns the prompts of a file. A line that starts with `{` is a JSON object.
+
+    Lines end with a line feed, or carriage return and line feed. Other characters that some programs break lines at
+    belong to the prompt. A byte order mark at the start belongs to no prompt.
 
     Raises:
         ValueError: the file has no prompt, or a line is wrong. The message names the line.
         OSError: the file cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; give a file with one prompt per line") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
     lines = [
-        _parse_line(path, number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()
+        _parse_line(path, number, line.strip(" \t\r"))
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip()
     ]
     if not lines:
         raise ValueError(f"{path} has no prompts; write one prompt per line")
@@ -169,7 +205,7 @@ def _parse_line(path: Path, number: int, line: str) -> PromptLine:
         return PromptLine(number, line)
     try:
         entry = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} line {number} starts with {{ but is not JSON: {error}") from None
     unknown = sorted(entry.keys() - {"prompt", "arrival"})
     if unknown or not isinstance(entry.get("prompt"), str):
@@ -183,18 +219,59 @@ def _parse_line(path: Path, number: int, line: str) -> PromptLine:
     return PromptLine(number, entry["prompt"], arrival)
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Raise now, before the model is loaded, if an output file could not be written at the end."""
+def _check_outputs(args: argparse.Namespace, num_prompts: int) -> None:
+    """Raise now, before the model is loaded, if an output could not be written at the end."""
     optional_module("tqdm")
-    for path in (args.plot, args.json):
-        if path and not path.parent.is_dir():
-            raise FileNotFoundError(f"{path} cannot be written: {path.parent} is not a directory")
-        if path and path.is_dir():
-            raise IsADirectoryError(f"{path} cannot be written: it is a directory; name a file in it")
+    files = {"--prompts": args.prompts, "--model": args.model, "--json": args.json, "--plot": args.plot}
+    given = [(name, path) for name, path in files.items() if path]
+    for (name, path), (other, same) in itertools.combinations(given, 2):
+        if os.path.realpath(path) == os.path.realpath(same) and not path.is_dir():
+            raise ValueError(f"{name} and {other} are one file, {path}; give each its own")
+    for path in filter(None, (args.plot, args.json)):
+        _check_writable(path)
     if args.plot:
         endings = optional_module("matplotlib.figure").Figure().canvas.get_supported_filetypes()
         if args.plot.suffix.removeprefix(".") not in endings:
             raise ValueError(f"--plot {args.plot} must end in one of .{', .'.join(endings)}")
+    if sys.stdout is None:
+        raise OSError("standard output is closed, and the answers go there; send it to a file or to /dev/null")
+    _print(f"{num_prompts} prompts of {args.prompts}, model {args.model}")
+
+
+def _check_writable(path: Path) -> None:
+    """Write 4 KiB to the file's end, and take them away again."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: {path.parent} is not a directory")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} cannot be written: it is a directory; name a file in it")
+    existed = path.exists()
+    if existed and stat.S_ISFIFO(path.stat().st_mode):
+        return  # its reader may not be there yet
+    try:
+        with path.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END) if file.seekable() else 0
+            file.write(b" " * 4096)
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                file.truncate(size)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        if not existed:
+            Path(os.path.realpath(path)).unlink(missing_ok=True)
+
+
+def _print(text: str) -> None:
+    """Print at once.
+
+    Raises:
+        OSError: standard output cannot be written, for instance because the disk is full.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # else Python writes the rest again when it ends, and fails
+        raise OSError(f"standard output cannot be written: {error.strerror}") from None
 
 
 def _load(args: argparse.Namespace, config: EngineConfig) -> Engine:
@@ -212,20 +289,49 @@ def _request(engine: Engine, line: PromptLine, args: argparse.Namespace) -> Requ
         raise ValueError(f"{args.prompts} line {line.number}: {error}") from None
 
 
-def _write_files(
-    args: argparse.Namespace, lines: list[PromptLine], completions: list[Completion], engine: Engine
-) -> None:
-    if args.plot:
-        plot(engine.stats, engine.num_pages, args.plot)
-        print(f"\npages and tokens of each step: {args.plot}")
+def _report(args: argparse.Namespace, served: list[tuple[PromptLine, Request]], engine: Engine) -> None:
+    """Print and write the finished answers. If one output cannot be written, the others are.
+
+    Raises:
+        OSError: an output cannot be written.
+        ValueError: a tokenizer could not give an answer's text.
+    """
+    answers = [(line, Completion.of(request)) for line, request in served if request.finish_reason is not None]
+    answers = [(line, completion) for line, completion in answers if completion.finish_reason != "aborted"]
+    if len(answers) < len(served):
+        _tell(f"{len(answers)} of {len(served)} answers are finished, and are kept")
+    failures = []
+    for output in (_print_summary, _write_json, _write_plot):
+        try:
+            output(args, answers, engine)
+        except OSError as error:
+            failures.append(str(error))
+    if failures:
+        raise OSError("; ".join(failures))
+    errors = [f"line {line.number}: {completion.error}" for line, completion in answers if completion.error]
+    if errors:
+        raise ValueError(f"{len(errors)} answers could not be turned into text: {'; '.join(errors)}")
+
+
+def _print_summary(args: argparse.Namespace, answers: list[tuple[PromptLine, Completion]], engine: Engine) -> None:
+    _print(summary([line.prompt for line, _ in answers], [completion for _, completion in answers], engine.stats))
+
+
+def _write_json(args: argparse.Namespace, answers: list[tuple[PromptLine, Completion]], engine: Engine) -> None:
     if args.json:
-        answers = [
+        entries = [
             {"line": line.number, "prompt": line.prompt, **dataclasses.asdict(completion)}
-            for line, completion in zip(lines, completions, strict=True)
+            for line, completion in answers
         ]
         steps = [dataclasses.asdict(step) for step in engine.stats.steps]
-        args.json.write_text(json.dumps({"answers": answers, "steps": steps}, indent=1) + "\n")
-        print(f"answers and steps: {args.json}")
+        args.json.write_text(json.dumps({"answers": entries, "steps": steps}, indent=1) + "\n", encoding="utf-8")
+        _print(f"answers and steps: {args.json}")
+
+
+def _write_plot(args: argparse.Namespace, answers: list[tuple[PromptLine, Completion]], engine: Engine) -> None:
+    if args.plot:
+        plot(engine.stats, engine.num_pages, args.plot)
+        _print(f"pages and tokens of each step: {args.plot}")
 
 
 def _tell(message: str) -> None:
