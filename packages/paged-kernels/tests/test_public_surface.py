@@ -13,7 +13,7 @@ SURFACE = {
     "PreparedBatch": "(*, batch, attention, write, fitted)",
     "RaggedBatch": "(*, page_table, kv_lens, cu_q_lens, num_seqs, max_q_len=None, tree_mask=None, q_starts=None)",
     "__version__": None,
-    "check_batch": "(batch, *, num_pages, page_size, tokens, sliding_window=None)",
+    "check_batch": "(batch, *, num_pages, page_size, tokens, sliding_window=None, writes=True)",
     "explain_backends": "(q, pages, batch, spec, head_params=None)",
     "get_backend": "(backend)",
     "merge_attention_states": "(outputs, lses)",

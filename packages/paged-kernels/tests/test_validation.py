@@ -16,6 +16,8 @@ from paged_kernels import (
     RaggedBatch,
     check_batch,
     paged_attention,
+    paged_attention_update,
+    prepare_batch,
     write_kv,
 )
 
@@ -186,6 +188,46 @@ def test_values_out_of_range_are_refused_before_anything_is_written(case, new, c
     with pytest.raises(ValueError, match=message):
         paged_attention(case.q, case.pages, batch, SPEC)
     np.testing.assert_array_equal(case.pages.data, before)
+
+
+@pytest.mark.parametrize(
+    ("page_lists", "kv_lens", "q_lens", "message"),
+    [
+        (
+            [[3], [3]],
+            [5, 5],
+            [1, 1],
+            "sequences 0 and 1 both write slot 4 of page 3; each new row must have a slot of its",
+        ),
+        ([[3], [4], [5, 3]], [5, 5, 20], [2, 1, 4], r"sequences 0 and 2 both write slot 3 of page 3"),
+        ([[3], [], [3]], [9, 0, 4], [7, 2, 4], r"sequences 0 and 2 both write slot 2 of page 3"),
+        ([[3, 3]], [20], [20], "sequence 0 writes slot 0 of page 3 twice"),
+    ],
+)
+def test_two_rows_of_one_slot_are_refused_in_a_write(page_lists, kv_lens, q_lens, message):
+    batch = RaggedBatch.from_lists(page_lists, kv_lens, q_lens)
+    pages, tokens = KVPages.zeros(8, 16, 2, 64, "float32"), sum(q_lens)
+    q, rows = jnp.ones((tokens, 4, 64)), jnp.ones((tokens, 2, 64))
+    sizes = {"num_pages": 8, "page_size": 16, "tokens": tokens}
+    for call in (
+        lambda: check_batch(batch, **sizes),
+        lambda: write_kv(pages, rows, rows, batch),
+        lambda: paged_attention_update(q, rows, rows, pages, batch, SPEC),
+        lambda: prepare_batch(batch, pages, SPEC, tokens=tokens, q_heads=4, q_dtype=q.dtype),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    check_batch(batch, **sizes, writes=False)
+    paged_attention(q, pages, batch, SPEC)  # which only reads
+    read = dataclasses.replace(batch, q_starts=batch.first_positions)
+    prepare_batch(read, pages, SPEC, tokens=tokens, q_heads=4, q_dtype=q.dtype)
+
+
+def test_sequences_may_share_a_page_in_which_they_write_other_slots():
+    """Nothing of that is undefined. Rows of gaps and unused sequences have no slot."""
+    shared = RaggedBatch.from_lists([[3], [3], [3], [3]], kv_lens=[5, 9, 0, 5], q_lens=[2, 3, 2, 1])
+    batch = dataclasses.replace(shared, num_seqs=jnp.int32(3))
+    check_batch(batch, num_pages=8, page_size=16, tokens=8)
 
 
 def test_good_batches_pass_and_what_is_not_in_use_is_ignored():

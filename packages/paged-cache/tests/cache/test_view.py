@@ -326,6 +326,17 @@ def test_values_are_checked_before_anything_is_written(table, positions, message
     expect(view)
 
 
+def test_two_rows_of_one_slot_are_refused_unless_the_batch_is_only_read():
+    view, (key, value) = view_on(), rows(2)
+    before = stored(view)
+    batch = RaggedBatch.from_lists([[3], [3]], kv_lens=[2, 2], q_lens=[1, 1])
+    for call in (lambda: view.check_batch(batch, 2), lambda: view.write(key, value, batch)):
+        with pytest.raises(ValueError, match="sequences 0 and 1 both write slot 1 of page 3"):
+            call()
+    view.check_batch(batch, 2, writes=False)
+    np.testing.assert_array_equal(stored(view), before)
+
+
 def test_a_data_axis_needs_stacked_arguments():
     view = view_on(mesh_of(dp=2, tp=4), data_axis="dp")
     batch = RaggedBatch.from_lists([[1]], [1], [1], max_q_len=1)

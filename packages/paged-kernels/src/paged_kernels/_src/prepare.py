@@ -32,6 +32,9 @@ def prepare_batch(
     and head parameters like those given here. Shapes, types and which head parameters are given must agree; values may
     differ. Layers that differ need a prepared batch each. Under `jax.shard_map` the shapes are those of one device.
 
+    No two rows may have the same slot, since `write_kv` may be given the result. A batch that is only read, with rows
+    that share slots (cross-attention of forked sequences), has `q_starts`.
+
     Args:
         batch: the step's sequences.
         pages: one layer's pages, or only their shapes (`KVPages.shapes`).
@@ -48,7 +51,7 @@ def prepare_batch(
     """
     head_params = head_params or HeadParams()
     q = jax.ShapeDtypeStruct((tokens, q_heads, pages.head_dim), q_dtype)
-    check_attention_inputs(q, pages, batch, head_params, spec.sliding_window)
+    check_attention_inputs(q, pages, batch, head_params, spec.sliding_window, writes=True)
     call = Call.of_step(q, pages, batch, spec, head_params)
     return _prepare(batch, fitted=choose(candidates(backend, call.platform), call))
 

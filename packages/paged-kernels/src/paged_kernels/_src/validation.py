@@ -29,8 +29,12 @@ def check_attention_inputs(
     batch: RaggedBatch,
     head_params: HeadParams,
     sliding_window: int | None = None,
+    *,
+    writes: bool = False,
 ) -> None:
     """Check that queries and parameters fit the pages, and that the batch is well-formed.
+
+    With `writes`, the batch is to be written too.
 
     Raises:
         ValueError: names the argument, what it is, and what it must be.
@@ -47,7 +51,7 @@ def check_attention_inputs(
         _check_head_param(field.name, getattr(head_params, field.name), q.shape[1])
     _check_batch_arrays(batch)
     _check_tree_mask(batch, q.shape[0])
-    _check_values_if_known(batch, pages, q.shape[0], sliding_window)
+    _check_values_if_known(batch, pages, q.shape[0], sliding_window, writes=writes)
 
 
 def check_write_inputs(k: Array, v: Array | None, pages: KVPages, batch: RaggedBatch) -> None:
@@ -62,7 +66,7 @@ def check_write_inputs(k: Array, v: Array | None, pages: KVPages, batch: RaggedB
         raise ValueError(Q_STARTS_IN_A_WRITE)
     _check_batch_arrays(batch)
     own_keys = 1  # a write looks only at the pages of its own rows, as if the window were one key
-    _check_values_if_known(batch, pages, k.shape[0], sliding_window=own_keys)
+    _check_values_if_known(batch, pages, k.shape[0], sliding_window=own_keys, writes=True)
 
 
 def check_update_inputs(
@@ -80,7 +84,7 @@ def check_update_inputs(
     Raises:
         ValueError: names the argument, what it is, and what it must be.
     """
-    check_attention_inputs(q, pages, batch, head_params, sliding_window)
+    check_attention_inputs(q, pages, batch, head_params, sliding_window, writes=True)
     _check_new_keys_and_values(k, v, pages)
     if k.shape[0] != q.shape[0]:
         raise ValueError(f"k has {k.shape[0]} rows; it must have a row for each of the {q.shape[0]} rows of q")
@@ -178,7 +182,13 @@ def _check_new_rows(name: str, rows: Array, kv_heads: int, dim: int) -> None:
 
 
 def check_batch(
-    batch: RaggedBatch, *, num_pages: int, page_size: int, tokens: int, sliding_window: int | None = None
+    batch: RaggedBatch,
+    *,
+    num_pages: int,
+    page_size: int,
+    tokens: int,
+    sliding_window: int | None = None,
+    writes: bool = True,
 ) -> None:
     """Check that a batch reads and writes only pages that it may. For the host, with concrete arrays.
 
@@ -188,6 +198,8 @@ def check_batch(
         page_size: tokens per page.
         tokens: rows of the queries.
         sliding_window: `AttentionSpec.sliding_window`. Pages that no row sees may be the null page.
+        writes: False if the batch is only read. Then sequences may share the slots of their rows, as forked sequences
+            do in cross-attention. A batch with `q_starts` is never written.
 
     Raises:
         ValueError: names the field and the sequence, what it is, and what it must be.
@@ -209,6 +221,8 @@ def check_batch(
         used = page_table[seq, : -(-kv_len // page_size)]
         _check_width(seq, kv_len, page_table.shape[1], page_size)
         _check_page_ids(seq, used, first_seen // page_size, num_pages)
+    if writes and batch.q_starts is None:
+        _check_slots_of_rows(page_table, kv_lens[:num_seqs], starts[: num_seqs + 1], page_size)
 
 
 def _check_lengths(seq: int, q_len: int, kv_len: int, batch: RaggedBatch) -> None:
@@ -239,6 +253,25 @@ def _check_page_ids(seq: int, page_ids: np.ndarray, first_seen: int, num_pages: 
         at = int(np.argmax(outside))
         raise ValueError(
             f"page_table[{seq}, {at}]={page_ids[at]} must lie in 1..{num_pages - 1} (page 0 is the null page)"
+        )
+
+
+def _check_slots_of_rows(page_table: np.ndarray, kv_lens: np.ndarray, starts: np.ndarray, page_size: int) -> None:
+    """Refuse two rows with one slot: which of them is stored would be undefined."""
+    q_lens = np.where(kv_lens > 0, np.diff(starts), 0)
+    seq = np.repeat(np.arange(len(q_lens)), q_lens)
+    first_row = np.cumsum(q_lens) - q_lens
+    position = (kv_lens - q_lens - first_row)[seq] + np.arange(len(seq))
+    slots = page_table[seq, position // page_size].astype(np.int64) * page_size + position % page_size
+    order = np.argsort(slots, kind="stable")
+    (doubled,) = np.nonzero(np.diff(slots[order]) == 0)
+    if len(doubled):
+        first, second = seq[order[doubled[0] : doubled[0] + 2]]
+        page, slot = divmod(int(slots[order[doubled[0]]]), page_size)
+        who = f"sequence {first} writes" if first == second else f"sequences {first} and {second} both write"
+        raise ValueError(
+            f"{who} slot {slot} of page {page}{' twice' if first == second else ''}; each new row must have a slot of "
+            "its own: copy a shared page before its next slot is written. A batch that is only read has q_starts"
         )
 
 
@@ -305,9 +338,16 @@ def _check_tree_mask(batch: RaggedBatch, tokens: int) -> None:
         )
 
 
-def _check_values_if_known(batch: RaggedBatch, pages: KVPages, tokens: int, sliding_window: int | None) -> None:
+def _check_values_if_known(
+    batch: RaggedBatch, pages: KVPages, tokens: int, sliding_window: int | None, *, writes: bool
+) -> None:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(batch)):
         return
     check_batch(
-        batch, num_pages=pages.num_pages, page_size=pages.page_size, tokens=tokens, sliding_window=sliding_window
+        batch,
+        num_pages=pages.num_pages,
+        page_size=pages.page_size,
+        tokens=tokens,
+        sliding_window=sliding_window,
+        writes=writes,
     )

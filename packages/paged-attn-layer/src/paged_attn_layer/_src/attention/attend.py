@@ -80,7 +80,7 @@ def attend(  # noqa: PLR0917 - the three rows, then what they are attended over
     spec, head_params = spec or AttentionSpec(), head_params or HeadParams()
     check_call(q, k, v, view, batch, head_params=head_params)
     if isinstance(batch, RaggedBatch):  # a prepared one was checked when it was made
-        view.check_batch(batch, q.shape[-3], spec.sliding_window)
+        view.check_batch(batch, q.shape[-3], spec.sliding_window, writes=k is not None)
     rows, pages = (q, k, v), view.pages
     if view.mesh is not None:  # jax.jit refuses arrays that lie on one device alone, so they are placed before it
         specs = (view.rows_spec, view.pages_spec, view.batch_spec, _heads_spec(view))

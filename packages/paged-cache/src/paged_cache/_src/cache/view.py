@@ -128,11 +128,13 @@ class PagedAttentionCacheView:
         _check_row_count(key, part.decodes_position, "decode")
         return self.write(key, value, part.to_ragged_batch())
 
-    def check_batch(self, batch: RaggedBatch, tokens: int, sliding_window: int | None = None) -> None:
+    def check_batch(
+        self, batch: RaggedBatch, tokens: int, sliding_window: int | None = None, *, writes: bool = True
+    ) -> None:
         """Refuse page ids and lengths that do not fit the pages or the `tokens` rows; traced values are not checked.
 
         Call it on the host, before the values are traced. Each batch of a stacked one is checked. With a
-        `sliding_window`, pages that no row sees may be the null page.
+        `sliding_window`, pages that no row sees may be the null page. With `writes`, no two rows may have one slot.
 
         Raises:
             ValueError: names the field and the sequence, what it is, and what it must be.
@@ -147,6 +149,7 @@ class PagedAttentionCacheView:
                 page_size=self.pages.page_size,
                 tokens=tokens,
                 sliding_window=sliding_window,
+                writes=writes,
             )
 
     def _write_pages(
