@@ -269,8 +269,18 @@ def test_bad_options_are_refused(engine, model):
         engine.generate([[1]], max_new_tokens=0)
     with pytest.raises(ValueError, match=re.escape("arrivals has 2 entries; it must have 1, one a request")):
         engine.generate([[1]], max_new_tokens=2, arrivals=[0, 1])
-    with pytest.raises(ValueError, match="max_sequence_length=1024 must be at most 64"):
-        Engine(model)
+    with pytest.raises(ValueError, match="max_sequence_length=65 must be at most 64, the model's longest sequence"):
+        Engine(model, config=dataclasses.replace(CONFIG, max_sequence_length=65))
+
+
+def test_the_longest_sequence_is_the_model_s_where_that_is_short(model, caplog):
+    config = dataclasses.replace(CONFIG, max_sequence_length=None)
+    assert Engine(model, config=config).config.max_sequence_length == 64
+    assert caplog.messages == ["max_sequence_length is 64, the model's longest sequence"]
+    model = nnx.merge(*nnx.split(model))
+    model.config = dataclasses.replace(model.config, max_position_embeddings=5000)
+    assert Engine(model, config=config).config.max_sequence_length == 1024
+    assert len(caplog.messages) == 1
 
 
 def test_one_text_is_no_list_of_prompts(engine):

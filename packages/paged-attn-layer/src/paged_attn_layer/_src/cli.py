@@ -17,7 +17,7 @@ from typing import NoReturn
 import jax
 
 from paged_attn_layer._src.engine.completion import Completion
-from paged_attn_layer._src.engine.config import EngineConfig
+from paged_attn_layer._src.engine.config import DEFAULT_SEQUENCE_LENGTH, EngineConfig
 from paged_attn_layer._src.engine.engine import Engine
 from paged_attn_layer._src.engine.interrupts import hold_interrupts
 from paged_attn_layer._src.engine.progress import ServingBar, optional_module
@@ -116,9 +116,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--max-sequence-length",
         type=int,
-        default=sizes.max_sequence_length,
         metavar="N",
-        help="most tokens of a prompt and its answer (default: %(default)s)",
+        help=f"most tokens of a prompt and its answer (default: {DEFAULT_SEQUENCE_LENGTH}, or the model's most)",
     )
     add(
         "--prefill-chunk",

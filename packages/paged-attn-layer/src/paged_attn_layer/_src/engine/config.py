@@ -4,6 +4,9 @@ import dataclasses
 
 from jax.typing import DTypeLike
 
+DEFAULT_SEQUENCE_LENGTH = 1024
+"""Most tokens of a request where nothing is said, and the model allows it."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -15,8 +18,9 @@ class EngineConfig:
 
     max_seqs: int = 8
     """Most requests that run at once. More wait."""
-    max_sequence_length: int = 1024
-    """Most tokens of a request, with its answer."""
+    max_sequence_length: int | None = None
+    """Most tokens of a request, with its answer. `None`: 1024, or the model's longest sequence if that is shorter;
+    `Engine.config` has the number."""
     page_size: int = 16
     """Tokens per page."""
     num_pages: int | None = None

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from paged_attn_layer._src.engine import checks
 from paged_attn_layer._src.engine.compilations import count_compilations
 from paged_attn_layer._src.engine.compiled_step import CompiledStep
 from paged_attn_layer._src.engine.completion import Completion
-from paged_attn_layer._src.engine.config import EngineConfig
+from paged_attn_layer._src.engine.config import DEFAULT_SEQUENCE_LENGTH, EngineConfig
 from paged_attn_layer._src.engine.interrupts import Interrupts, hold_interrupts
 from paged_attn_layer._src.engine.progress import ServingBar, progress_bar
 from paged_attn_layer._src.engine.prompts import Message, encode_chat, encode_text, is_chat
@@ -30,6 +31,8 @@ from paged_attn_layer._src.engine.stats import EngineStats, StepRecord
 from paged_attn_layer._src.engine.text import OutputText, Tokenizer, special_text, text_decoder
 from paged_attn_layer._src.models.causal_lm import CausalLM
 from paged_cache import BatchShapes, CacheConfig, PageManager, StepBatch
+
+_LOGGER = logging.getLogger(__name__)
 
 PromptLike = str | Sequence[int] | Sequence[Message]
 """A text, token ids, or the messages of a chat."""
@@ -70,20 +73,21 @@ class Engine:
         Raises:
             ValueError: the sizes do not fit each other or the model.
         """
-        self.config = config or EngineConfig()
+        longest = _longest_sequence(config or EngineConfig(), model)
+        self.config = dataclasses.replace(config or EngineConfig(), max_sequence_length=longest)
         self.tokenizer = tokenizer
         self.stats = EngineStats()
         self._vocab_size = model.vocab_size
         named = model.end_token_ids | _end_tokens(tokenizer)
         self._end_tokens = named & frozenset(range(self._vocab_size))  # some files name -1, and mean none
         groups = model.cache_spec.pool_groups()
-        cache_config = _cache_config(self.config, model, mesh)
+        cache_config = _cache_config(self.config, longest, model, mesh)
         self._new_manager = functools.partial(
             PageManager,
             cache_config.num_pages,
             self.config.page_size,
             max_seqs=self.config.max_seqs,
-            max_sequence_length=self.config.max_sequence_length,
+            max_sequence_length=longest,
             groups=groups,
             prefix_reuse=self.config.prefix_reuse,
         )
@@ -414,19 +418,26 @@ def _arrival(coming: tuple[int, Request]) -> int:
     return coming[0]
 
 
-def _cache_config(config: EngineConfig, model: CausalLM, mesh: Mesh | None) -> CacheConfig:
+def _longest_sequence(config: EngineConfig, model: CausalLM) -> int:
+    """Most tokens of a request: as asked for, else what is usual and the model allows."""
+    longest, asked = model.max_positions, config.max_sequence_length
+    if asked is None:
+        if longest < DEFAULT_SEQUENCE_LENGTH:
+            _LOGGER.warning("max_sequence_length is %d, the model's longest sequence", longest)
+        return min(DEFAULT_SEQUENCE_LENGTH, longest)
+    if asked > longest:
+        raise ValueError(f"max_sequence_length={asked} must be at most {longest}, the model's longest sequence")
+    return asked
+
+
+def _cache_config(config: EngineConfig, longest: int, model: CausalLM, mesh: Mesh | None) -> CacheConfig:
     """The cache that the model's layers need: as many pages as asked for, else as are of use and fit."""
-    longest = model.max_positions
-    if config.max_sequence_length > longest:
-        raise ValueError(
-            f"max_sequence_length={config.max_sequence_length} must be at most {longest}, the model's longest sequence"
-        )
     spec = model.cache_spec
     fitting = CacheConfig.for_spec(
         spec,
         mesh,
         max_seqs=config.max_seqs,
-        max_sequence_length=config.max_sequence_length,
+        max_sequence_length=longest,
         page_size=config.page_size,
         num_pages=config.num_pages,
         dtype=model.dtype if config.kv_dtype is None else config.kv_dtype,
@@ -434,8 +445,7 @@ def _cache_config(config: EngineConfig, model: CausalLM, mesh: Mesh | None) -> C
     if config.num_pages is not None:
         return fitting
     longest_request = sum(
-        group.most_pages(config.max_sequence_length, config.token_budget, config.page_size)
-        for group in spec.pool_groups()
+        group.most_pages(longest, config.token_budget, config.page_size) for group in spec.pool_groups()
     )
     of_use = 1 + config.max_seqs * longest_request  # the null page, and `max_seqs` of the longest requests
     return dataclasses.replace(fitting, num_pages=min(fitting.num_pages, of_use))
