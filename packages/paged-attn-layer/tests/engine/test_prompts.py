@@ -88,6 +88,12 @@ def test_messages():
         (CHATML, [{"content": "hi"}], None, r"message 0 of the prompt is \{'content': 'hi'\}; it must be like"),
         (CHATML, [{"role": "user", "content": "hi"}, 3], None, "message 1 of the prompt is 3; it must be like"),
         (
+            CHATML,
+            [{"role": "user", "content": "a\ud800"}],
+            None,
+            "message 0 of the prompt has half of a surrogate pair",
+        ),
+        (
             STRICT,
             [{"role": "tool", "content": "hi"}],
             None,

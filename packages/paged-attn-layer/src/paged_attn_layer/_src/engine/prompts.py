@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from paged_attn_layer._src.engine import checks
 from paged_attn_layer._src.engine.text import Tokenizer, special_text
 
 Message = Mapping[str, Any]
@@ -29,6 +30,8 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], chat: bool | 
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f'message {index} of the prompt is {message!r}; it must be like {{"role": "user", ...}}')
+        if isinstance(message.get("content"), str):
+            checks.text(f"message {index} of the prompt", message["content"])
     return _in_template(tokenizer, messages, tokenize=True)
 
 
