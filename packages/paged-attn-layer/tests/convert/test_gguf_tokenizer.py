@@ -25,6 +25,29 @@ def written(path, *, pre="smollm", model="gpt2", bos=False, tokens=TOKENS):
     return path
 
 
+@pytest.mark.parametrize("none", [-1, 2**32 - 1])
+def test_minus_one_is_no_token(tmp_path, none):
+    writer = gguf_writer(tmp_path / "t.gguf")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(TOKENS)
+    writer.add_token_merges(MERGES)
+    (writer.add_int32 if none < 0 else writer.add_uint32)("tokenizer.ggml.eos_token_id", none)
+    finish(writer)
+    assert gguf_tokenizer(tmp_path / "t.gguf").eos_token is None
+
+
+@pytest.mark.parametrize("wrong", [-2, len(TOKENS)])
+def test_a_special_token_outside_the_vocabulary(tmp_path, wrong):
+    writer = gguf_writer(tmp_path / "t.gguf")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(TOKENS)
+    writer.add_token_merges(MERGES)
+    writer.add_int32("tokenizer.ggml.bos_token_id", wrong)
+    finish(writer)
+    with pytest.raises(ValueError, match=rf"tokenizer.ggml.bos_token_id={wrong} must be a token id, in 0..18"):
+        gguf_tokenizer(tmp_path / "t.gguf")
+
+
 def tokens_of(tokenizer, text):
     return tokenizer.convert_ids_to_tokens(tokenizer.encode(text))
 

@@ -93,4 +93,8 @@ def _add_whole_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: list[int])
 
 def _token_at(reader: GGUFHeader, tokens: list[str], key: str) -> str | None:
     index = read_field(reader, f"tokenizer.ggml.{key}_token_id")
-    return None if index is None else tokens[index]
+    if index in (None, -1, 2**32 - 1):  # -1 is how llama.cpp says that there is none
+        return None
+    if not isinstance(index, int) or not 0 <= index < len(tokens):
+        raise ValueError(f"tokenizer.ggml.{key}_token_id={index!r} must be a token id, in 0..{len(tokens) - 1}")
+    return tokens[index]
