@@ -44,7 +44,7 @@ def test_a_special_token_outside_the_vocabulary(tmp_path, wrong):
     writer.add_token_merges(MERGES)
     writer.add_int32("tokenizer.ggml.bos_token_id", wrong)
     finish(writer)
-    with pytest.raises(ValueError, match=rf"tokenizer.ggml.bos_token_id={wrong} must be a token id, in 0..18"):
+    with pytest.raises(ValueError, match=rf"tokenizer.ggml.bos_token_id={wrong} must be a token id, in 0..14"):
         gguf_tokenizer(tmp_path / "t.gguf")
 
 
