@@ -66,7 +66,7 @@ class GGUFHeader:
 
     def __init__(self, path: pathlib.Path) -> None:
         self._data = np.memmap(path, mode="r")
-        cursor = _Cursor(memoryview(self._data))
+        cursor = _Cursor(self._data.data)
         tensors, fields = _read_counts(cursor)
         self.fields: Mapping[str, Any] = _read_fields(cursor, fields)
         alignment = _alignment(self.fields)
