@@ -1,6 +1,8 @@
 import pytest
 from tiny_checkpoints import finish, gguf_writer
+from tokenizers import Regex, pre_tokenizers
 
+from paged_attn_layer._src.convert.gguf_splits import SPLITS
 from paged_attn_layer._src.convert.gguf_tokenizer import gguf_tokenizer
 
 TOKENS = ["<unk>", "<s>", "</s>", *"abĠ12'sN", "ab", "Ġab", "12", "<tool>"]
@@ -8,18 +10,21 @@ KINDS = [3, 3, 3, *[1] * 8, 1, 1, 1, 4]
 MERGES = ["a b", "Ġ ab", "1 2"]
 
 
-def written(path, *, pre="smollm", model="gpt2", bos=False, tokens=TOKENS):
+def written(path, *, pre="smollm", model="gpt2", bos=False, eos=None, tokens=TOKENS, eos_id=2, merges=MERGES):
     writer = gguf_writer(path)
     writer.add_tokenizer_model(model)
     writer.add_tokenizer_pre(pre)
     if tokens:
         writer.add_token_list(tokens)
         writer.add_token_types(KINDS)
-        writer.add_token_merges(MERGES)
+        writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    writer.add_uint32("tokenizer.ggml.eos_token_id", eos_id)
     writer.add_unk_token_id(0)
-    writer.add_add_bos_token(bos)
+    if bos is not None:
+        writer.add_add_bos_token(bos)
+    if eos is not None:
+        writer.add_add_eos_token(eos)
     writer.add_chat_template("{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}")
     finish(writer)
     return path
@@ -61,7 +66,7 @@ def test_merges_digits_and_whole_tokens(tmp_path):
     assert tokenizer.decode(ids, skip_special_tokens=True) == "ab ab12"
 
 
-@pytest.mark.parametrize("pre", ["default", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("pre", SPLITS)
 def test_every_way_to_cut_text_keeps_all_of_it(tmp_path, pre):
     tokenizer = gguf_tokenizer(written(tmp_path / "t.gguf", pre=pre))
     assert tokenizer.decode(tokenizer.encode("ab a's 12 b")) == "ab a's 12 b"
@@ -74,11 +79,78 @@ def test_special_tokens_and_chat_template(tmp_path):
     assert tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == "<s>ab</s>"
 
 
+@pytest.mark.parametrize(
+    ("pre", "starts"),
+    [("llama-bpe", True), ("llama3", True), ("tekken", True), ("falcon3", True), ("qwen2", False), ("smollm", False)],
+)
+def test_bos_of_files_that_do_not_say(tmp_path, pre, starts):
+    assert (gguf_tokenizer(written(tmp_path / "t.gguf", pre=pre, bos=None)).encode("ab")[0] == 1) is starts
+    assert gguf_tokenizer(written(tmp_path / "u.gguf", pre=pre, bos=False)).encode("ab")[0] != 1
+
+
+def test_eos(tmp_path):
+    tokenizer = gguf_tokenizer(written(tmp_path / "t.gguf", bos=True, eos=True))
+    assert tokens_of(tokenizer, "ab") == ["<s>", "ab", "</s>"]
+    pair = tokenizer("ab", "ab")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(pair) == ["<s>", "ab", "</s>", "<s>", "ab", "</s>"]
+    assert tokens_of(gguf_tokenizer(written(tmp_path / "u.gguf", eos=False)), "ab") == ["ab"]
+
+
+def test_special_tokens_whose_names_mean_something_to_templates(tmp_path):
+    tokens = ["<unk>", "$A:1 <s>", "$B", *TOKENS[3:]]
+    tokenizer = gguf_tokenizer(written(tmp_path / "t.gguf", bos=True, eos=True, tokens=tokens))
+    assert tokens_of(tokenizer, "ab") == ["$A:1 <s>", "ab", "$B"]
+
+
+def test_eos_of_a_file_that_has_none(tmp_path):
+    tokenizer = gguf_tokenizer(written(tmp_path / "t.gguf", eos=True, eos_id=2**32 - 1))
+    assert tokenizer.eos_token is None
+    assert tokens_of(tokenizer, "ab") == ["ab"]
+
+
+TEXT = "I'LL go'S 12345 Hello helloWorld\n\n  x  \t $+=/?!\u4e2d\u6587\u3042 e\u0301 \u06d4 a/b\n/ 1234.5 NASA's"
+
+
+def test_pieces_are_those_of_transformers():
+    """Of each kind of which transformers (from 5.23) has the expression."""
+    theirs = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping").GGUF_PRE_TOKENIZER_SPLITS
+    for pre, split in theirs.items():
+        assert pieces(*SPLITS[pre].splits) == pieces(split), pre
+
+
+def pieces(*splits, text=TEXT):
+    cut = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), behavior="isolated") for split in splits])
+    return cut.pre_tokenize_str(text)
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "expected"),
+    [
+        ("deepseek-v3", "12345 don't", ["123", "45", " don", "'t"]),
+        ("deepseek-coder", "a\n12", ["a", "\n", "1", "2"]),
+        ("falcon", "1234", ["123", "4"]),
+        ("viking", "ab 12", ["ab", " ", "1", "2"]),
+        ("poro-chat", "ab 12.", ["ab", " 12", "."]),
+        ("seed-coder", "12 ++\n", ["1", "2", " ++", "\n"]),
+        ("minicpm5", "12345", ["123", "45"]),
+        ("starcoder", "ab12", ["ab", "1", "2"]),
+    ],
+)
+def test_pieces_of_other_kinds(pre, text, expected):
+    assert [piece for piece, _ in pieces(*SPLITS[pre].splits, text=text)] == expected
+
+
 def test_kinds_that_are_not_supported(tmp_path):
-    with pytest.raises(NotImplementedError, match=r"tokenizer.ggml.model='llama' is not supported"):
-        gguf_tokenizer(written(tmp_path / "t.gguf", model="llama"))
-    with pytest.raises(NotImplementedError, match=r"tokenizer.ggml.pre='tekken' is not supported; default"):
-        gguf_tokenizer(written(tmp_path / "u.gguf", pre="tekken"))
+    with pytest.raises(NotImplementedError, match=r"t.gguf: tokenizer.ggml.model='t5' is not supported"):
+        gguf_tokenizer(written(tmp_path / "t.gguf", model="t5"))
+    with pytest.raises(NotImplementedError, match=r"u.gguf: tokenizer.ggml.pre='kimi-k2' is not supported; default"):
+        gguf_tokenizer(written(tmp_path / "u.gguf", pre="kimi-k2"))
+
+
+@pytest.mark.parametrize("merges", [["ab"], ["a b 1"], ["a nowhere"]])
+def test_broken_merges(tmp_path, merges):
+    with pytest.raises(ValueError, match=r"t.gguf cannot be read"):
+        gguf_tokenizer(written(tmp_path / "t.gguf", merges=merges))
 
 
 def test_a_file_without_a_tokenizer(tmp_path):
