@@ -44,6 +44,32 @@ def test_from_lists_refuses_lists_that_differ():
         RaggedBatch.from_lists([[1]], kv_lens=[1, 2], q_lens=[1])
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"page_lists": [[1.7]]}, r"page_lists has \[1\.7\], which must be a list of whole numbers"),
+        ({"page_lists": [[1, 2.0]]}, r"page_lists has \[1, 2\.0\], which must be a list of whole numbers"),
+        ({"page_lists": [[True]]}, r"page_lists has \[True\], which must be a list of whole numbers"),
+        ({"page_lists": [["1"]]}, r"page_lists has \['1'\], which must be a list of whole numbers"),
+        ({"page_lists": [[[1]]]}, r"page_lists has \[\[1\]\], which must be a list of whole numbers"),
+        ({"page_lists": [[2**31]]}, r"page_lists has 2147483648, which must be a whole number below 2\*\*31"),
+        ({"page_lists": [[2**70]]}, r"page_lists has .*, which must be a list of whole numbers"),
+        ({"kv_lens": [5.5]}, r"kv_lens has \[5\.5\], which must be a list of whole numbers"),
+        ({"kv_lens": [-(2**31) - 1]}, r"kv_lens has -2147483649, which must be a whole number below 2\*\*31"),
+        ({"q_lens": [0.5]}, r"q_lens has \[0\.5\], which must be a list of whole numbers"),
+        ({"page_lists": [[1]] * 2, "kv_lens": [1] * 2, "q_lens": [2**30] * 2}, "the sum of q_lens has 2147483648"),
+    ],
+)
+def test_from_lists_refuses_what_int32_does_not_hold(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RaggedBatch.from_lists(**({"page_lists": [[1]], "kv_lens": [5], "q_lens": [1]} | changes))
+
+
+def test_from_lists_takes_numpy_arrays_of_whole_numbers():
+    batch = RaggedBatch.from_lists([np.array([1, 2], np.uint8)], np.array([5]), [np.int64(1)])
+    assert (batch.page_table.tolist(), batch.cu_q_lens.tolist()) == ([[1, 2]], [0, 1])
+
+
 def test_max_q_len_is_static():
     batch = RaggedBatch.from_lists([[1]], kv_lens=[1], q_lens=[1], max_q_len=1)
     assert len(jax.tree.leaves(batch)) == 4

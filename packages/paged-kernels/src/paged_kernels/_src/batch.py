@@ -81,7 +81,7 @@ class RaggedBatch:
         [[3, 1], [2, 0]]
 
         Raises:
-            ValueError: the lists differ in length.
+            ValueError: the lists differ in length, or an entry is not a whole number that an int32 holds.
         """
         if not len(page_lists) == len(kv_lens) == len(q_lens):
             raise ValueError(
@@ -91,11 +91,12 @@ class RaggedBatch:
         width = max([1, *map(len, page_lists)])
         page_table = np.zeros((max(1, len(page_lists)), width), np.int32)
         for page_ids, pages in zip(page_table, page_lists, strict=False):
-            page_ids[: len(pages)] = pages
+            page_ids[: len(pages)] = _int32("page_lists", pages)
         lens = np.zeros(len(page_table), np.int32)
-        lens[: len(kv_lens)] = kv_lens
+        lens[: len(kv_lens)] = _int32("kv_lens", kv_lens)
         starts = np.zeros(len(page_table) + 1, np.int32)
-        np.cumsum(q_lens, out=starts[1 : len(q_lens) + 1])
+        ends = np.cumsum(_int32("q_lens", q_lens), dtype=np.int64)
+        starts[1 : len(q_lens) + 1] = _int32("the sum of q_lens", ends)
         return cls(
             page_table=jnp.asarray(page_table),
             kv_lens=jnp.asarray(lens),
@@ -103,6 +104,21 @@ class RaggedBatch:
             num_seqs=jnp.int32(len(page_lists)),
             max_q_len=max_q_len,
         )
+
+
+def _int32(name: str, numbers: Sequence[int] | np.ndarray) -> Int32[np.ndarray, " n"]:
+    """Returns these numbers as int32.
+
+    Raises:
+        ValueError: one of them is not a whole number that an int32 holds.
+    """
+    array = np.asarray(numbers) if len(numbers) else np.empty(0, np.int32)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"{name} has {numbers!r}, which must be a list of whole numbers")
+    wrong = (array < -(2**31)) | (array >= 2**31)
+    if wrong.any():
+        raise ValueError(f"{name} has {array[wrong.argmax()]}, which must be a whole number below 2**31, as int32")
+    return array.astype(np.int32)
 
 
 @jax.tree_util.register_dataclass

@@ -1,10 +1,12 @@
 """What attention to compute: the static facts for which a kernel is compiled."""
 
 import dataclasses
-import math
 import numbers
 
 import jax
+import numpy as np
+
+FLOAT32 = np.finfo(np.float32)
 
 
 @jax.tree_util.register_static
@@ -55,5 +57,9 @@ class AttentionSpec:
 def _check_positive(name: str, value: float | None) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (0 < value < math.inf):
-        raise ValueError(f"{name}={value!r} must be a positive finite Python number, or None for the default")
+    least, most = float(FLOAT32.smallest_normal), float(FLOAT32.max)  # kernels compute in float32
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (least <= value <= most):
+        raise ValueError(
+            f"{name}={value!r} must be a positive finite Python number, or None for the default; in float32, in which "
+            f"logits are computed, {least:.4g} is the smallest and {most:.4g} the largest"
+        )

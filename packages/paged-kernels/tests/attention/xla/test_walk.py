@@ -147,3 +147,21 @@ def test_eager_calls_are_right_too():
 def test_default_block_sizes(page_size, kv_heads, head_dim, kv_pages):
     pages = KVPages.shapes(9, page_size, kv_heads, head_dim)
     assert default_block_sizes(pages) == BlockSizes(q_rows=64, kv_pages=kv_pages)
+
+
+def test_traced_starts_far_past_the_rows_cost_no_more_than_the_rows():
+    """It would loop over 2**24 tiles. The rows that there are get what they get of a sequence that ends with them."""
+    case = make_case(WORKLOADS["mixed"])
+    step = jax.jit(lambda q, pages, batch: paged_attention(q, pages, batch, AttentionSpec(), backend="xla"))
+    pages, positions = jnp.ones((1, 2), jnp.int32), jnp.zeros(1, jnp.int32)
+    ends = [
+        RaggedBatch(
+            page_table=pages,
+            kv_lens=jnp.array([32], jnp.int32),
+            cu_q_lens=jnp.array([0, end], jnp.int32),
+            num_seqs=jnp.int32(1),
+            q_starts=positions,
+        )
+        for end in (case.q.shape[0], 2**30)
+    ]
+    np.testing.assert_array_equal(*(step(case.q, case.pages, batch) for batch in ends))

@@ -82,3 +82,32 @@ def test_lengths_beyond_the_table_stop_at_its_end():
     )
     tiles, _ = make_work_list(batch, AttentionSpec(), tokens=1, page_size=4, q_rows=1, single_rows=True)
     assert tiles.kv_end.tolist() == [8]
+
+
+@pytest.mark.parametrize("single_rows", [False, True])
+@pytest.mark.parametrize(
+    "starts", [[0, 2**31 - 1, 0, 5], [0, 9, 0, 9], [0, 3, 2**30, 2**31 - 1], [-5, 1, -(2**31), 9], [7, 8, 9, 10]]
+)
+def test_traced_starts_that_are_wrong_give_no_more_tiles_than_the_rows_have(starts, single_rows):
+    batch = RaggedBatch(
+        page_table=jnp.ones((3, 2), jnp.int32),
+        kv_lens=jnp.full(3, 8, jnp.int32),
+        cu_q_lens=jnp.array(starts, jnp.int32),
+        num_seqs=jnp.int32(3),
+    )
+    q_rows = 1 if single_rows else 4
+    tiles, count = make_work_list(batch, AttentionSpec(), tokens=9, page_size=4, q_rows=q_rows, single_rows=single_rows)
+    assert int(count) <= len(tiles.seq) <= 9
+    assert (np.asarray(tiles.first_row)[: int(count)] >= 0).all()
+    assert (np.asarray(tiles.first_row + tiles.num_rows)[: int(count)] <= 9).all()
+
+
+def test_rows_past_the_end_are_not_listed():
+    batch = RaggedBatch.from_lists([[1, 2, 3]], kv_lens=[12], q_lens=[12])
+    tiles, count = make_work_list(batch, AttentionSpec(), tokens=6, page_size=4, q_rows=4, single_rows=False)
+    assert int(count) == 2
+    assert (tiles.first_row.tolist()[:2], tiles.num_rows.tolist()[:2], tiles.position.tolist()[:2]) == (
+        [0, 4],
+        [4, 2],
+        [0, 4],
+    )

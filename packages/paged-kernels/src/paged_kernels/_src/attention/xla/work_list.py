@@ -51,6 +51,8 @@ def make_work_list(
 ) -> tuple[WorkList, Int32[Array, ""]]:
     """Returns the tiles of at most `q_rows` rows, and their number. Entries past that number are meaningless.
 
+    There are never more tiles than `tokens` rows can have, whatever traced values say: the walk loops over them.
+
     Args:
         batch: the sequences. Gaps and unused entries have no tiles.
         spec: decides which keys a row sees.
@@ -59,7 +61,8 @@ def make_work_list(
         q_rows: rows of a full tile.
         single_rows: True lists the sequences with exactly one row, False lists the others.
     """
-    q_lens = batch.cu_q_lens[1:] - batch.cu_q_lens[:-1]
+    starts = jnp.clip(batch.cu_q_lens, 0, tokens)
+    q_lens = jnp.maximum(starts[1:] - starts[:-1], 0)
     index = jnp.arange(batch.max_seqs, dtype=jnp.int32)
     listed = (index < batch.num_seqs) & (batch.kv_lens > 0) & ((q_lens == 1) == single_rows)
     ends = jnp.cumsum(jnp.where(listed, -(-q_lens // q_rows), 0), dtype=jnp.int32)
@@ -75,10 +78,10 @@ def make_work_list(
     first_key, kv_end = key_range(spec, position, position + num_rows, kv_len, tree=batch.tree_mask is not None)
     tiles = WorkList(
         seq=seq,
-        first_row=batch.cu_q_lens[seq] + rows_before,
+        first_row=starts[seq] + rows_before,
         num_rows=num_rows,
         position=position,
         first_page=first_key // page_size,
         kv_end=kv_end,
     )
-    return tiles, ends[-1]
+    return tiles, jnp.minimum(ends[-1], most)
