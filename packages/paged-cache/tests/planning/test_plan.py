@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 
 from paged_cache import CacheConfig, CacheSpec, KVShape, PagedAttentionCache
+from paged_cache._src.cache.config import bytes_per_page
 from paged_cache._src.manager import LayerGroup, OutOfPages, PageManager
 from paged_cache.planning import plan
 
@@ -221,3 +222,21 @@ def test_sizes_that_make_no_sense_are_named(changes, message):
 def test_a_context_below_one_is_named():
     with pytest.raises(ValueError, match="context=0 must be a whole number of at least 1"):
         plan(LLAMA_3_8B, GIB).sequences(0)
+
+
+def test_deep_models_are_planned_by_their_shapes_not_layer_by_layer(monkeypatch):
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return bytes_per_page(*args)
+
+    monkeypatch.setattr("paged_cache._src.planning.plan.bytes_per_page", counted)
+    kv = KVShape(num_kv_heads=8, head_dim=128)
+    deep, flat = (plan(CacheSpec.uniform(layers, kv), 16 * GIB) for layers in (5000, 1))
+    assert deep.bytes_per_page == 5000 * flat.bytes_per_page
+    assert (deep.bytes_per_token, deep.longest_sequence) == (
+        5000 * flat.bytes_per_token,
+        (16 * GIB // deep.bytes_per_page - 1) * 16,
+    )
+    assert len(calls) == 2

@@ -1,7 +1,9 @@
 """How many pages, sequences and tokens fit into a budget of bytes."""
 
 import bisect
+import collections
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -31,7 +33,7 @@ class Plan:
     tensor_parallel: int
     chunk: int
 
-    @property
+    @functools.cached_property
     def groups(self) -> tuple[LayerGroup, ...]:
         """The groups of layers to give to a `PageManager`."""
         return self.spec.pool_groups()
@@ -41,10 +43,14 @@ class Plan:
         """What each view stores on each device: its part of the heads, or all heads if they cannot be divided."""
         return tuple(map(self._on_device, self.spec.views()))
 
-    @property
+    @functools.cached_property
     def bytes_per_page(self) -> int:
         """Bytes of a page on each device, in all views: keys, values, scales and padding."""
-        return sum(bytes_per_page(shape, self.page_size, self.dtype) for shape in self.views)
+        counts = collections.Counter(self.spec.views())
+        return sum(
+            count * bytes_per_page(self._on_device(shape), self.page_size, self.dtype)
+            for shape, count in counts.items()
+        )
 
     @property
     def num_pages(self) -> int:
@@ -69,12 +75,15 @@ class Plan:
     @property
     def number_bytes_per_token(self) -> float:
         """Bytes of the stored numbers of one token's keys and values on each device, without padding."""
-        return sum(map(self._number_bytes, self._stored))
+        return sum(count * self._number_bytes(shape) for shape, count in self._stored.items())
 
     @property
     def scale_bytes_per_token(self) -> int:
         """Bytes of the scales of one token's keys and values on each device, without padding."""
-        scales = sum(shape.num_kv_heads * layout_of(shape, self.dtype).scales_per_entry for shape in self._stored)
+        scales = sum(
+            count * shape.num_kv_heads * layout_of(shape, self.dtype).scales_per_entry
+            for shape, count in self._stored.items()
+        )
         return scales * jnp.dtype(jnp.float32).itemsize
 
     @property
@@ -117,9 +126,13 @@ class Plan:
         )
 
     @property
-    def _stored(self) -> list[KVShape]:
-        """What each layer stores on each device."""
-        return [self._on_device(group.kv) for group in self.spec.groups if group.kv for _ in group.layers]
+    def _stored(self) -> collections.Counter[KVShape]:
+        """What layers store on each device, and how many layers store that."""
+        counts = collections.Counter[KVShape]()
+        for group in self.spec.groups:
+            if group.kv:
+                counts[self._on_device(group.kv)] += len(group.layers)
+        return counts
 
     def _on_device(self, shape: KVShape) -> KVShape:
         heads = kv_heads_per_device(shape.num_kv_heads, self.tensor_parallel)

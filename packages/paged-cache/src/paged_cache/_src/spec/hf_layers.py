@@ -12,6 +12,9 @@ LAST_WINDOWED = ("qwen2", "qwen3")
 NEVER_WINDOWED = ("llama",)
 """Model types that do not read `sliding_window`."""
 
+MOST_LAYERS = 10_000
+"""More layers are a mistake: all that is counted by layer would take long before memory is found to be too small."""
+
 NOT_SUPPORTED: Mapping[str, Sequence[str]] = {
     "an encoder's keys are not counted": ("is_encoder_decoder",),
     "keys of pictures are not counted": ("cross_attention_layers",),
@@ -41,7 +44,13 @@ def check_supported(config: HFConfig) -> None:
 
 
 def layers_of(config: HFConfig) -> list[Layer]:
-    """What each layer sees and stores, in the model's order."""
+    """What each layer sees and stores, in the model's order.
+
+    Raises:
+        ValueError: a key is missing or makes no sense, or there are more than `MOST_LAYERS` layers.
+    """
+    if (layers := config.whole("num_hidden_layers")) > MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers={layers} must be at most {MOST_LAYERS}")
     sights = _sights(config)
     shape, of_full = _shape(config), _shape_of_full(config)
     return [(sight, of_full if sight.kind == "full" else shape) for sight in sights]
