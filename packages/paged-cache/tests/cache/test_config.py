@@ -86,6 +86,24 @@ def test_devices_without_stats_use_a_share_of_host_memory(monkeypatch):
     assert create(mesh_of(2), num_kv_heads=1, hbm_utilization=1.0).num_pages == 21  # as many as are of use
 
 
+def test_more_pages_than_all_memory_holds_are_refused_before_any_is_taken(monkeypatch):
+    with pytest.raises(ValueError, match=r"num_pages=1000000000 needs 1?\d[\d,]+ bytes a device, which has"):
+        create(num_pages=10**9)
+    report_memory(monkeypatch, [{"bytes_limit": 9 * PAGE_BYTES, "bytes_in_use": 9 * PAGE_BYTES}])
+    assert create(num_pages=9).num_pages == 9  # what is in use now may be free when the cache is made
+    with pytest.raises(
+        ValueError, match=r"num_pages=10 needs .* it must be at most 9: use fewer pages, or leave it out"
+    ):
+        create(num_pages=10)
+
+
+def test_more_pages_than_the_host_holds_are_refused_where_devices_share_it(monkeypatch):
+    monkeypatch.setattr(fitting.os, "sysconf", lambda name: {"SC_PHYS_PAGES": 16 * PAGE_BYTES, "SC_PAGE_SIZE": 1}[name])
+    assert create(num_pages=16).num_pages == 16
+    with pytest.raises(ValueError, match=r"num_pages=11 needs .* it must be at most 10"):
+        create(mesh_of(2), num_kv_heads=3, num_pages=11)
+
+
 def test_sizing_works_on_this_machine():
     assert 2 <= create().num_pages <= 4 * 5 + 1
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from paged_cache._src.cache.fitting import MIN_PAGES, fitting_pages
+from paged_cache._src.cache.fitting import MIN_PAGES, check_num_pages, fitting_pages
 from paged_cache._src.cache.sharding import PartitionManager, axis_size, kv_head_axis
 from paged_cache._src.manager.groups import KVShape
 from paged_cache._src.spec.cache_spec import CacheSpec
@@ -208,8 +208,8 @@ class CacheConfig:
             partition_manager: names the mesh axis that heads are split over; as for `init_cache`.
 
         Raises:
-            ValueError: a size is below 1, `num_pages` and `byte_budget` are both given, or memory does not hold even
-                the null page and one more.
+            ValueError: a size is below 1, `num_pages` and `byte_budget` are both given, `num_pages` need more than all
+                memory of a device, or memory does not hold even the null page and one more.
         """
         if num_pages is not None and byte_budget is not None:
             raise ValueError(f"num_pages={num_pages} and byte_budget={byte_budget} both set the size; give one of them")
@@ -223,10 +223,11 @@ class CacheConfig:
             max_seqs=max_seqs,
             dtype=dtype,
         )
+        on_device = smallest._bytes_per_page_on_device(mesh, partition_manager)
         if num_pages is not None:
+            check_num_pages(num_pages, on_device, mesh)
             return smallest
         of_use = 1 + max_seqs * len(spec.pool_groups()) * smallest.pages_per_seq
-        on_device = smallest._bytes_per_page_on_device(mesh, partition_manager)
         fitting = fitting_pages(on_device, of_use, mesh, hbm_utilization, byte_budget)
         return dataclasses.replace(smallest, num_pages=fitting)
 

@@ -49,6 +49,25 @@ def fitting_pages(
     return pages if most is None else min(pages, most)
 
 
+def check_num_pages(num_pages: int, bytes_per_page: int, mesh: Mesh | None) -> None:
+    """Check that a device could hold so many pages if nothing else were in its memory.
+
+    Args:
+        num_pages: pages, the null page included.
+        bytes_per_page: bytes of a page on one device, in all views.
+        mesh: the devices; `None` for the default one.
+
+    Raises:
+        ValueError: they need more than all memory of a device.
+    """
+    needed, memory = num_pages * bytes_per_page, _all_bytes(mesh)
+    if memory is not None and needed > memory:
+        raise ValueError(
+            f"num_pages={num_pages} needs {needed:,} bytes a device, which has {memory:,}; "
+            f"it must be at most {memory // bytes_per_page}: use fewer pages, or leave it out to take what fits"
+        )
+
+
 def _least_of_processes(number: int, mesh: Mesh | None) -> int:
     """The least of what all processes of the mesh say, which have to allocate alike; each of them must call this."""
     if mesh is None or len(mesh.local_devices) == mesh.size:
@@ -75,11 +94,28 @@ def _device_bytes(mesh: Mesh | None, utilization: float) -> int | None:
 
 def _host_bytes(mesh: Mesh | None, utilization: float) -> int:
     """Each device's part of `HOST_MEMORY_FRACTION` of the host's memory."""
-    names = getattr(os, "sysconf_names", {})  # Windows has none
-    if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
+    memory = _host_memory()
+    if memory is None:
         raise ValueError(
             "neither the devices nor the operating system report their memory, so the page count cannot be derived; "
             "give num_pages or byte_budget"
         )
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return int(memory * HOST_MEMORY_FRACTION * utilization) // len(_devices(mesh))
+
+
+def _host_memory() -> int | None:
+    """Bytes of the host's memory; `None` where the operating system does not say."""
+    names = getattr(os, "sysconf_names", {})  # Windows has none
+    if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _all_bytes(mesh: Mesh | None) -> int | None:
+    """All memory of the smallest device, in use or not; `None` where nothing reports it."""
+    devices = _devices(mesh)
+    stats = [device.memory_stats() for device in devices]
+    if all(one and "bytes_limit" in one for one in stats):
+        return min(one["bytes_limit"] for one in stats)
+    memory = _host_memory()
+    return None if memory is None else memory // len(devices)
