@@ -163,7 +163,7 @@ def test_an_exception_at_every_line_of_a_step_undoes_the_step(engine, expected, 
         with contextlib.suppress(KeyboardInterrupt):
             traced(at_line(n, raise_at_once), engine.step)
         undone += state_of(requests) == before
-        while engine.has_work:
+        for _ in range(50):  # more than it takes; an idle step does nothing
             engine.step()
         assert [request.output_ids for request in requests] == expected, f"line {n}: {places[n - 1]}"
         assert [request.answer for request in requests] == ["".join(chr(65 + i) for i in ids) for ids in expected]

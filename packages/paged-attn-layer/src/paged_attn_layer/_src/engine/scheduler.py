@@ -238,12 +238,10 @@ class Scheduler:
         """End a request, between steps, and free its pages at once. A finished one stays as it is."""
         if request.state is RequestState.FINISHED:
             return
-        was = request.state
         request.end(reason)
-        if was is RequestState.RUNNING:
-            self.running.remove(request)
-        elif was is RequestState.WAITING:
-            self.waiting.remove(request)
+        for queue in (self.running, self.waiting):
+            if request in queue:
+                queue.remove(request)
         self._release(request)
 
     def _rows_of_running(self) -> list[ScheduledRequest]:
