@@ -91,6 +91,12 @@ def test_a_data_axis_that_cannot_be(mesh_sizes, axis, message):
         PagedAttentionCache.init_cache(mesh, None, CONFIG, None, data_axis=axis)
 
 
+def test_more_pages_than_all_memory_holds_are_refused_before_any_is_taken():
+    config = dataclasses.replace(CONFIG, num_pages=2**31 - 1)
+    with pytest.raises(ValueError, match=r"num_pages=2147483647 needs .* bytes a device, which has"):
+        PagedAttentionCache.init_cache(None, None, config, None)
+
+
 def test_a_quantizer_is_refused_and_the_dtype_named():
     with pytest.raises(NotImplementedError, match=r"is not supported: the pages' dtype quantises.*dtype=\"int8\""):
         PagedAttentionCache.init_cache(None, None, CONFIG, None, quantizer=object())

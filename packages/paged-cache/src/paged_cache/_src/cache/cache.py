@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from paged_cache._src.cache.config import CacheConfig
+from paged_cache._src.cache.fitting import check_num_pages
 from paged_cache._src.cache.sharding import MeshAxis, PartitionManager, axis_size, kv_head_axis
 from paged_cache._src.cache.view import PagedAttentionCacheView
 from paged_cache._src.manager.groups import KVShape
@@ -50,7 +51,8 @@ class PagedAttentionCache:
             data_axis: mesh axis for data parallelism; each replica gets a pool of `metadata.num_pages` pages.
 
         Raises:
-            ValueError: `data_axis` is not an axis of the mesh, or splits heads already.
+            ValueError: `data_axis` is not an axis of the mesh, or splits heads already, or the pages need more than all
+                memory of a device.
             NotImplementedError: a quantizer is given.
         """
         if quantizer is not None:
@@ -62,6 +64,7 @@ class PagedAttentionCache:
         axes = [kv_head_axis(mesh, shape.num_kv_heads, partition_manager) for shape in config.views]
         for head_axis in dict.fromkeys(axes):
             _check_data_axis(mesh, head_axis, data_axis)
+        check_num_pages(config.num_pages, config.bytes_per_page_on_device(mesh, partition_manager), mesh)
         pages = _allocate(config, mesh, axes, data_axis)
         views = zip(pages, axes, strict=True)
         return cls(tuple(PagedAttentionCacheView(each, mesh, head_axis, data_axis) for each, head_axis in views))

@@ -223,7 +223,7 @@ class CacheConfig:
             max_seqs=max_seqs,
             dtype=dtype,
         )
-        on_device = smallest._bytes_per_page_on_device(mesh, partition_manager)
+        on_device = smallest.bytes_per_page_on_device(mesh, partition_manager)
         if num_pages is not None:
             check_num_pages(num_pages, on_device, mesh)
             return smallest
@@ -231,7 +231,7 @@ class CacheConfig:
         fitting = fitting_pages(on_device, of_use, mesh, hbm_utilization, byte_budget)
         return dataclasses.replace(smallest, num_pages=fitting)
 
-    def _bytes_per_page_on_device(self, mesh: Mesh | None, partition_manager: PartitionManager | None) -> int:
+    def bytes_per_page_on_device(self, mesh: Mesh | None, partition_manager: PartitionManager | None) -> int:
         """Bytes of one page on each device, which holds all heads of a view, or its part."""
 
         def on_device(shape: KVShape) -> int:
