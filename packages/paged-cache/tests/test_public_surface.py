@@ -39,7 +39,6 @@ SURFACE = {
             "(*, kind, tokens=0, layers=(), kv=None)",
             "Layers that share one page table per sequence. `kind` decides which keys a query at position `t` sees.",
         ),
-        "LayerPlace": ("(group, view, writes)", "Where one layer finds its keys and values."),
         "Media": (
             "(*, start, stop, digest)",
             "A picture or a sound that the tokens `start : stop` stand for. Their token ids alone do not identify it.",
@@ -82,10 +81,6 @@ SURFACE = {
         "kv_head_axis": (
             "(mesh, num_kv_heads, partition_manager=None)",
             "The mesh axis that KV heads are split over; `None` if every device holds all of them.",
-        ),
-        "sharded_call": (
-            "(function, mesh, in_specs, out_specs, *args)",
-            "`function(*args)` on each device's part of the arguments: `jax.shard_map` that also places them.",
         ),
         "stack_batches": (
             "(batches)",

@@ -6,11 +6,11 @@ More, that only some programs need, is in `paged_cache.transfer` (pages on the h
 
 from paged_cache._src.cache.cache import PagedAttentionCache
 from paged_cache._src.cache.config import CacheConfig, PagedAttentionCacheMetaData
-from paged_cache._src.cache.sharding import PartitionManager, kv_head_axis, sharded_call
+from paged_cache._src.cache.sharding import PartitionManager, kv_head_axis
 from paged_cache._src.cache.view import PagedAttentionCacheView
 from paged_cache._src.easydel import PagedAttentionMetadata
 from paged_cache._src.manager import KVShape, LayerGroup, Media, OutOfPages, PageManager, PageMoves, Prompt
-from paged_cache._src.spec.cache_spec import CacheSpec, LayerPlace
+from paged_cache._src.spec.cache_spec import CacheSpec
 from paged_cache._src.spec.hf_config import HFConfig
 from paged_cache._src.step.batch_shapes import BatchShapes, ScheduledSequence
 from paged_cache._src.step.step_batch import StepBatch, StepShape, stack_batches
@@ -24,7 +24,6 @@ __all__ = [
     "HFConfig",
     "KVShape",
     "LayerGroup",
-    "LayerPlace",
     "Media",
     "OutOfPages",
     "PageManager",
@@ -38,7 +37,6 @@ __all__ = [
     "apply_moves",
     "apply_moves_by_replica",
     "kv_head_axis",
-    "sharded_call",
     "stack_batches",
     "warm_up_moves",
 ]

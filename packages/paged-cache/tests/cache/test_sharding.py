@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from paged_cache import kv_head_axis, sharded_call
-from paged_cache._src.cache.sharding import axis_size
+from paged_cache import kv_head_axis
+from paged_cache._src.cache.sharding import axis_size, sharded_call
 
 
 class Manager:

@@ -1,6 +1,7 @@
 import pytest
 
-from paged_cache import CacheSpec, HFConfig, KVShape, LayerGroup, LayerPlace
+from paged_cache import CacheSpec, HFConfig, KVShape, LayerGroup
+from paged_cache._src.spec.cache_spec import LayerPlace
 
 SMALL, LARGE = KVShape(num_kv_heads=2, head_dim=8), KVShape(num_kv_heads=1, head_dim=16)
 FULL, WINDOW = LayerGroup.full(), LayerGroup.window(8)

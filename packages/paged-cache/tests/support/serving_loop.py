@@ -14,9 +14,9 @@ from paged_cache import (
     PagedAttentionCache,
     PageManager,
     apply_moves_by_replica,
-    sharded_call,
     stack_batches,
 )
+from paged_cache._src.cache.sharding import sharded_call
 from paged_cache.transfer import HostPages
 from paged_kernels import AttentionSpec, paged_attention
 

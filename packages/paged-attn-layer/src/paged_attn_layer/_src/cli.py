@@ -109,7 +109,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="put prompts into the model's chat template (default: if it has one)",
     )
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="weights' type (default: %(default)s)")
-    add("--kv-dtype", choices=KV_DTYPES, help="type of the cached keys and values (default: as the weights)")
+    add(
+        "--kv-dtype",
+        choices=KV_DTYPES,
+        help="type of the cached keys and values (default: as the weights); "
+        "int4 saves memory over int8 only at head sizes above 64",
+    )
     add("--page-size", type=int, default=sizes.page_size, metavar="N", help="tokens per page (default: %(default)s)")
     add("--num-pages", type=int, metavar="N", help="pages of the cache (default: enough for --max-seqs, or what fits)")
     add("--max-seqs", type=int, default=sizes.max_seqs, metavar="N", help="requests at once (default: %(default)s)")

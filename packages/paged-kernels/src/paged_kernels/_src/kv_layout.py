@@ -36,7 +36,10 @@ class KVLayout:
     v_dim: int
     """The size of a value, and of an output row."""
     dtype: str
-    """The type of the stored values. int4 is stored two values to a byte."""
+    """The type of the stored values. int4 is stored two values to a byte, in whole registers of 128 bytes.
+
+    So int4 takes about half the bytes of int8 at head sizes above 64. At 64 and below both fill one register.
+    """
     latent: bool = False
     """True if V is the first `v_dim` lanes of K (DeepSeek-V2, arXiv 2405.04434)."""
 

@@ -31,7 +31,9 @@ class EngineConfig:
     prefix_reuse: bool = True
     """True if requests with the same prefix share its pages."""
     kv_dtype: DTypeLike | None = None
-    """Type of the cached keys and values, also int8, float8_e4m3fn, float8_e5m2 or int4. `None`: the model's type."""
+    """Type of the cached keys and values, also int8, float8_e4m3fn, float8_e5m2 or int4. `None`: the model's type.
+
+    int4 takes about half the memory of int8 at head sizes above 64, and the same at 64 and below."""
 
     def __post_init__(self) -> None:
         least = {"max_seqs": 1, "max_sequence_length": 2, "page_size": 1, "num_pages": 2, "prefill_chunk": 1}
