@@ -77,15 +77,15 @@ def supported(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the tests that are too long for every run."""
     install_layers(session, LAYERS[-1], *TEST_TOOLS)
-    run_pytest(session, "-m", "slow", *(f"packages/{name}" for name in LAYERS))
+    run_pytest(session, "-m", "slow and not aot", *(f"packages/{name}" for name in LAYERS))
 
 
 @nox.session
 def tpu_aot(session: nox.Session) -> None:
-    """Compile kernels, operator and model with the real TPU compiler. Needs no TPU."""
+    """Compile kernels, operator and model with the real TPU compiler. Needs no TPU. All cases: -- -m aot."""
     install_layers(session, LAYERS[-1], "libtpu", *TEST_TOOLS)
     tests = [f"packages/{name}/tests/aot" for name in LAYERS]
-    run_pytest(session, "-m", "aot", *tests, TOOL_TESTS)
+    run_pytest(session, "-m", "aot and not slow", *tests, TOOL_TESTS)
 
 
 @nox.session

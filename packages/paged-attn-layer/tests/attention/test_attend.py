@@ -10,7 +10,8 @@ from eformer.escale import PartitionAxis, PartitionManager
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose, assert_array_equal
 
-from paged_attn_layer import AttentionMetadata, PagedAttn
+from paged_attn_layer import AttentionMetadata, PagedAttn, attend, prepare
+from paged_attn_layer._src.engine.compilations import count_compilations
 from paged_cache import PagedAttentionCacheView, PagedAttentionMetadata, stack_batches
 from paged_kernels import AttentionSpec, KVPages, merge_attention_states, paged_attention
 
@@ -106,6 +107,23 @@ def test_parts_of_a_context_merge_to_the_whole():
         jnp.stack([part.attention_outputs for part in parts]), jnp.stack([part.lse for part in parts])
     )
     assert_allclose(out, STEP.expected(TOKENS), **TOLERANCE)
+
+
+@pytest.mark.parametrize("count", [None, 2])
+def test_a_prepared_batch_is_made_once_and_serves_every_layer(count):
+    """And eager code compiles nothing when it prepares the next step of the same shape."""
+    view = STEP.view() if count is None else view_on(STEP, mesh_of(count))
+    q, k, v = STEP.rows(TOKENS)
+    sizes = {"tokens": TOKENS, "q_heads": STEP.q_heads, "q_dtype": q.dtype}
+    prepared = prepare(STEP.batch, view, **sizes)
+    attended = attend(q, k, v, view, prepared)
+    assert_allclose(attended.out, STEP.expected(TOKENS), **TOLERANCE)
+    again = attend(q, None, None, attended.view, prepared)  # a layer that reads another layer's keys and values
+    assert_allclose(again.out, STEP.expected(TOKENS), **TOLERANCE)
+    assert attended.lse is None
+    with count_compilations() as compilations:
+        prepare(STEP.batch, view, **sizes)
+    assert compilations.total == 0
 
 
 def test_parameters_of_too_few_heads_are_refused_where_heads_are_whole():

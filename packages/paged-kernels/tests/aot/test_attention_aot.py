@@ -51,6 +51,12 @@ FACTORS = {
     "causal": (True, False),
 }
 ROWS = pairwise(FACTORS)
+TWO_CHIPS = pytest.mark.parametrize(
+    "target",
+    [chip if chip in ("v4", "v6e") else pytest.param(chip, marks=pytest.mark.slow) for chip in CHIPS],
+    indirect=True,
+)
+"""For what does not depend on the generation: the one with the least memory and a newer one. `slow` has the others."""
 TUNED = get_backend("tpu").with_block_sizes(q_rows=16, kv_pages=8)
 TUNED_MIXED = get_backend("tpu").with_block_sizes(q_rows=64, kv_pages=8)
 """Parts of 256 rows and a separate call for single-row sequences. The default blocks have these too, but compile far
@@ -121,6 +127,7 @@ def test_features_in_pairs_compile_for_one_chip(target, row):
     assert_pages_not_copied(target.compile(attend(spec, backend), *args), args[1])
 
 
+@TWO_CHIPS
 @pytest.mark.parametrize(
     ("mode", "shape"),
     [("decode", Shape("64", "float32", "float32")), ("mixed", Shape(page_size=64, kv_dtype="int8", heads="both"))],
@@ -138,6 +145,7 @@ def test_compiles_for_four_chips(target, mode, shape):
     assert_pages_not_copied(compiled, args[1], shards=4)
 
 
+@TWO_CHIPS
 @pytest.mark.parametrize(
     ("mode", "shape"),
     [
@@ -151,6 +159,7 @@ def test_any_ratio_of_heads_compiles(target, mode, shape):
     target.compile(attend(AttentionSpec(), TUNED if mode == "mixed" else "tpu"), *shape.arguments(mode))
 
 
+@TWO_CHIPS
 @pytest.mark.parametrize(
     ("mode", "shape"),
     [("decode", Shape(seqs=256, pages_per_seq=8192)), ("mixed", Shape(seqs=256, pages_per_seq=8192, kv_dtype="int8"))],
@@ -162,6 +171,7 @@ def test_128k_tokens_for_256_sequences(target, mode, shape):
     assert_pages_not_copied(target.compile(attend(AttentionSpec()), *args), args[1])
 
 
+@TWO_CHIPS
 @pytest.mark.parametrize("mode", ["decode", "mixed"])
 def test_a_step_of_two_layers_over_one_prepared_batch(target, mode):
     """The write and the attention of both layers compile, and the pages are never copied."""

@@ -9,6 +9,7 @@ from paged_kernels import KVPages, RaggedBatch, write_kv
 
 pytestmark = pytest.mark.aot
 
+CHIPS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 NUM_PAGES, SEQS, PAGES_PER_SEQ = 8192, 16, 2048
 LATENT = {"head_dim": 576, "v_head_dim": 512, "latent": True}
 CASES = [
@@ -52,7 +53,15 @@ def write(pages, k, v, batch):
     return write_kv(pages, k, v, batch, backend="tpu")
 
 
-@pytest.mark.parametrize("case", CASES + SCATTERED, ids=str)
+TURNS = [
+    case if turn % len(CHIPS) in (chip, (chip + 2) % len(CHIPS)) else pytest.param(*case, marks=pytest.mark.slow)
+    for turn, case in enumerate([(name, case) for case in CASES + SCATTERED for name in CHIPS])
+    for chip in [turn // len(CHIPS) % len(CHIPS)]
+]
+"""Each case on two chips in turn, so that each chip has about five; `slow` has the others."""
+
+
+@pytest.mark.parametrize(("target", "case"), TURNS, indirect=["target"], ids=str)
 def test_compiles_for_one_chip_in_place(target, assert_in_place, case):
     args = arguments(*case)
     assert_in_place(target.compile(write, *args, donate=(0,)), kv_bytes(args[0]))
@@ -64,6 +73,11 @@ def test_compiles_for_decode_in_place(target, assert_in_place, case):
     assert_in_place(target.compile(write, *args, donate=(0,)), kv_bytes(args[0]))
 
 
+@pytest.mark.parametrize(
+    "target",
+    [chip if chip in ("v4", "v6e") else pytest.param(chip, marks=pytest.mark.slow) for chip in CHIPS],
+    indirect=True,
+)
 @pytest.mark.parametrize("case", [CASES[4], CASES[6]], ids=str)
 def test_compiles_for_four_chips_in_place(target, assert_in_place, case):
     args = arguments(*case)

@@ -5,6 +5,8 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -121,27 +123,55 @@ def prepare(
         NotImplementedError: no backend can compute this.
     """
     spec, pages = spec or AttentionSpec(), local_pages(view)
-    devices = view.pages.num_kv_heads // pages.num_kv_heads  # that share the heads
-
-    def prepare_part(batch: RaggedBatch) -> PreparedBatch:
-        one = _without_replicas(view, batch)
-        prepared = prepare_batch(
-            one,
-            pages,
-            spec,
-            tokens=tokens,
-            q_heads=q_heads // devices,
-            q_dtype=q_dtype,
-            head_params=head_params,
-            backend=backend,
-        )
-        return _with_replicas(view, prepared)
-
+    facts = StepFacts(
+        spec=spec,
+        tokens=tokens,
+        q_heads=q_heads * pages.num_kv_heads // view.pages.num_kv_heads,  # of one device
+        q_dtype=jnp.dtype(q_dtype),
+        backend=backend,
+    )
     if view.mesh is None:
-        return prepare_part(batch)
+        return facts.prepare(batch, pages, head_params)
     view.check_batch(batch, tokens, spec.sliding_window)  # here, where values are known: on devices they are traced
     placed = jax.device_put(batch, NamedSharding(view.mesh, view.batch_spec))
-    return _on_devices(prepare_part, view, (view.batch_spec,), view.batch_spec)(placed)
+    shapes, shape_tree = jax.tree.flatten((view, pages, head_params))
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in shapes)
+    return _prepare_on_mesh(placed, facts=facts, shapes=shapes, shape_tree=shape_tree)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepFacts:
+    """What a step's layers have in common on one device, beside the batch and shapes."""
+
+    spec: AttentionSpec
+    tokens: int
+    q_heads: int
+    q_dtype: np.dtype
+    backend: str | Backend | None
+
+    def prepare(self, batch: RaggedBatch, pages: KVPages, head_params: HeadParams | None) -> PreparedBatch:
+        """`prepare_batch` with these."""
+        return prepare_batch(
+            batch,
+            pages,
+            self.spec,
+            tokens=self.tokens,
+            q_heads=self.q_heads,
+            q_dtype=self.q_dtype,
+            head_params=head_params,
+            backend=self.backend,
+        )
+
+
+# Compiled: eager code under `jax.shard_map` would compile each of its operations, again in every step.
+@functools.partial(jax.jit, static_argnames=("facts", "shapes", "shape_tree"))
+def _prepare_on_mesh(batch: RaggedBatch, *, facts: StepFacts, shapes, shape_tree) -> PreparedBatch:
+    view, pages, head_params = jax.tree.unflatten(shape_tree, shapes)
+
+    def prepare_part(batch: RaggedBatch) -> PreparedBatch:
+        return _with_replicas(view, facts.prepare(_without_replicas(view, batch), pages, head_params))
+
+    return _on_devices(prepare_part, view, (view.batch_spec,), view.batch_spec)(batch)
 
 
 def local_pages(view: PagedAttentionCacheView) -> KVPages:
