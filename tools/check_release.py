@@ -38,12 +38,12 @@ def problems_of_wheel(name: str, wheel: Path) -> list[str]:
     """Returns the problems of a wheel's contents and of the package's changelog."""
     module = name.replace("-", "_")
     files = zipfile.ZipFile(wheel).namelist()
-    found = []
-    if missing := files_of(name) - set(files):
+    found, ours = [], files_of(name)
+    if missing := ours - set(files):
         found.append(f"the wheel lacks {', '.join(sorted(missing)[:3])}")
     if not any(file.endswith("licenses/LICENSE") for file in files):
         found.append("the wheel lacks the licence")
-    if strangers := [file for file in files if not file.startswith((f"{module}/", f"{module}-"))]:
+    if strangers := [file for file in files if file not in ours and not file.startswith(f"{module}-")]:
         found.append(f"the wheel carries {', '.join(strangers[:3])}")
     if f"## {version_of(name)}" not in (ROOT / "packages" / name / "CHANGELOG.md").read_text():
         found.append(f"CHANGELOG.md has no entry for {version_of(name)}")

@@ -37,6 +37,14 @@ def test_end_tokens(path):
     assert read_config(GGUFFile(path).config).end_token_ids == {2, 7}
 
 
+def test_end_tokens_of_a_file_that_names_no_end_of_turn(path):
+    writer = gguf_writer(path)
+    writer.add_eos_token_id(2)
+    writer.add_token_list(["a", "<|im_end|>", "</s>"])
+    finish(writer)
+    assert read_config(GGUFFile(path).config).end_token_ids == {1, 2}
+
+
 def test_without_an_output_matrix_the_embedding_is_tied(path):
     write_gguf(path, random_weights(tied=True))
     assert GGUFFile(path).config["tie_word_embeddings"] is True

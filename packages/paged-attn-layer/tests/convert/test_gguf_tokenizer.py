@@ -140,11 +140,28 @@ def test_pieces_of_other_kinds(pre, text, expected):
     assert [piece for piece, _ in pieces(*SPLITS[pre].splits, text=text)] == expected
 
 
-def test_kinds_that_are_not_supported(tmp_path):
-    with pytest.raises(NotImplementedError, match=r"t.gguf: tokenizer.ggml.model='t5' is not supported"):
-        gguf_tokenizer(written(tmp_path / "t.gguf", model="t5"))
-    with pytest.raises(NotImplementedError, match=r"u.gguf: tokenizer.ggml.pre='kimi-k2' is not supported; default"):
-        gguf_tokenizer(written(tmp_path / "u.gguf", pre="kimi-k2"))
+@pytest.mark.parametrize("model", ["t5", "bert", "rwkv", "plamo2", "gemma4", "hybriddna", "no_vocab", "none"])
+def test_models_that_are_not_supported(tmp_path, model):
+    tokens = None if model in ("no_vocab", "none") else TOKENS
+    with pytest.raises(NotImplementedError, match=rf"t.gguf: .*model='{model}' is not supported .*{ADVICE}"):
+        gguf_tokenizer(written(tmp_path / "t.gguf", model=model, tokens=tokens))
+
+
+@pytest.mark.parametrize("pre", ["deepseek-llm", "kimi-k2", "chameleon", "tiny_aya", "youtu", "afmoe", "jais-2", "new"])
+def test_kinds_that_are_not_supported(tmp_path, pre):
+    with pytest.raises(NotImplementedError, match=rf"u.gguf: .*pre='{pre}' is not supported; default, .*{ADVICE}"):
+        gguf_tokenizer(written(tmp_path / "u.gguf", pre=pre))
+
+
+ADVICE = r"load the tokenizer from the model's Hugging Face directory: Engine\(load_model\(file\), tokenizer="
+
+
+def test_a_file_without_the_kind_of_its_tokenizer(tmp_path):
+    writer = gguf_writer(tmp_path / "t.gguf")
+    writer.add_token_list(TOKENS)
+    finish(writer)
+    with pytest.raises(ValueError, match=rf"has no tokenizer.ggml.model; {ADVICE}"):
+        gguf_tokenizer(tmp_path / "t.gguf")
 
 
 @pytest.mark.parametrize("merges", [["ab"], ["a b 1"], ["a nowhere"]])

@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from paged_attn_layer._src.convert.gguf_end_tokens import end_token_ids
 from paged_attn_layer._src.convert.gguf_header import GGUFHeader, StoredTensor
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
 from paged_attn_layer._src.convert.source import reading, require_file
@@ -43,8 +44,6 @@ _ONLY = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "r
 """Metadata keys of which one value is supported: that of a model without what the key is for.
 
 A key that is in none of these, nor the family's, is refused."""
-_END_TOKENS = tuple(f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
-"""Keys of the tokens that end an answer, a turn, and a message."""
 _OUTPUT = "output.weight"
 """The tensor of the head. A file without it has a model whose head is the embedding."""
 
@@ -128,7 +127,7 @@ def _hf_config(reader: GGUFHeader, names: GGUFNames, tensors: set[str]) -> dict[
     _check_settings(found, config)
     config.setdefault("vocab_size", len(read_field(reader, "tokenizer.ggml.tokens") or ()) or None)
     config["tie_word_embeddings"] = _OUTPUT not in tensors
-    config["eos_token_id"] = [read_field(reader, key) for key in _END_TOKENS if key in reader.fields]
+    config["eos_token_id"] = end_token_ids(reader.fields)
     config |= {key: tensor in tensors for tensor, key in names.switches}
     if scaling := _rope_scaling(found):
         config["rope_scaling"] = scaling

@@ -24,6 +24,12 @@ _CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
 _GEMMA = ("gemma", "gemma2", "gemma3")
 """Architectures with Gemma's kind of SentencePiece."""
 
+_ADVICE = (
+    "load the tokenizer from the model's Hugging Face directory: "
+    "Engine(load_model(file), tokenizer=load_tokenizer(directory))"
+)
+"""What to do with a file whose tokenizer cannot be read."""
+
 
 def gguf_tokenizer(path: pathlib.Path) -> PreTrainedTokenizerFast:
     """The file's tokenizer, chat template included.
@@ -38,13 +44,13 @@ def gguf_tokenizer(path: pathlib.Path) -> PreTrainedTokenizerFast:
 
 
 def _read_tokenizer(reader: GGUFHeader) -> PreTrainedTokenizerFast:
-    tokens = _list_of(reader, "tokens")
-    kind = read_field(reader, "tokenizer.ggml.model")
+    kind = _required(reader, "model")
     if kind not in ("gpt2", "llama"):
         raise NotImplementedError(
             f"tokenizer.ggml.model={kind!r} is not supported in a GGUF file; 'gpt2' (byte-level BPE) and 'llama' "
-            "(SentencePiece) are. Load the tokenizer from the model's Hugging Face directory"
+            f"(SentencePiece) are; {_ADVICE}"
         )
+    tokens = _required(reader, "tokens")
     ids = {name: _token_id(reader, key, kind, len(tokens)) for name, key in _NAMED.items()}
     tokenizer = _byte_level_bpe(reader, tokens) if kind == "gpt2" else _sentencepiece(reader, tokens, ids["unk_token"])
     _add_whole_tokens(tokenizer, tokens, read_field(reader, "tokenizer.ggml.token_type") or [])
@@ -60,10 +66,10 @@ def _read_tokenizer(reader: GGUFHeader) -> PreTrainedTokenizerFast:
     )
 
 
-def _list_of(reader: GGUFHeader, key: str) -> list[Any]:
+def _required(reader: GGUFHeader, key: str) -> Any:
     found = read_field(reader, f"tokenizer.ggml.{key}")
     if not found:
-        raise ValueError(f"the file has no tokenizer.ggml.{key}; load the tokenizer from the model's directory")
+        raise ValueError(f"the file has no tokenizer.ggml.{key}; {_ADVICE}")
     return found
 
 
@@ -101,14 +107,14 @@ def _between(tokenizer: Tokenizer, first: str | None, last: str | None) -> Any:
 def _cut(reader: GGUFHeader) -> str:
     cut = read_field(reader, "tokenizer.ggml.pre") or "default"
     if cut not in SPLITS:
-        raise NotImplementedError(f"tokenizer.ggml.pre={cut!r} is not supported; {', '.join(SPLITS)} are")
+        raise NotImplementedError(f"tokenizer.ggml.pre={cut!r} is not supported; {', '.join(SPLITS)} are; {_ADVICE}")
     return cut
 
 
 def _byte_level_bpe(reader: GGUFHeader, tokens: Sequence[str]) -> Tokenizer:
     kind = SPLITS[_cut(reader)]
     vocab = {token: index for index, token in enumerate(tokens)}
-    merges = [tuple(merge.split(" ")) for merge in _list_of(reader, "merges")]
+    merges = [tuple(merge.split(" ")) for merge in _required(reader, "merges")]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=kind.whole_words))
     if kind.nfc:
         tokenizer.normalizer = normalizers.NFC()
@@ -125,7 +131,7 @@ def _sentencepiece(reader: GGUFHeader, tokens: Sequence[str], unknown: int | Non
     if read_field(reader, "general.architecture") in _GEMMA:
         return gemma_tokenizer(tokens, unknown_token)
     spaced = bool(reader.fields.get("tokenizer.ggml.add_space_prefix", True))
-    return llama_tokenizer(tokens, _list_of(reader, "scores"), unknown_token, add_space=spaced)
+    return llama_tokenizer(tokens, _required(reader, "scores"), unknown_token, add_space=spaced)
 
 
 def _add_whole_tokens(tokenizer: Tokenizer, tokens: Sequence[str], kinds: Sequence[int]) -> None:

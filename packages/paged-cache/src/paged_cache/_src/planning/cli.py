@@ -50,13 +50,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit code: 0, or 2 after a line that says what is wrong with the input."""
+    """Run the command. Returns its exit code: 0, or 2 after a line that says what is wrong, or 130 after Ctrl-C."""
     args = build_parser().parse_args(argv)
     try:
-        print(run(args))
+        print(run(args), flush=True)
     except (ValueError, NotImplementedError, OSError) as error:
         print(f"{args.prog}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
