@@ -25,7 +25,7 @@ def test_weights_are_in_hugging_faces_order(path):
     source = GGUFFile(path)
     assert source.shapes == {name: weight.shape for name, weight in given.items()}
     for name, weight in given.items():
-        np.testing.assert_array_equal(source.read(name), weight)
+        np.testing.assert_array_equal(source.weight(name), weight)
 
 
 def test_end_tokens(path):
@@ -56,7 +56,7 @@ def test_quantised_weights_are_dequantised(path):
     writer = gguf_writer(path)
     writer.add_tensor("token_embd.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
     finish(writer)
-    read = GGUFFile(path).read("model.embed_tokens.weight")
+    read = GGUFFile(path).weight("model.embed_tokens.weight")
     assert read.dtype == np.float32
     np.testing.assert_allclose(read, weight, atol=0.02)
 
@@ -80,14 +80,14 @@ def test_only_files_of_the_llama_architecture_interleave_heads(path):
     source = GGUFFile(path)
     assert source.config["architectures"] == ["Qwen2ForCausalLM"]
     for name in source.shapes:
-        np.testing.assert_array_equal(source.read(name), given[name])
+        np.testing.assert_array_equal(source.weight(name), given[name])
 
 
 def test_a_tensor_that_no_rule_names_keeps_its_name(path):
     finish(writer_with(path, "other.weight"))
     source = GGUFFile(path)
     assert source.shapes == {"other.weight": (2,)}
-    np.testing.assert_array_equal(source.read("other.weight"), [1, 1])
+    np.testing.assert_array_equal(source.weight("other.weight"), [1, 1])
 
 
 def writer_with(path, name):

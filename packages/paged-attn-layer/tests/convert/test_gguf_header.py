@@ -55,7 +55,8 @@ def test_tensors_and_values(path):
     for name, weight in {"one": given, "two": given + 1}.items():
         tensor = read.tensors[name]
         assert (tensor.shape, tensor.kind) == ((3, 4), gguf.GGMLQuantizationType.F32)
-        np.testing.assert_array_equal(read.rows(tensor).view(np.float32), weight)
+        np.testing.assert_array_equal(read.rows(tensor, 0, 3).view(np.float32), weight)
+        np.testing.assert_array_equal(read.rows(tensor, 1, 2).view(np.float32), weight[1:2])
 
 
 def test_the_padding_after_the_last_tensor_may_be_missing(path):

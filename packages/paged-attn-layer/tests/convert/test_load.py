@@ -13,8 +13,10 @@ from tiny_checkpoints import gguf_writer, random_weights, write_directory, write
 
 from paged_attn_layer._src.convert import hf_directory
 from paged_attn_layer._src.convert import load as load_module
+from paged_attn_layer._src.convert import place as place_module
 from paged_attn_layer._src.convert.gguf_file import GGUFFile
 from paged_attn_layer._src.convert.hf_directory import HFDirectory
+from paged_attn_layer._src.convert.lazy import LazyArray
 from paged_attn_layer._src.convert.load import load_model, open_checkpoint
 from paged_attn_layer._src.convert.operations import Split, Transpose
 from paged_attn_layer._src.convert.source import ConversionError
@@ -108,8 +110,8 @@ def test_fused_weights_are_read_once(tmp_path, monkeypatch):
     family = dataclasses.replace(llama.FAMILY, weights=lambda config: (rule, *llama.weights(config)))
     monkeypatch.setattr(load_module, "find_family", lambda config: family)
     write_directory(tmp_path, {**given, **fused})
-    read, names = HFDirectory.read, []
-    monkeypatch.setattr(HFDirectory, "read", lambda self, name: names.append(name) or read(self, name))
+    read, names = HFDirectory.weight, []
+    monkeypatch.setattr(HFDirectory, "weight", lambda self, name: names.append(name) or read(self, name))
     model = load_model(tmp_path)
     assert sorted(names) == sorted({**given, **fused})
     np.testing.assert_array_equal(model.layers[1].attention.k_proj.kernel[...], apart[1][1].T)
@@ -187,9 +189,9 @@ def test_one_tensor_at_a_time(tmp_path, monkeypatch):
     """Each weight is on its device before the next is read."""
     write_directory(tmp_path, random_weights())
     log = []
-    read, put = HFDirectory.read, jax.device_put
-    monkeypatch.setattr(HFDirectory, "read", lambda self, name: log.append("read") or read(self, name))
-    monkeypatch.setattr(load_module.jax, "device_put", lambda *args: log.append("put") or put(*args))
+    read, put = LazyArray.read, jax.device_put
+    monkeypatch.setattr(LazyArray, "read", lambda *args, **options: log.append("read") or read(*args, **options))
+    monkeypatch.setattr(place_module.jax, "device_put", lambda *args: log.append("put") or put(*args))
     load_model(tmp_path)
     assert log == ["read", "put"] * len(random_weights())
 

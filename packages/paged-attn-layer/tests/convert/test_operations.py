@@ -57,8 +57,8 @@ def operation_and_shapes(draw):
 def test_the_reverse_undoes_it_and_the_shapes_are_known_before(case):
     operation, shapes = case
     arrays = numbered(shapes)
-    results = operation.apply(arrays)
-    assert operation.shapes(shapes) == [result.shape for result in results]
+    results = apply_all([operation], arrays)
+    assert shapes_after_all([operation], shapes) == [result.shape for result in results]
     back = operation.reverse().apply(results)
     assert len(back) == len(arrays)
     for array, again in zip(arrays, back, strict=True):
@@ -66,23 +66,37 @@ def test_the_reverse_undoes_it_and_the_shapes_are_known_before(case):
     assert operation.reverse().reverse() == operation
 
 
+@given(operation_and_shapes(), st.data())
+def test_any_part_of_a_result_is_that_part_of_the_whole(case, data):
+    operation, shapes = case
+    for result in apply_all([operation], numbered(shapes)):
+        ends = [sorted(data.draw(st.tuples(*[st.integers(0, size)] * 2))) for size in result.shape]
+        part = tuple(slice(*pair) for pair in ends)
+        np.testing.assert_array_equal(result.read(part), result.read()[part])
+        assert result.read(part, np.float32).dtype == np.float32
+
+
+def apply(operation, *arrays):
+    return [result.read() for result in apply_all([operation], arrays)]
+
+
 def test_what_each_does():
     a, b = numbered([(2, 3), (2, 3)])
-    np.testing.assert_array_equal(Transpose().apply([a])[0], a.T)
-    np.testing.assert_array_equal(Permute((1, 0)).apply([a])[0], a.T)
-    np.testing.assert_array_equal(Reshape((2, 3), (6,)).apply([a])[0], a.ravel())
-    for part, want in zip(Split(1, (1, 2)).apply([a]), (a[:, :1], a[:, 1:]), strict=True):
+    np.testing.assert_array_equal(apply(Transpose(), a)[0], a.T)
+    np.testing.assert_array_equal(apply(Permute((1, 0)), a)[0], a.T)
+    np.testing.assert_array_equal(apply(Reshape((2, 3), (6,)), a)[0], a.ravel())
+    for part, want in zip(apply(Split(1, (1, 2)), a), (a[:, :1], a[:, 1:]), strict=True):
         np.testing.assert_array_equal(part, want)
-    np.testing.assert_array_equal(Concat(0, (2, 2)).apply([a, b])[0], np.concatenate([a, b]))
-    np.testing.assert_array_equal(Stack(2).apply([a, b])[0], np.stack([a, b]))
-    np.testing.assert_array_equal(Unstack(2).apply([a])[1], a[1])
+    np.testing.assert_array_equal(apply(Concat(0, (2, 2)), a, b)[0], np.concatenate([a, b]))
+    np.testing.assert_array_equal(apply(Stack(2), a, b)[0], np.stack([a, b]))
+    np.testing.assert_array_equal(apply(Unstack(2), a)[1], a[1])
 
 
 def test_rows_of_two_heads_for_rotary():
     """Four rows a head: pairs (0, 1) and (2, 3) become (0, 2) and (1, 3)."""
     rows = np.arange(8)
-    np.testing.assert_array_equal(RotaryPairsToHalves(2).apply([rows])[0], [0, 2, 1, 3, 4, 6, 5, 7])
-    np.testing.assert_array_equal(RotaryHalvesToPairs(2).apply([np.arange(12)])[0][:6], [0, 3, 1, 4, 2, 5])
+    np.testing.assert_array_equal(apply(RotaryPairsToHalves(2), rows)[0], [0, 2, 1, 3, 4, 6, 5, 7])
+    np.testing.assert_array_equal(apply(RotaryHalvesToPairs(2), np.arange(12))[0][:6], [0, 3, 1, 4, 2, 5])
 
 
 def test_several_in_turn():
@@ -92,7 +106,7 @@ def test_several_in_turn():
     arrays = numbered(shapes)
     (fused,) = apply_all(operations, arrays)
     assert [fused.shape] == shapes_after_all(operations, shapes) == [(3, 2, 9)]
-    np.testing.assert_array_equal(fused[1], np.concatenate([arrays[1], arrays[4]]).T)
+    np.testing.assert_array_equal(fused.read()[1], np.concatenate([arrays[1], arrays[4]]).T)
     for array, again in zip(arrays, apply_all(reverse_all(operations), [fused]), strict=True):
         np.testing.assert_array_equal(again, array)
 
@@ -117,7 +131,7 @@ def test_several_in_turn():
 )
 def test_shapes_that_do_not_fit(operation, shapes, message):
     with pytest.raises(ValueError, match=message):
-        operation.shapes(shapes)
+        shapes_after_all([operation], shapes)
 
 
 def test_operations_that_mean_nothing():

@@ -21,7 +21,7 @@ class Checkpoint:
         self.arrays = arrays
         self.shapes = {name: array.shape for name, array in arrays.items()}
 
-    def read(self, name):
+    def weight(self, name):
         return self.arrays[name]
 
 
@@ -34,7 +34,7 @@ def random_model_weights(family, config):
 def load(checkpoint, shapes, rules):
     made = {}
     for match in match_weights(checkpoint, shapes, rules):
-        arrays = match.forward([checkpoint.read(name) for name, _ in match.sources])
+        arrays = match.forward([checkpoint.weight(name) for name, _ in match.sources])
         made |= zip(match.targets, arrays, strict=True)
     return made
 

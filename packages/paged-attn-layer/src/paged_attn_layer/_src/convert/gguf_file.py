@@ -3,6 +3,7 @@
 Facts from the GGUF specification (ggml-org/ggml, docs/gguf.md) and from llama.cpp's convert_hf_to_gguf.py.
 """
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 from paged_attn_layer._src.convert.gguf_end_tokens import end_token_ids
 from paged_attn_layer._src.convert.gguf_header import GGUFHeader, StoredTensor
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
+from paged_attn_layer._src.convert.lazy import LazyArray
+from paged_attn_layer._src.convert.operations import Reshape
 from paged_attn_layer._src.convert.source import reading, require_file
 from paged_attn_layer._src.convert.weights import WeightMatch, WeightRule
 from paged_attn_layer._src.models.registry import find_gguf_family
@@ -61,8 +64,7 @@ class GGUFFile:
     """
 
     def __init__(self, path: pathlib.Path) -> None:
-        self.where = str(path)
-        self.settings_file = path
+        self.where = self.settings_from = str(path)
         self._file = open_gguf(path)
         with reading(path):
             self._read_header(self._file)
@@ -72,17 +74,16 @@ class GGUFFile:
         tensors = dict(reader.tensors)
         config = _hf_config(reader, names, set(tensors))
         if tensors.pop(_FREQ_FACTORS, None):
-            config["rope_freq_factors"] = _dequantise(reader, _FREQ_FACTORS).ravel().tolist()
+            config["rope_freq_factors"] = _dequantised(reader, _FREQ_FACTORS).read().ravel().tolist()
         self.config: Mapping[str, Any] = {**config, "architectures": [family.architectures[0]]}
         self._weights = _hf_weights(names.tensors(config), tensors)
         self.shapes = {name: match.sources[index][1] for name, (match, index) in self._weights.items()}
         self.problems = _unreadable(reader, tensors)
 
-    def read(self, name: str) -> np.ndarray:
-        """One weight in float32, as Hugging Face has it. Reads all tensors that it is made of."""
+    def weight(self, name: str) -> LazyArray:
+        """One weight in float32, as Hugging Face has it. Rows are dequantised when they are read."""
         match, index = self._weights[name]
-        with reading(self.settings_file):
-            return match.backward([_dequantise(self._file, tensor) for tensor in match.targets])[index]
+        return match.backward([_dequantised(self._file, tensor) for tensor in match.targets])[index]
 
 
 def open_gguf(path: pathlib.Path) -> GGUFHeader:
@@ -167,13 +168,23 @@ def _unreadable(reader: GGUFHeader, tensors: Mapping[str, StoredTensor]) -> list
     problems = []
     for kind, (first, *more) in by_type.items():
         try:
-            gguf.dequantize(reader.rows(first)[:1], kind)
+            gguf.dequantize(reader.rows(first, 0, 1), kind)
         except NotImplementedError:
             count = 1 + len(more)
             problems.append(f"{count} weights are stored as {kind.name}, such as {first.name}; requantise the file")
     return problems
 
 
-def _dequantise(reader: GGUFHeader, name: str) -> np.ndarray:
+def _dequantised(reader: GGUFHeader, name: str) -> LazyArray:
+    """A tensor in float32."""
     tensor = reader.tensors[name]
-    return gguf.dequantize(reader.rows(tensor), tensor.kind).reshape(tensor.shape)
+    shape = tensor.shape if len(tensor.shape) > 1 else (1, *tensor.shape)
+    per_row = math.prod(shape[1:-1])  # rows along the last axis, of each entry of the first
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        with reading(reader.path):
+            stored = reader.rows(tensor, start * per_row, stop * per_row)
+            return gguf.dequantize(stored, tensor.kind).reshape(stop - start, *shape[1:])
+
+    whole = LazyArray.of_rows(shape, np.float32, rows)
+    return whole if shape == tensor.shape else Reshape(shape, tensor.shape).apply([whole])[0]

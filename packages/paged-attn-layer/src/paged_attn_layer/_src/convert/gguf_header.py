@@ -14,7 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from paged_attn_layer._src.convert.operations import Shape
+from paged_attn_layer._src.convert.lazy import Shape
 
 _VERSIONS = (2, 3)
 _MOST_VALUES = 1 << 23  # of the metadata; the largest vocabularies have about 1.5 million with their merges
@@ -58,24 +58,29 @@ class StoredTensor:
 
 
 class GGUFHeader:
-    """The metadata and the tensors of a file that is mapped into memory.
+    """The metadata of a file, and the table of its tensors.
 
     Raises:
         ValueError: the file is no GGUF file, is cut short, or its table does not match its data.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
-        self._data = np.memmap(path, mode="r")
-        cursor = _Cursor(self._data.data)
+        self.path = path
+        data = np.memmap(path, mode="r")
+        cursor = _Cursor(data.data)
         tensors, fields = _read_counts(cursor)
         self.fields: Mapping[str, Any] = _read_fields(cursor, fields)
         alignment = _alignment(self.fields)
         self.tensors: Mapping[str, StoredTensor] = _read_table(cursor, tensors, alignment)
-        _check_end(self.tensors, len(self._data), alignment)
+        _check_end(self.tensors, len(data), alignment)
 
-    def rows(self, tensor: StoredTensor) -> np.ndarray:
-        """The stored bytes, one row for each row of the tensor."""
-        return self._data[tensor.start : tensor.end].reshape(-1, tensor.row_bytes)
+    def rows(self, tensor: StoredTensor, start: int, stop: int) -> np.ndarray:
+        """The stored bytes of some rows along the tensor's last axis.
+
+        Only they are mapped into memory, for a file that is mapped whole counts as memory of this process.
+        """
+        first = tensor.start + start * tensor.row_bytes
+        return np.memmap(self.path, np.uint8, "r", first, (stop - start, tensor.row_bytes))
 
 
 class _Cursor:

@@ -2,22 +2,27 @@
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
+from paged_attn_layer._src.convert.lazy import LazyArray, full_index
+from paged_attn_layer._src.convert.quantised import read_quantisation
+from paged_attn_layer._src.convert.safetensors_file import StoredTensor, read_header
 from paged_attn_layer._src.convert.source import reading, require_file
 
+CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 GENERATION_FILE = "generation_config.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_QUANTISATION = "quantization_config"
 _PREFIX = "model."
 """Starts the name of every weight but the head's. A file that was saved of the model without its head has none."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
-"""Stored types that are read. Others (integers, float8, complex) are a model's only together with scales."""
+"""Stored types of plain weights. Others (integers, float8, complex) are a model's only together with scales."""
 _ROWS = 4096
 """Rows of embedding and head that are compared at once."""
 
@@ -25,111 +30,113 @@ _ROWS = 4096
 class HFDirectory:
     """The weights of a directory that `save_pretrained` wrote, or that was downloaded from a hub.
 
-    Only headers are read here; `read` opens the shard that holds the weight.
+    Only headers are read here. A part of a weight is read from the shard that holds it. Weights in fp8 or mxfp4 are
+    made plain when they are read.
 
     Raises:
         ValueError: config.json or the weights are missing, or a JSON file cannot be parsed.
+        NotImplementedError: the weights are quantised in another way.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.where = str(directory)
-        self.settings_file = directory / "config.json"
+        self.settings_from = str(directory / CONFIG_FILE)
         self._directory = directory
         self.config: Mapping[str, Any] = _read_config(directory)
-        self.shapes: dict[str, tuple[int, ...] | None] = {}
         self.problems: list[str] = []
-        self._files = _weight_files(directory)
-        self._stored: dict[str, str] = {}  # names in the file, of weights that have another there
-        self._unreadable: set[str] = set()
-        listed = dict(self._files)
-        for file in sorted(set(listed.values())):
-            self._add_shapes(file, listed)
-        self._add_unlisted()
-        self._add_prefix()
+        self._weights = _with_prefix(self._read_weights(_weight_files(directory)))
+        self.shapes = {name: weight and weight.shape for name, weight in self._weights.items()}
         tied = _get(self.config, "tie_word_embeddings") is True
         if tied and not self.problems and self._has_its_own_head():
             self.config = _set(self.config, "tie_word_embeddings", False)
 
-    def read(self, name: str) -> np.ndarray:
-        """One weight, in the type it is stored in."""
-        path = self._directory / self._files[name]
-        with reading(path), safe_open(path, framework="numpy") as shard:
-            return shard.get_tensor(self._stored.get(name, name))
+    def weight(self, name: str) -> LazyArray:
+        """One weight, in the type it is stored in, or float32 if it is quantised."""
+        weight = self._weights[name]
+        if weight is None:
+            raise ValueError(f"{name} of {self.where} cannot be read; `problems` says why")
+        return weight
 
-    def _add_shapes(self, file: str, listed: Mapping[str, str]) -> None:
-        """Take the shapes from one shard's header. A shard that cannot be read is one problem, whatever it holds.
+    def _read_weights(self, listed: Mapping[str, str]) -> dict[str, LazyArray | None]:
+        """All weights of the shards' headers. One that cannot be read is `None`, and is a problem."""
+        with reading(self.settings_from):
+            quantisation = read_quantisation(_get(self.config, _QUANTISATION) or self.config.get(_QUANTISATION))
+        kinds = (*_FLOATS, *(quantisation.kinds if quantisation else ()))
+        weights = self._read_shards(listed, kinds)
+        if quantisation:
+            weights, problems = quantisation.dequantise(weights)
+            self.problems += problems
+            self.config = _set(self.config, _QUANTISATION, None) | {_QUANTISATION: None}
+        return weights
 
-        A weight in several shards is that of the listed one.
-        """
+    def _read_shards(self, listed: Mapping[str, str], kinds: tuple[str, ...]) -> dict[str, LazyArray | None]:
+        """What the shards hold. A weight in several shards is that of the listed one."""
+        weights: dict[str, LazyArray | None] = {}
+        unreadable = set()
+        for file in sorted(set(listed.values())):
+            tensors = self._read_shard(file)
+            if tensors is None:
+                unreadable.add(file)
+                continue
+            self._check_kinds(file, tensors, kinds)
+            for name, tensor in tensors.items():
+                if name not in weights or listed.get(name) == file:
+                    weights[name] = tensor.lazy() if tensor.kind in kinds else None
+        for name, file in listed.items():
+            if name and name not in weights:
+                weights[name] = None
+                if file not in unreadable:
+                    self.problems.append(f"{name} is not in {file}, though {INDEX_FILE} says so; download both again")
+        return weights
+
+    def _read_shard(self, file: str) -> Mapping[str, StoredTensor] | None:
+        """The tensors of one shard. `None`, and one problem, if it cannot be read, whatever it holds."""
         path = self._directory / file
         if not path.is_file():
             missing = f"is missing, though {INDEX_FILE} lists weights in it"
-            self._refuse(file, "is not a regular file" if path.exists() else missing)
-            return
+            self.problems.append(f"{file} {'is not a regular file' if path.exists() else missing}; download it again")
+            return None
         try:
-            with safe_open(path, framework="numpy") as shard:
-                headers = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
-                shapes = {name: tuple(header.get_shape()) for name, header in headers.items()}
-                self._check_types(file, {name: header.get_dtype() for name, header in headers.items()})
+            return read_header(path)
         except (SafetensorError, OSError) as error:
-            self._refuse(file, f"is corrupt ({error})")
-            return
-        for name, shape in shapes.items():
-            if name not in self.shapes or listed.get(name) == file:
-                self.shapes[name], self._files[name] = shape, file
+            self.problems.append(f"{file} is corrupt ({error}); download it again")
+            return None
 
-    def _refuse(self, file: str, reason: str) -> None:
-        self._unreadable.add(file)
-        self.problems.append(f"{file} {reason}; download it again")
-
-    def _check_types(self, file: str, types: Mapping[str, str]) -> None:
+    def _check_kinds(self, file: str, tensors: Mapping[str, StoredTensor], kinds: tuple[str, ...]) -> None:
         """Note each type in a shard that is not read."""
-        for kind in dict.fromkeys(types.values()):
-            if kind not in _FLOATS:
-                first, *more = (name for name, other in types.items() if other == kind)
+        for kind in dict.fromkeys(tensor.kind for tensor in tensors.values()):
+            if kind not in kinds:
+                first, *more = (name for name, tensor in tensors.items() if tensor.kind == kind)
                 self.problems.append(
                     f"{1 + len(more)} weights in {file} are stored as {kind}, such as {first}; "
-                    f"they must be {', '.join(_FLOATS)}, so save the model in one of these"
+                    f"they must be {', '.join(kinds)}, so save the model in one of these"
                 )
-
-    def _add_prefix(self) -> None:
-        """Name the weights of a file without `model.` as a file with it does."""
-        if EMBEDDING.removeprefix(_PREFIX) not in self.shapes or any(name.startswith(_PREFIX) for name in self.shapes):
-            return
-        self._stored = {_PREFIX + name: name for name in self.shapes if name != HEAD}
-        names = {stored: name for name, stored in self._stored.items()}
-        self.shapes = {names.get(name, name): shape for name, shape in self.shapes.items()}
-        self._files = {names.get(name, name): file for name, file in self._files.items()}
 
     def _has_its_own_head(self) -> bool:
         """True if the head's weight is in the files and is not the embedding, whatever the config says."""
-        if not self.shapes.get(HEAD) or not self.shapes.get(EMBEDDING):
+        head, embedding = self._weights.get(HEAD), self._weights.get(EMBEDDING)
+        if head is None or embedding is None:
             return False
-        if self.shapes[HEAD] != self.shapes[EMBEDDING]:
+        if head.shape != embedding.shape:
             return True
-        return any(not np.array_equal(*pair) for pair in zip(self._rows(HEAD), self._rows(EMBEDDING), strict=True))
+        rows, *rest = head.shape
+        for start in range(0, rows, _ROWS):
+            part = (slice(start, min(start + _ROWS, rows)), *full_index(tuple(rest)))
+            if not np.array_equal(head.read(part), embedding.read(part)):
+                return True
+        return False
 
-    def _rows(self, name: str) -> Iterator[np.ndarray]:
-        """The rows of a matrix, some at a time."""
-        path = self._directory / self._files[name]
-        with reading(path), safe_open(path, framework="numpy") as shard:
-            weight = shard.get_slice(self._stored.get(name, name))
-            count = weight.get_shape()[0]
-            for start in range(0, count, _ROWS):
-                yield weight[start : min(start + _ROWS, count)]
 
-    def _add_unlisted(self) -> None:
-        """Note the weights that the index lists and no readable shard holds."""
-        for name, file in self._files.items():
-            if name not in self.shapes and name:
-                self.shapes[name] = None
-                if file not in self._unreadable:
-                    self.problems.append(f"{name} is not in {file}, though {INDEX_FILE} says so; download both again")
+def _with_prefix(weights: dict[str, LazyArray | None]) -> dict[str, LazyArray | None]:
+    """The weights of a file without `model.` under the names that a file with it has."""
+    if EMBEDDING.removeprefix(_PREFIX) not in weights or any(name.startswith(_PREFIX) for name in weights):
+        return weights
+    return {name if name == HEAD else _PREFIX + name: weight for name, weight in weights.items()}
 
 
 def _read_config(directory: pathlib.Path) -> Mapping[str, Any]:
     """The config.json. Its `eos_token_id` lists the end tokens of generation_config.json too."""
-    config = _read_json(directory / "config.json")
+    config = _read_json(directory / CONFIG_FILE)
     generation = directory / GENERATION_FILE
     levels = [config, _nested(config), _read_json(generation) if generation.exists() else {}]
     return _set(config, "eos_token_id", [end for level in levels for end in _as_list(level.get("eos_token_id"))])

@@ -5,18 +5,17 @@ import pathlib
 import re
 from typing import Any, cast
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from eformer.escale import PartitionManager
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from paged_attn_layer._src.convert.extras import needs_extra
+from paged_attn_layer._src.convert.place import place
 from paged_attn_layer._src.convert.source import ConversionError, WeightSource, reading
-from paged_attn_layer._src.convert.weights import match_weights
+from paged_attn_layer._src.convert.weights import make_weights, match_weights
 from paged_attn_layer._src.models.causal_lm import CausalLM
 from paged_attn_layer._src.models.family import Family
 from paged_attn_layer._src.models.registry import find_family
@@ -59,11 +58,9 @@ def load_model(
     graph, state = nnx.split(_abstract_model(family, config, dtype))
     weights = {".".join(map(str, keys)): weight for keys, weight in nnx.to_flat_state(state)}
     matches = match_weights(source, {path: weight.shape for path, weight in weights.items()}, family.weights(config))
-    for match in matches:
-        made = match.forward([source.read(name) for name, _ in match.sources])
-        for target, weight in zip(match.targets, made, strict=True):
-            sharding = _sharding(family, target, config, mesh, partition_manager)
-            weights[target].set_value(_place(weight, dtype, sharding))
+    for target, weight in make_weights(source, matches):
+        sharding = _sharding(family, target, config, mesh, partition_manager)
+        weights[target].set_value(place(weight, dtype, sharding))
     return cast(CausalLM, nnx.merge(graph, state))
 
 
@@ -89,7 +86,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> WeightSource:
 
 def _read_settings(source: WeightSource) -> tuple[Family, Any]:
     """The checkpoint's family, and the config of its model."""
-    with reading(source.settings_file):
+    with reading(source.settings_from):
         settings = HFConfig.of(source.config)
         family = find_family(settings)
         _check_layers(source, settings.whole("num_hidden_layers"))
@@ -131,16 +128,12 @@ class _OneKey(nnx.RngStream):
 
 def _sharding(
     family: Family, path: str, config: Any, mesh: Mesh | None, partition_manager: PartitionManager | None
-) -> Sharding | None:
+) -> NamedSharding | None:
     if mesh is None:
         return None
     # eformer annotates its modes, which are strings, as int.
     spec = family.partition_spec(path, config, mesh, partition_manager)  # pyright: ignore[reportArgumentType]
     return NamedSharding(mesh, spec)
-
-
-def _place(weight: np.ndarray, dtype: DTypeLike, sharding: Sharding | None) -> Array:
-    return jax.device_put(np.array(weight, dtype=dtype, order="C"), sharding)
 
 
 def _check_mesh(mesh: Mesh | None) -> None:

@@ -1,19 +1,22 @@
 """Reversible changes of weights between a checkpoint's form and ours.
 
 An operation takes a list of arrays and returns a list of arrays. Its `reverse()` is the operation that undoes it, bit
-for bit. Its `shapes` are those of the arrays that `apply` returns, known without any array.
+for bit. Nothing is read when an operation is applied: the arrays are lazy (`lazy.py`). A part of a result is later made
+of the parts that it needs, which are written to their place directly. So experts that are stacked are in memory once.
 """
 
 import abc
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 
-Shape = tuple[int, ...]
+from paged_attn_layer._src.convert.lazy import Index, LazyArray, Shape, as_lazy, full_index
 
 _T = TypeVar("_T")
 
@@ -22,15 +25,11 @@ class Operation(abc.ABC):
     """A reversible change of a list of arrays."""
 
     @abc.abstractmethod
-    def apply(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The changed arrays: views where numpy can make them."""
-
-    @abc.abstractmethod
-    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """The shapes of what `apply` returns for arrays of these shapes.
+    def apply(self, arrays: Sequence[LazyArray]) -> list[LazyArray]:
+        """The changed arrays. Nothing is read.
 
         Raises:
-            ValueError: the operation does not fit these shapes.
+            ValueError: the operation does not fit the arrays' shapes.
         """
 
     @abc.abstractmethod
@@ -38,18 +37,23 @@ class Operation(abc.ABC):
         """The operation that undoes this one."""
 
 
-def apply_all(operations: Sequence[Operation], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The arrays after all operations, in turn."""
-    return functools.reduce(lambda values, operation: operation.apply(values), operations, list(arrays))
+def apply_all(operations: Sequence[Operation], arrays: Sequence[Any]) -> list[LazyArray]:
+    """The arrays after all operations, in turn. They may be lazy or in memory.
+
+    Raises:
+        ValueError: an operation does not fit the arrays' shapes.
+    """
+    lazy = [as_lazy(array) for array in arrays]
+    return functools.reduce(lambda values, operation: operation.apply(values), operations, lazy)
 
 
 def shapes_after_all(operations: Sequence[Operation], shapes: Sequence[Shape]) -> list[Shape]:
-    """The shapes of what `apply_all` returns.
+    """The shapes of what `apply_all` returns for arrays of these shapes.
 
     Raises:
         ValueError: an operation does not fit these shapes.
     """
-    return functools.reduce(lambda values, operation: operation.shapes(values), operations, list(shapes))
+    return [array.shape for array in apply_all(operations, [LazyArray.unreadable(shape) for shape in shapes])]
 
 
 def reverse_all(operations: Sequence[Operation]) -> tuple[Operation, ...]:
@@ -61,15 +65,14 @@ def reverse_all(operations: Sequence[Operation]) -> tuple[Operation, ...]:
 class Transpose(Operation):
     """Swaps the last two axes: a matrix `[out, in]` becomes `[in, out]`."""
 
-    def apply(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def apply(self, arrays: Sequence[LazyArray]) -> list[LazyArray]:
         """Each array with its last two axes swapped."""
-        return [np.swapaxes(array, -1, -2) for array in arrays]
-
-    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """Each shape with its last two sizes swapped."""
-        for shape in shapes:
-            _require(len(shape) >= 2, f"shape {shape} must have at least 2 axes to be transposed")
-        return [(*shape[:-2], shape[-1], shape[-2]) for shape in shapes]
+        for array in arrays:
+            _require(len(array.shape) >= 2, f"shape {array.shape} must have at least 2 axes to be transposed")
+        ranks = [len(array.shape) for array in arrays]
+        return [
+            _permuted(array, (*range(rank - 2), rank - 1, rank - 2)) for array, rank in zip(arrays, ranks, strict=True)
+        ]
 
     def reverse(self) -> "Transpose":
         """The same operation."""
@@ -87,19 +90,16 @@ class Permute(Operation):
             sorted(self.axes) == list(range(len(self.axes))), f"axes={self.axes} must name each axis from 0 on once"
         )
 
-    def apply(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def apply(self, arrays: Sequence[LazyArray]) -> list[LazyArray]:
         """Each array with its axes in the new order."""
-        return [np.transpose(array, self.axes) for array in arrays]
-
-    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """Each shape in the new order."""
-        for shape in shapes:
-            _require(len(shape) == len(self.axes), f"shape {shape} must have {len(self.axes)} axes for {self}")
-        return [tuple(shape[axis] for axis in self.axes) for shape in shapes]
+        for array in arrays:
+            fits = len(array.shape) == len(self.axes)
+            _require(fits, f"shape {array.shape} must have {len(self.axes)} axes for {self}")
+        return [_permuted(array, self.axes) for array in arrays]
 
     def reverse(self) -> "Permute":
         """The permutation that puts every axis back."""
-        return Permute(tuple(self.axes.index(axis) for axis in range(len(self.axes))))
+        return Permute(_inverse(self.axes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,19 +115,21 @@ class Reshape(Operation):
             f"before={self.before} and after={self.after} must have the same number of elements",
         )
 
-    def apply(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Each array in its new shape."""
-        return [array.reshape(self.after) for array in arrays]
-
-    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """`after`, for each array."""
-        for shape in shapes:
-            _require(shape == self.before, f"shape {shape} must be {self.before} for {self}")
-        return [self.after] * len(shapes)
+    def apply(self, arrays: Sequence[LazyArray]) -> list[LazyArray]:
+        """Each array in its new shape. For any part of it, the whole array is read."""
+        for array in arrays:
+            _require(array.shape == self.before, f"shape {array.shape} must be {self.before} for {self}")
+        return [self._reshaped(array) for array in arrays]
 
     def reverse(self) -> "Reshape":
         """The change back."""
         return Reshape(self.after, self.before)
+
+    def _reshaped(self, array: LazyArray) -> LazyArray:
+        def fill(out: np.ndarray, index: Index) -> None:
+            out[...] = array.read(dtype=out.dtype).reshape(self.after)[index]
+
+        return LazyArray(self.after, array.dtype, fill)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,19 +140,15 @@ class Split(Operation):
     sizes: tuple[int, ...]
     """The size of each part along the axis."""
 
-    def apply(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def apply(self, arrays: Sequence[LazyArray]) -> list[LazyArray]:
         """The parts of the first array, then those of the second, and so on."""
-        ends = np.cumsum(self.sizes)[:-1]
-        return [part for array in arrays for part in np.split(array, ends, axis=self.axis)]
-
-    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """The shapes of the parts, in the same order."""
-        for shape in shapes:
-            _require_axis(shape, self.axis, self)
-            _require(
-                shape[self.axis] == sum(self.sizes), f"axis {self.axis} of {shape} must have size {sum(self.sizes)}"
-            )
-        return [_with_size(shape, self.axis, size) for shape in shapes for size in self.sizes]
+        for array in arrays:
+            _require_size(array.shape, self.axis, sum(self.sizes), self)
+        return [
+            _part(array, self.axis, stop - size, size)
+            for array in arrays
+            for size, stop in zip(self.sizes, itertools.accumulate(self.sizes), strict=True)
+        ]
 
     def reverse(self) -> "Concat":
         """Joins the parts."""
@@ -165,25 +163,31 @@ class Concat(Operation):
     sizes: tuple[int, ...]
     """The size of each array along the axis, so that the result can be cut again."""
 
-    def apply(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def apply(self, arrays: Sequence[LazyArray]) -> list[LazyArray]:
         """One array for each run of `len(sizes)` arrays."""
-        return [np.concatenate(run, axis=self.axis) for run in _runs(arrays, len(self.sizes))]
-
-    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """The shape of each joined array."""
-        _require_runs(len(shapes), len(self.sizes), self)
-        return [self._joined(run) for run in _runs(shapes, len(self.sizes))]
+        return [self._joined(run) for run in _runs(arrays, len(self.sizes), self)]
 
     def reverse(self) -> Split:
         """Cuts the array into the parts again."""
         return Split(self.axis, self.sizes)
 
-    def _joined(self, run: Sequence[Shape]) -> Shape:
-        for shape, size in zip(run, self.sizes, strict=True):
-            _require_axis(shape, self.axis, self)
-            want = _with_size(run[0], self.axis, size)
-            _require(shape == want, f"shape {shape} must be {want} for {self}")
-        return _with_size(run[0], self.axis, sum(self.sizes))
+    def _joined(self, run: Sequence[LazyArray]) -> LazyArray:
+        shape = run[0].shape
+        for array, size in zip(run, self.sizes, strict=True):
+            _require_axis(array.shape, self.axis, self)
+            want = _with_size(shape, self.axis, size)
+            _require(array.shape == want, f"shape {array.shape} must be {want} for {self}")
+
+        def fill(out: np.ndarray, index: Index) -> None:
+            wanted, stop = index[self.axis], 0
+            for array, size in zip(run, self.sizes, strict=True):
+                start, stop = stop, stop + size
+                first, last = max(wanted.start, start), min(wanted.stop, stop)
+                if first < last:
+                    place = _at(self.axis, slice(first - wanted.start, last - wanted.start))
+                    array.fill(out[place], _with_slice(index, self.axis, slice(first - start, last - start)))
+
+        return LazyArray(_with_size(shape, self.axis, sum(self.sizes)), _common_dtype(run), fill)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,23 +197,25 @@ class Stack(Operation):
     count: int
     axis: int = 0
 
-    def apply(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def apply(self, arrays: Sequence[LazyArray]) -> list[LazyArray]:
         """One array for each run of `count` arrays."""
-        return [np.stack(run, axis=self.axis) for run in _runs(arrays, self.count)]
-
-    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """The shape of each stacked array."""
-        _require_runs(len(shapes), self.count, self)
-        return [self._stacked(run) for run in _runs(shapes, self.count)]
+        return [self._stacked(run) for run in _runs(arrays, self.count, self)]
 
     def reverse(self) -> "Unstack":
         """Takes the arrays apart again."""
         return Unstack(self.count, self.axis)
 
-    def _stacked(self, run: Sequence[Shape]) -> Shape:
-        _require(len(set(run)) == 1, f"shapes {list(run)} must be equal for {self}")
-        _require(0 <= self.axis <= len(run[0]), f"axis={self.axis} must be in 0..{len(run[0])} for shape {run[0]}")
-        return (*run[0][: self.axis], self.count, *run[0][self.axis :])
+    def _stacked(self, run: Sequence[LazyArray]) -> LazyArray:
+        shape = run[0].shape
+        _require(len({array.shape for array in run}) == 1, f"shapes {[a.shape for a in run]} must be equal for {self}")
+        _require(0 <= self.axis <= len(shape), f"axis={self.axis} must be in 0..{len(shape)} for shape {shape}")
+
+        def fill(out: np.ndarray, index: Index) -> None:
+            wanted, rest = index[self.axis], (*index[: self.axis], *index[self.axis + 1 :])
+            for place, array in enumerate(run[wanted]):
+                array.fill(out[_at(self.axis, place)], rest)
+
+        return LazyArray((*shape[: self.axis], self.count, *shape[self.axis :]), _common_dtype(run), fill)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,20 +225,22 @@ class Unstack(Operation):
     count: int
     axis: int = 0
 
-    def apply(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def apply(self, arrays: Sequence[LazyArray]) -> list[LazyArray]:
         """The parts of the first array, then those of the second, and so on."""
-        return [part for array in arrays for part in np.moveaxis(array, self.axis, 0)]
-
-    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """The shapes of the parts, in the same order."""
-        for shape in shapes:
-            _require_axis(shape, self.axis, self)
-            _require(shape[self.axis] == self.count, f"axis {self.axis} of {shape} must have size {self.count}")
-        return [(*s[: self.axis], *s[self.axis + 1 :]) for s in shapes for _ in range(self.count)]
+        for array in arrays:
+            _require_size(array.shape, self.axis, self.count, self)
+        return [self._one(array, place) for array in arrays for place in range(self.count)]
 
     def reverse(self) -> Stack:
         """Stacks the parts again."""
         return Stack(self.count, self.axis)
+
+    def _one(self, array: LazyArray, place: int) -> LazyArray:
+        def fill(out: np.ndarray, index: Index) -> None:
+            whole = (*index[: self.axis], slice(place, place + 1), *index[self.axis :])
+            array.fill(np.expand_dims(out, self.axis), whole)
+
+        return LazyArray((*array.shape[: self.axis], *array.shape[self.axis + 1 :]), array.dtype, fill)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,13 +252,9 @@ class RotaryPairsToHalves(Operation):
 
     heads: int
 
-    def apply(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def apply(self, arrays: Sequence[LazyArray]) -> list[LazyArray]:
         """Each array with its rows in the new order."""
-        return [_regroup_rows(array, (self.heads, -1, 2)) for array in arrays]
-
-    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """The same shapes."""
-        return _require_pairs(shapes, self.heads)
+        return [_regrouped(array, self.heads, (self.heads, -1, 2)) for array in arrays]
 
     def reverse(self) -> "RotaryHalvesToPairs":
         """The order that has pairs beside each other."""
@@ -266,45 +270,82 @@ class RotaryHalvesToPairs(Operation):
 
     heads: int
 
-    def apply(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def apply(self, arrays: Sequence[LazyArray]) -> list[LazyArray]:
         """Each array with its rows in the new order."""
-        return [_regroup_rows(array, (self.heads, 2, -1)) for array in arrays]
-
-    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """The same shapes."""
-        return _require_pairs(shapes, self.heads)
+        return [_regrouped(array, self.heads, (self.heads, 2, -1)) for array in arrays]
 
     def reverse(self) -> RotaryPairsToHalves:
         """The order that has the halves of a head apart."""
         return RotaryPairsToHalves(self.heads)
 
 
-def _regroup_rows(array: np.ndarray, groups: tuple[int, int, int]) -> np.ndarray:
-    rows = array.reshape(*groups, *array.shape[1:])
-    return np.swapaxes(rows, 1, 2).reshape(array.shape)
+def _permuted(array: LazyArray, axes: tuple[int, ...]) -> LazyArray:
+    """The array with its axes in another order. A part is written through a transposed view of its place."""
+    back = _inverse(axes)
+
+    def fill(out: np.ndarray, index: Index) -> None:
+        array.fill(out.transpose(back), tuple(index[axis] for axis in back))
+
+    return LazyArray(tuple(array.shape[axis] for axis in axes), array.dtype, fill)
 
 
-def _require_pairs(shapes: Sequence[Shape], heads: int) -> list[Shape]:
-    for shape in shapes:
-        fits = len(shape) > 0 and shape[0] % (2 * heads) == 0
-        _require(fits, f"axis 0 of {shape} must be a multiple of {2 * heads}: {heads} heads of an even size")
-    return list(shapes)
+def _part(array: LazyArray, axis: int, first: int, size: int) -> LazyArray:
+    """The `size` entries from `first` on, along an axis."""
+
+    def fill(out: np.ndarray, index: Index) -> None:
+        wanted = index[axis]
+        array.fill(out, _with_slice(index, axis, slice(first + wanted.start, first + wanted.stop)))
+
+    return LazyArray(_with_size(array.shape, axis, size), array.dtype, fill)
 
 
-def _runs(items: Sequence[_T], length: int) -> list[Sequence[_T]]:
-    return [items[start : start + length] for start in range(0, len(items), length)]
+def _regrouped(array: LazyArray, heads: int, groups: tuple[int, int, int]) -> LazyArray:
+    """The array with its rows grouped, and the last two of the three axes of groups swapped. Reads all rows."""
+    fits = len(array.shape) > 0 and array.shape[0] % (2 * heads) == 0
+    _require(fits, f"axis 0 of {array.shape} must be a multiple of {2 * heads}: {heads} heads of an even size")
+
+    def fill(out: np.ndarray, index: Index) -> None:
+        rows = array.read((*full_index(array.shape[:1]), *index[1:]), out.dtype)
+        grouped = np.swapaxes(rows.reshape(*groups, *rows.shape[1:]), 1, 2)
+        out[...] = grouped.reshape(rows.shape)[index[0]]
+
+    return dataclasses.replace(array, fill=fill)
 
 
-def _require_runs(given: int, length: int, operation: Operation) -> None:
+def _runs(arrays: Sequence[_T], length: int, operation: Operation) -> list[Sequence[_T]]:
+    given = len(arrays)
     _require(given > 0 and given % length == 0, f"{given} arrays must be a multiple of {length} for {operation}")
+    return [arrays[start : start + length] for start in range(0, given, length)]
+
+
+def _common_dtype(arrays: Sequence[LazyArray]) -> np.dtype:
+    return functools.reduce(jnp.promote_types, (array.dtype for array in arrays))
 
 
 def _require_axis(shape: Shape, axis: int, operation: Operation) -> None:
     _require(0 <= axis < len(shape), f"shape {shape} has no axis {axis} for {operation}")
 
 
+def _require_size(shape: Shape, axis: int, size: int, operation: Operation) -> None:
+    _require_axis(shape, axis, operation)
+    _require(shape[axis] == size, f"axis {axis} of {shape} must have size {size}")
+
+
+def _inverse(axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axes.index(axis) for axis in range(len(axes)))
+
+
 def _with_size(shape: Shape, axis: int, size: int) -> Shape:
     return (*shape[:axis], size, *shape[axis + 1 :])
+
+
+def _with_slice(index: Index, axis: int, part: slice) -> Index:
+    return (*index[:axis], part, *index[axis + 1 :])
+
+
+def _at(axis: int, place: Any) -> tuple[Any, ...]:
+    """Selects from one axis, as a view."""
+    return (*(slice(None),) * axis, place, ...)
 
 
 def _require(holds: bool, message: str) -> None:

@@ -1,20 +1,21 @@
-"""What loading needs of a checkpoint on disk: a config, names with shapes, and one weight at a time."""
+"""What loading needs of a checkpoint: a config, names with shapes, and one weight at a time."""
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
+from paged_attn_layer._src.convert.lazy import LazyArray
 
 
 class WeightSource(Protocol):
     """A checkpoint whose weights have Hugging Face's names and Hugging Face's axes (`[out, in]`)."""
 
     where: str
-    """Its path, for messages."""
-    settings_file: pathlib.Path
-    """The file that states the settings, for messages."""
+    """Its path, or what it is, for messages."""
+    settings_from: str
+    """What states the settings, for messages: a file or an argument."""
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -31,8 +32,8 @@ class WeightSource(Protocol):
         """What is wrong with the files, a line each."""
         ...
 
-    def read(self, name: str) -> np.ndarray:
-        """One weight, in the type it is stored in (float32 where it is quantised)."""
+    def weight(self, name: str) -> LazyArray:
+        """One weight, in the type it is stored in (float32 where it is quantised). Nothing is read yet."""
         ...
 
 
@@ -46,7 +47,7 @@ class ConversionError(ValueError):
 
 
 @contextlib.contextmanager
-def reading(path: pathlib.Path) -> Iterator[None]:
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """The boundary around a file's content: whatever is wrong with it is an error that names the file.
 
     Raises:
@@ -78,5 +79,5 @@ def require_file(path: pathlib.Path, advice: str) -> None:
     raise ValueError(f"{path} is missing; {advice}")
 
 
-def _naming(path: pathlib.Path, error: Exception) -> str:
+def _naming(path: str | os.PathLike[str], error: Exception) -> str:
     return str(error) if str(path) in str(error) else f"{path}: {error}"

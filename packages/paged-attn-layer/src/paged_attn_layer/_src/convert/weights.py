@@ -9,12 +9,11 @@ import collections
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-
+from paged_attn_layer._src.convert.lazy import LazyArray, Shape
 from paged_attn_layer._src.convert.operations import (
     Operation,
-    Shape,
     Transpose,
     apply_all,
     reverse_all,
@@ -88,12 +87,12 @@ class WeightMatch:
     targets: tuple[str, ...]
     operations: tuple[Operation, ...]
 
-    def forward(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The targets' arrays from those of the sources."""
+    def forward(self, arrays: Sequence[Any]) -> list[LazyArray]:
+        """The targets' arrays from those of the sources, which may be lazy or in memory."""
         return apply_all(self.operations, arrays)
 
-    def backward(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The sources' arrays from those of the targets."""
+    def backward(self, arrays: Sequence[Any]) -> list[LazyArray]:
+        """The sources' arrays from those of the targets, which may be lazy or in memory."""
         return apply_all(reverse_all(self.operations), arrays)
 
 
@@ -146,13 +145,19 @@ def match_weights(
     return matches
 
 
-def export_weights(weights: Mapping[str, np.ndarray], rules: Sequence[WeightRule]) -> Iterator[tuple[str, np.ndarray]]:
+def make_weights(source: WeightSource, matches: Sequence[WeightMatch]) -> Iterator[tuple[str, LazyArray]]:
+    """The model's weights by path, made of a checkpoint's. They are lazy: nothing is read here."""
+    for match in matches:
+        yield from zip(match.targets, match.forward([source.weight(name) for name, _ in match.sources]), strict=True)
+
+
+def export_weights(weights: Mapping[str, Any], rules: Sequence[WeightRule]) -> Iterator[tuple[str, LazyArray]]:
     """The weights of a model under their names in a checkpoint: the inverse of loading, bit for bit.
 
     If several rules make one weight, the first is taken.
 
     Args:
-        weights: arrays by path in the model.
+        weights: arrays by path in the model, lazy or in memory.
         rules: the family's table.
 
     Raises:
