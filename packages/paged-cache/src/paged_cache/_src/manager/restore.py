@@ -50,13 +50,14 @@ def _check(allocator: Allocator, cached: IndexedPage) -> None:
     fits = num_tokens == allocator.page_size if cached.hash else num_tokens in range(1, allocator.page_size)
     if not fits:
         raise ValueError(
-            f"a cached page holds {num_tokens:g} tokens, which does not fit page_size={allocator.page_size}"
+            f"a cached page holds {num_tokens:g} tokens, which does not fit page_size={allocator.page_size}; "
+            "use a cache of the same page size"
         )
     if len(cached.parent_hash) != HASH_BYTES:
         raise ValueError(f"a cached page's parent_hash has {len(cached.parent_hash)} bytes; it must have {HASH_BYTES}")
     if np.frombuffer(cached.token_ids, TOKEN_DTYPE).min() < 0:
-        raise ValueError("a cached page's token_ids hold a negative number; token ids are 0 .. 2**31 - 1")
+        raise ValueError("a cached page's token_ids hold a negative number; they must be 0 .. 2**31 - 1")
     if cached.media and not cached.hash:
-        raise ValueError("a cached page that is not full has media; only full pages with media are indexed")
+        raise ValueError("a cached page that is not full has media; only full pages may, so leave it out")
     if cached.hash and cached.hash != hash_page(cached.parent_hash, cached.token_ids, cached.media):
-        raise ValueError("a cached page's hash is not that of its tokens; it is corrupt or was made by something else")
+        raise ValueError("a cached page's hash is not that of its tokens; it is damaged or foreign: save it again")

@@ -172,7 +172,7 @@ def read_spec(path: Path, changes: Mapping[str, Any]) -> CacheSpec:
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); give a model's config.json") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds a {type(config).__name__}, not an object; give a model's config.json")
@@ -182,8 +182,8 @@ def read_spec(path: Path, changes: Mapping[str, Any]) -> CacheSpec:
         changed = {**config, **changes}
     try:
         return CacheSpec.from_hf_config(changed)
-    except ValueError as error:
-        raise ValueError(f"{error} (--set KEY=VALUE sets a key of {path.name})") from None
+    except (ValueError, NotImplementedError) as error:
+        raise type(error)(f"{error} (--set KEY=VALUE sets a key of {path.name})") from None
 
 
 def heading(path: Path, of: Plan) -> list[str]:

@@ -1,11 +1,12 @@
 """A safetensors file of arrays and facts, with checksums that detect any changed byte."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -137,6 +138,21 @@ class Archive:
         return cls(kind, manifest["facts"], arrays)
 
 
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """The boundary around what is done with a file's content: each error names the file.
+
+    Raises:
+        ValueError: the content is wrong.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _manifest(stored: dict[str, np.ndarray], kind: str, source: str) -> dict[str, Any]:
     if _sha256(stored[MANIFEST]) != stored[DIGEST].tobytes():
         raise ValueError(f"{source} is damaged: the manifest does not have its checksum; save it again")
@@ -148,7 +164,8 @@ def _manifest(stored: dict[str, np.ndarray], kind: str, source: str) -> dict[str
         raise _malformed(source, "that is not an object")
     if manifest.get("format") != FORMAT or manifest.get("kind") != kind:
         raise ValueError(
-            f"{source} holds a {manifest.get('kind')} of {manifest.get('format')}, but a {kind} is asked for"
+            f"{source} holds a {manifest.get('kind')} of {manifest.get('format')}, but a {kind} is asked for; give a "
+            "file of one"
         )
     if manifest.get("version") != VERSION:
         raise ValueError(

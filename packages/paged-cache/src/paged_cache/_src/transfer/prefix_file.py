@@ -13,7 +13,7 @@ from paged_cache._src.cache.cache import PagedAttentionCache
 from paged_cache._src.manager import IndexedPage, PageManager
 from paged_cache._src.manager.sequences import check_integer
 from paged_cache._src.transfer.apply_moves import apply_moves_by_replica, moves_of_one
-from paged_cache._src.transfer.archive import Archive
+from paged_cache._src.transfer.archive import Archive, reading
 from paged_cache._src.transfer.host_pages import HostPages
 from paged_cache._src.transfer.page_arrays import (
     Progress,
@@ -101,24 +101,35 @@ def load_prefix_cache(
     """
     check_pool(cache, manager.num_pages, replica)
     check_host(manager, host)
-    archive = Archive.load(path, KIND)
-    archive.require(("pages", "layout", *_origin(manager, model)), INDEX)
-    n = check_integer("pages", archive.facts["pages"], 0)
-    pages = {name: array for name, array in archive.arrays.items() if name not in INDEX}
-    check_fits(cache, archive.facts["layout"], pages, n)
-    for name, here in _origin(manager, model).items():
-        if archive.facts[name] != here:
-            raise ValueError(
-                f"{path} has {name}={archive.facts[name]!r}, but here it is {here!r}; load it where both are "
-                "the same, or start with an empty cache"
-            )
-    page_ids = manager.restore(_cached_pages(archive.arrays, n))
+    with reading(path):
+        archive = Archive.load(path, KIND)
+        pages = _fitting_pages(archive, cache, _origin(manager, model))
+        page_ids = manager.restore(_cached_pages(archive.arrays, archive.facts["pages"]))
     try:
         cache = apply_moves_by_replica(cache, moves_of_one(cache, manager.take_moves(), replica), host)
         return pages_from_arrays(cache, page_ids, pages, replica)
     except BaseException:
         manager.reset_prefix_cache()
         raise
+
+
+def _fitting_pages(archive: Archive, cache: PagedAttentionCache, origin: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of an archive that hold pages of this cache.
+
+    Raises:
+        ValueError: they do not fit the cache, or are of another origin.
+    """
+    archive.require(("pages", "layout", *origin), INDEX)
+    n = check_integer("pages", archive.facts["pages"], 0)
+    pages = {name: array for name, array in archive.arrays.items() if name not in INDEX}
+    check_fits(cache, archive.facts["layout"], pages, n)
+    for name, here in origin.items():
+        if archive.facts[name] != here:
+            raise ValueError(
+                f"the file has {name}={archive.facts[name]!r}, but here it is {here!r}; load it where both are the "
+                "same, or start with an empty cache"
+            )
+    return pages
 
 
 def _origin(manager: PageManager, model: str) -> dict[str, Any]:

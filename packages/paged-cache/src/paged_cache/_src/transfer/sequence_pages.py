@@ -12,7 +12,7 @@ from paged_cache._src.cache.cache import PagedAttentionCache
 from paged_cache._src.manager import KVShape, LayerGroup, Media, PageManager, Prompt
 from paged_cache._src.manager.sequences import check_integer
 from paged_cache._src.transfer.apply_moves import apply_moves_by_replica, moves_of_one
-from paged_cache._src.transfer.archive import Archive
+from paged_cache._src.transfer.archive import Archive, reading
 from paged_cache._src.transfer.host_pages import HostPages
 from paged_cache._src.transfer.page_arrays import (
     arrays_from_pages,
@@ -83,7 +83,8 @@ class SequencePages:
         Raises:
             ValueError: it is damaged, or of another kind or version; says which.
         """
-        return cls._from(Archive.load(path, KIND))
+        with reading(path):
+            return cls._from(Archive.load(path, KIND))
 
     def _archive(self) -> Archive:
         groups = [dataclasses.asdict(group) for group in self.groups]
