@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh
 from tiny_checkpoints import gguf_writer, random_weights, write_directory, write_gguf
 
-from paged_attn_layer._src.convert import hf_directory
+from paged_attn_layer._src.convert import hf_weights
 from paged_attn_layer._src.convert import load as load_module
 from paged_attn_layer._src.convert import place as place_module
 from paged_attn_layer._src.convert.gguf_file import GGUFFile
@@ -58,7 +58,7 @@ def test_a_tied_config_beside_a_head_of_its_own(tmp_path, differs):
 
 
 def test_a_difference_in_the_last_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_directory, "_ROWS", 5)
+    monkeypatch.setattr(hf_weights, "_ROWS", 5)
     given = random_weights()
     given["lm_head.weight"] = given["model.embed_tokens.weight"].copy()
     given["lm_head.weight"][-1, -1] += 1

@@ -6,6 +6,9 @@ import gguf
 import numpy as np
 from safetensors.numpy import save_file
 
+from paged_attn_layer._src.convert.lazy import LazyArray
+from paged_attn_layer._src.convert.safetensors_file import write_file
+
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": 32,
@@ -56,6 +59,14 @@ def write_directory(directory, weights, *, shards=1, **settings):
     for file in files:
         save_file({name: w for name, w in weights.items() if weight_map[name] == file}, directory / file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def write_stored(directory, tensors):
+    """Weights of any type, among them fp8, which safetensors cannot write from numpy."""
+    path = directory / "model.safetensors"
+    path.unlink(missing_ok=True)
+    for _ in write_file(path, {name: LazyArray.of(array) for name, array in tensors.items()}):
+        pass
 
 
 def gguf_writer(path, architecture="llama", **settings):

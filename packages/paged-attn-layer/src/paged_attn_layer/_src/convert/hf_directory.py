@@ -2,13 +2,13 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 
-from paged_attn_layer._src.convert.lazy import LazyArray, full_index
+from paged_attn_layer._src.convert.hf_weights import HFWeights, get_setting, set_setting, text_settings
+from paged_attn_layer._src.convert.lazy import LazyArray
 from paged_attn_layer._src.convert.quantised import read_quantisation
 from paged_attn_layer._src.convert.safetensors_file import StoredTensor, read_header
 from paged_attn_layer._src.convert.source import reading, require_file
@@ -17,17 +17,12 @@ CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 GENERATION_FILE = "generation_config.json"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _QUANTISATION = "quantization_config"
-_PREFIX = "model."
-"""Starts the name of every weight but the head's. A file that was saved of the model without its head has none."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 """Stored types of plain weights. Others (integers, float8, complex) are a model's only together with scales."""
-_ROWS = 4096
-"""Rows of embedding and head that are compared at once."""
 
 
-class HFDirectory:
+class HFDirectory(HFWeights):
     """The weights of a directory that `save_pretrained` wrote, or that was downloaded from a hub.
 
     Only headers are read here. A part of a weight is read from the shard that holds it. Weights in fp8 or mxfp4 are
@@ -39,122 +34,78 @@ class HFDirectory:
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
-        self.where = str(directory)
-        self.settings_from = str(directory / CONFIG_FILE)
-        self._directory = directory
-        self.config: Mapping[str, Any] = _read_config(directory)
-        self.problems: list[str] = []
-        self._weights = _with_prefix(self._read_weights(_weight_files(directory)))
-        self.shapes = {name: weight and weight.shape for name, weight in self._weights.items()}
-        tied = _get(self.config, "tie_word_embeddings") is True
-        if tied and not self.problems and self._has_its_own_head():
-            self.config = _set(self.config, "tie_word_embeddings", False)
-
-    def weight(self, name: str) -> LazyArray:
-        """One weight, in the type it is stored in, or float32 if it is quantised."""
-        weight = self._weights[name]
-        if weight is None:
-            raise ValueError(f"{name} of {self.where} cannot be read; `problems` says why")
-        return weight
-
-    def _read_weights(self, listed: Mapping[str, str]) -> dict[str, LazyArray | None]:
-        """All weights of the shards' headers. One that cannot be read is `None`, and is a problem."""
-        with reading(self.settings_from):
-            quantisation = read_quantisation(_get(self.config, _QUANTISATION) or self.config.get(_QUANTISATION))
+        settings_from = directory / CONFIG_FILE
+        config = read_config_file(directory)
+        with reading(settings_from):
+            quantisation = read_quantisation(get_setting(config, _QUANTISATION) or config.get(_QUANTISATION))
         kinds = (*_FLOATS, *(quantisation.kinds if quantisation else ()))
-        weights = self._read_shards(listed, kinds)
+        weights, problems = _read_shards(directory, kinds)
         if quantisation:
-            weights, problems = quantisation.dequantise(weights)
-            self.problems += problems
-            self.config = _set(self.config, _QUANTISATION, None) | {_QUANTISATION: None}
-        return weights
+            weights, more = quantisation.dequantise(weights)
+            problems += more
+            config = {**set_setting(config, _QUANTISATION, None), _QUANTISATION: None}
+        super().__init__(str(directory), str(settings_from), config, weights, problems)
 
-    def _read_shards(self, listed: Mapping[str, str], kinds: tuple[str, ...]) -> dict[str, LazyArray | None]:
-        """What the shards hold. A weight in several shards is that of the listed one."""
-        weights: dict[str, LazyArray | None] = {}
-        unreadable = set()
-        for file in sorted(set(listed.values())):
-            tensors = self._read_shard(file)
-            if tensors is None:
-                unreadable.add(file)
-                continue
-            self._check_kinds(file, tensors, kinds)
-            for name, tensor in tensors.items():
-                if name not in weights or listed.get(name) == file:
-                    weights[name] = tensor.lazy() if tensor.kind in kinds else None
-        for name, file in listed.items():
-            if name and name not in weights:
-                weights[name] = None
-                if file not in unreadable:
-                    self.problems.append(f"{name} is not in {file}, though {INDEX_FILE} says so; download both again")
-        return weights
 
-    def _read_shard(self, file: str) -> Mapping[str, StoredTensor] | None:
-        """The tensors of one shard. `None`, and one problem, if it cannot be read, whatever it holds."""
-        path = self._directory / file
-        if not path.is_file():
-            missing = f"is missing, though {INDEX_FILE} lists weights in it"
-            self.problems.append(f"{file} {'is not a regular file' if path.exists() else missing}; download it again")
-            return None
+def _read_shards(directory: pathlib.Path, kinds: Sequence[str]) -> tuple[dict[str, LazyArray | None], list[str]]:
+    """What the shards hold, and what is wrong with them. A weight in several shards is that of the listed one.
+
+    A weight that cannot be read is `None`, and its reason is among the problems.
+    """
+    listed = _weight_files(directory)
+    weights: dict[str, LazyArray | None] = {}
+    problems: list[str] = []
+    unreadable = set()
+    for file in sorted(set(listed.values())):
         try:
-            return read_header(path)
-        except (SafetensorError, OSError) as error:
-            self.problems.append(f"{file} is corrupt ({error}); download it again")
-            return None
-
-    def _check_kinds(self, file: str, tensors: Mapping[str, StoredTensor], kinds: tuple[str, ...]) -> None:
-        """Note each type in a shard that is not read."""
-        for kind in dict.fromkeys(tensor.kind for tensor in tensors.values()):
-            if kind not in kinds:
-                first, *more = (name for name, tensor in tensors.items() if tensor.kind == kind)
-                self.problems.append(
-                    f"{1 + len(more)} weights in {file} are stored as {kind}, such as {first}; "
-                    f"they must be {', '.join(kinds)}, so save the model in one of these"
-                )
-
-    def _has_its_own_head(self) -> bool:
-        """True if the head's weight is in the files and is not the embedding, whatever the config says."""
-        head, embedding = self._weights.get(HEAD), self._weights.get(EMBEDDING)
-        if head is None or embedding is None:
-            return False
-        if head.shape != embedding.shape:
-            return True
-        rows, *rest = head.shape
-        for start in range(0, rows, _ROWS):
-            part = (slice(start, min(start + _ROWS, rows)), *full_index(tuple(rest)))
-            if not np.array_equal(head.read(part), embedding.read(part)):
-                return True
-        return False
+            tensors = _read_shard(directory / file)
+        except ValueError as error:
+            unreadable.add(file)
+            problems.append(f"{file} {error}; download it again")
+            continue
+        problems += _wrong_kinds(file, tensors, kinds)
+        for name, tensor in tensors.items():
+            if name not in weights or listed.get(name) == file:
+                weights[name] = tensor.lazy() if tensor.kind in kinds else None
+    unlisted = {name: file for name, file in listed.items() if name and name not in weights}
+    problems += [
+        f"{name} is not in {file}, though {INDEX_FILE} says so; download both again"
+        for name, file in unlisted.items()
+        if file not in unreadable
+    ]
+    return weights | dict.fromkeys(unlisted), problems
 
 
-def _with_prefix(weights: dict[str, LazyArray | None]) -> dict[str, LazyArray | None]:
-    """The weights of a file without `model.` under the names that a file with it has."""
-    if EMBEDDING.removeprefix(_PREFIX) not in weights or any(name.startswith(_PREFIX) for name in weights):
-        return weights
-    return {name if name == HEAD else _PREFIX + name: weight for name, weight in weights.items()}
+def _read_shard(path: pathlib.Path) -> Mapping[str, StoredTensor]:
+    """The tensors of one shard. An error goes on where the file's name ends."""
+    if not path.is_file():
+        missing = f"is missing, though {INDEX_FILE} lists weights in it"
+        raise ValueError("is not a regular file" if path.exists() else missing)
+    try:
+        return read_header(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"is corrupt ({error})") from error
 
 
-def _read_config(directory: pathlib.Path) -> Mapping[str, Any]:
-    """The config.json. Its `eos_token_id` lists the end tokens of generation_config.json too."""
+def _wrong_kinds(file: str, tensors: Mapping[str, StoredTensor], kinds: Sequence[str]) -> list[str]:
+    """A line for each type in a shard that is not read."""
+    problems = []
+    for kind in dict.fromkeys(tensor.kind for tensor in tensors.values()):
+        if kind not in kinds:
+            first, *more = (name for name, tensor in tensors.items() if tensor.kind == kind)
+            problems.append(
+                f"{1 + len(more)} weights in {file} are stored as {kind}, such as {first}; "
+                f"they must be {', '.join(kinds)}, so save the model in one of these"
+            )
+    return problems
+
+
+def read_config_file(directory: pathlib.Path) -> Mapping[str, Any]:
+    """The config.json of a directory. Its `eos_token_id` lists the end tokens of generation_config.json too."""
     config = _read_json(directory / CONFIG_FILE)
     generation = directory / GENERATION_FILE
-    levels = [config, _nested(config), _read_json(generation) if generation.exists() else {}]
-    return _set(config, "eos_token_id", [end for level in levels for end in _as_list(level.get("eos_token_id"))])
-
-
-def _nested(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The keys of the language model, where they lie beside those of, say, images."""
-    text = config.get("text_config")
-    return text if isinstance(text, dict) else {}
-
-
-def _get(config: Mapping[str, Any], key: str) -> Any:
-    return (_nested(config) or config).get(key)
-
-
-def _set(config: Mapping[str, Any], key: str, value: Any) -> Mapping[str, Any]:
-    nested = _nested(config)
-    return {**config, "text_config": {**nested, key: value}} if nested else {**config, key: value}
+    levels = [config, text_settings(config), _read_json(generation) if generation.exists() else {}]
+    return set_setting(config, "eos_token_id", [end for level in levels for end in _as_list(level.get("eos_token_id"))])
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -8,10 +8,11 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
+from jax.typing import DTypeLike
 from safetensors import safe_open
 
 from paged_attn_layer._src.convert.lazy import LazyArray, Shape
@@ -26,7 +27,7 @@ DTYPES: Mapping[str, np.dtype] = {
     "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
     "U8": np.dtype(np.uint8),
 }
-"""numpy's types of the stored types that are read."""
+"""numpy's types of the stored types that are read and written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,3 +70,45 @@ def read_header(path: pathlib.Path) -> dict[str, StoredTensor]:
         name: StoredTensor(path, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
         for name, entry in header.items()
     }
+
+
+def write_file(path: pathlib.Path, tensors: Mapping[str, LazyArray], dtype: DTypeLike | None = None) -> Iterator[int]:
+    """Writes tensors to a new file, one after the other, and yields the bytes of each when it is written.
+
+    Args:
+        path: the file.
+        tensors: what is written; one of them is in memory at a time.
+        dtype: the type that all are cast to; `None` keeps the type of each.
+
+    Raises:
+        ValueError: a type has no name in the format.
+        OSError: the file cannot be written.
+    """
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + stored_bytes(tensor, dtype)
+        header[name] = {
+            "dtype": _kind(np.dtype(dtype or tensor.dtype)),
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # data starts at a multiple of 8
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            tensor.read(dtype=dtype).tofile(file)
+            yield stored_bytes(tensor, dtype)
+
+
+def stored_bytes(tensor: LazyArray, dtype: DTypeLike | None = None) -> int:
+    """The bytes of a tensor in a file, if it is cast to a type."""
+    return math.prod(tensor.shape) * np.dtype(dtype or tensor.dtype).itemsize
+
+
+def _kind(dtype: np.dtype) -> str:
+    """The type's name in a file."""
+    for kind, other in DTYPES.items():
+        if other == dtype:
+            return kind
+    raise ValueError(f"dtype={dtype} cannot be written; it must be one of {', '.join(map(str, DTYPES.values()))}")
