@@ -96,6 +96,36 @@ def test_the_callers_defaults_go_before_those_of_the_model_type():
     )
 
 
+def test_keys_that_a_model_type_names_otherwise_have_the_common_names():
+    config = HFConfig.of({"model_type": "gpt2", "n_embd": 768, "n_inner": None, "hidden_act": "relu"})
+    assert (config.whole("hidden_size"), config.has("intermediate_size"), config.text("hidden_act")) == (
+        *(768, False, "relu"),
+    )
+    assert HFConfig.of({"model_type": "llama", "n_embd": 768}).get("hidden_size") is None
+
+
+def test_replaced_values_go_before_those_of_the_file_and_the_model_type():
+    config = HFConfig.of({"model_type": "mistral", "head_dim": 64, "hidden_size": 8})
+    other = config.replace({"head_dim": 32, "sliding_window": None})
+    assert (other.whole("head_dim"), other.has("sliding_window"), other.whole("hidden_size")) == (32, False, 8)
+    assert (other.architecture, other.model_type) == ("MistralForCausalLM", "mistral")
+    assert config.whole("head_dim") == 64
+
+
+def test_layers_with_rotary_embedding_are_listed_or_follow_from_an_interval():
+    config = {"model_type": "smollm3", "num_hidden_layers": 5}
+    assert HFConfig.of(config).layers_with_rope() == [True, True, True, False, True]
+    assert HFConfig.of(config | {"no_rope_layers": [0, 1, 1, 0, 1]}).layers_with_rope() == [
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
+    with pytest.raises(ValueError, match=r"no_rope_layers=\[1\] must be a list with an entry for each of 5 layers"):
+        HFConfig.of(config | {"no_rope_layers": [1]}).layers_with_rope()
+
+
 @pytest.mark.parametrize(
     ("config", "architecture", "model_type"),
     [

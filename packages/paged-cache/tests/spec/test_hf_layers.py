@@ -129,8 +129,39 @@ def test_gemma_4_has_other_heads_where_it_sees_all():
     assert heads(read(config, attention_k_eq_v=False, global_head_dim=128)) == [(16, 256), (16, 128)]
 
 
-def test_llama_does_not_read_a_window():
-    assert kinds(read(LLAMA_3_8B, sliding_window=8)) == [("full", 0, 32)]
+@pytest.mark.parametrize("model_type", ["llama", "olmo2", "granite", "glm4", "cohere"])
+def test_some_model_types_do_not_read_a_window(model_type):
+    assert kinds(read(LLAMA_3_8B, model_type=model_type, sliding_window=8)) == [("full", 0, 32)]
+
+
+@pytest.mark.parametrize("model_type", ["cohere2", "olmo3"])
+def test_cohere_2_and_olmo_3_have_windows_in_three_of_four_layers(model_type):
+    spec = read({"model_type": model_type, "num_hidden_layers": 8, "num_attention_heads": 4, "head_dim": 16})
+    assert kinds(spec) == [("window", 4096, 6), ("full", 0, 2)]
+    assert spec.groups[1].layers == (3, 7)
+
+
+def test_smollm3_has_windows_where_it_has_no_rotary_embedding():
+    config = {"model_type": "smollm3", "num_hidden_layers": 8, "head_dim": 16, "sliding_window": 8}
+    assert kinds(read(config)) == [("full", 0, 8)]
+    spec = read(config, use_sliding_window=True)
+    assert kinds(spec) == [("full", 0, 6), ("window", 8, 2)]
+    assert spec.groups[1].layers == (3, 7)
+
+
+@pytest.mark.parametrize("key", ["layer_types", "layers_block_type"])
+def test_a_granite_4_that_is_all_attention_keeps_keys_and_values(key):
+    config = {"model_type": "granitemoehybrid", "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
+    config |= {"mamba_d_state": 256}
+    assert kinds(read(config, **{key: ["attention", "full_attention"]})) == [("full", 0, 2)]
+    for mixed in (["attention", "mamba"], None):
+        with pytest.raises(NotImplementedError, match="a model with mamba_d_state is not supported"):
+            read(config, **{key: mixed})
+
+
+def test_gpt2_has_keys_of_its_own():
+    spec = read({"model_type": "gpt2", "n_layer": 12, "n_head": 12, "n_embd": 768})
+    assert (kinds(spec), heads(spec)) == ([("full", 0, 12)], [(12, 64)])
 
 
 def test_values_of_another_size():

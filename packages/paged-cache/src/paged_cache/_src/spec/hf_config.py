@@ -5,30 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-ASSUMED: Mapping[str, Mapping[str, Any]] = {
-    "gemma2": {"sliding_window_pattern": 2},
-    "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window_pattern": 6},
-    "gemma4_text": {"global_head_dim": 512, "sliding_window_pattern": 6},
-    "llama": {"num_key_value_heads": None},  # as many as query heads
-    "llama4_text": {"no_rope_layer_interval": 4},
-    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": {"num_key_value_heads": 32, "use_sliding_window": False, "max_window_layers": 28},
-}
-"""What transformers 5 takes for a key that the file of a model type leaves out (`configuration_*.py` of that type)."""
-
-ARCHITECTURES = {
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-    "gemma4_text": "Gemma4ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "llama4_text": "Llama4ForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "mixtral": "MixtralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-"""The architecture of each model type: a file may name only one of the two."""
-MODEL_TYPES = {architecture: model_type for model_type, architecture in ARCHITECTURES.items()}
+from paged_cache._src.spec.model_types import ARCHITECTURES, ASSUMED, KEY_NAMES, MODEL_TYPES
 
 
 class HFConfig:
@@ -86,10 +63,23 @@ class HFConfig:
         model_type = text.text("model_type", "") or MODEL_TYPES.get(_architecture(text), "")
         architecture = _architecture(outer) or _architecture(text) or ARCHITECTURES.get(model_type, "")
         return cls(
-            text._values,
+            _common_names(text._values, KEY_NAMES.get(model_type, {})),
             architecture=architecture or None,
             model_type=model_type or None,
             defaults={**ASSUMED.get(model_type, {}), **(defaults or {})},
+        )
+
+    def replace(self, values: Mapping[str, Any]) -> Self:
+        """The same config with these values in place of what the file and the model type have.
+
+        >>> HFConfig.of({"model_type": "llama", "head_dim": 64}).replace({"head_dim": 128}).whole("head_dim")
+        128
+        """
+        return type(self)(
+            {**self._values, **values},
+            architecture=self.architecture,
+            model_type=self.model_type,
+            defaults=self._defaults,
         )
 
     @property
@@ -151,6 +141,16 @@ class HFConfig:
             raise _wrong(key, value, must)
         return value
 
+    def layers_with_rope(self) -> list[bool]:
+        """True for each layer with rotary embedding, where some have none (Llama 4, SmolLM3).
+
+        `no_rope_layers` says so, in spite of its name; without it, every `no_rope_layer_interval`-th layer has none.
+        """
+        if self.get("no_rope_layers"):
+            return [bool(has_rope) for has_rope in self.per_layer("no_rope_layers")]
+        interval = self.whole("no_rope_layer_interval")
+        return [bool((layer + 1) % interval) for layer in range(self.whole("num_hidden_layers"))]
+
     def mapping(self, key: str) -> Mapping[str, Any]:
         """An object of settings; an empty one if the key has no value."""
         return _mapping(key, self.get(key)) if self.has(key) else {}
@@ -162,6 +162,11 @@ class HFConfig:
         if default is None:
             raise ValueError(f"the config has no {key}; it must be {must}, so add it")
         return default
+
+
+def _common_names(values: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any]:
+    """The values under the keys that most model types have. A key of the type's own goes before the common one."""
+    return {**values, **{common: values[own] for own, common in names.items() if own in values}}
 
 
 def _architecture(config: HFConfig) -> str:

@@ -4,13 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from paged_cache._src.manager.groups import KVShape, LayerGroup
 from paged_cache._src.spec.hf_config import HFConfig
-
-ALL_WINDOWED = ("mistral", "mixtral", "ministral", "phi3", "starcoder2")
-"""Model types whose every layer has the window, where the file has no `layer_types`."""
-LAST_WINDOWED = ("qwen2", "qwen3")
-"""Model types whose layers from `max_window_layers` on have the window, where `use_sliding_window` is true."""
-NEVER_WINDOWED = ("llama",)
-"""Model types that do not read `sliding_window`."""
+from paged_cache._src.spec.model_types import ALL_WINDOWED, LAST_WINDOWED, NEVER_WINDOWED, NO_ROPE_WINDOWED
 
 MOST_LAYERS = 10_000
 """More layers are a mistake: all that is counted by layer would take long before memory is found to be too small."""
@@ -27,6 +21,9 @@ NOT_SUPPORTED: Mapping[str, Sequence[str]] = {
 }
 """What is not supported, and the keys that say that a model has it."""
 
+_OLD_NAMES = {"attention": "full_attention"}
+"""Older names in `layer_types`."""
+
 Layer = tuple[LayerGroup, KVShape]
 """What a layer sees, as a group without layers, and what it stores."""
 
@@ -39,8 +36,13 @@ def check_supported(config: HFConfig) -> None:
     """
     for limit, keys in NOT_SUPPORTED.items():
         for key in keys:
-            if config.get(key):
+            if config.get(key) and not (key == "mamba_d_state" and _has_attention_alone(config)):
                 raise NotImplementedError(f"a model with {key} is not supported: {limit}")
+
+
+def _has_attention_alone(config: HFConfig) -> bool:
+    """True if the file says of every layer that it is attention: a dense Granite 4 has the keys of Mamba too."""
+    return config.has("layer_types") and {*map(str, config.per_layer("layer_types"))} <= {"attention", "full_attention"}
 
 
 def layers_of(config: HFConfig) -> list[Layer]:
@@ -121,8 +123,8 @@ def _sights(config: HFConfig) -> list[LayerGroup]:
 
 def _named_sights(config: HFConfig) -> list[LayerGroup]:
     """By `layer_types`."""
-    names = config.per_layer("layer_types")
-    unknown = sorted({str(name) for name in names} - {"full_attention", "sliding_attention", "chunked_attention"})
+    names = [_OLD_NAMES.get(str(name), str(name)) for name in config.per_layer("layer_types")]
+    unknown = sorted({*names} - {"full_attention", "sliding_attention", "chunked_attention"})
     if unknown:
         raise NotImplementedError(
             f"layer_types {', '.join(unknown)} are not supported; full_attention, sliding_attention and "
@@ -139,10 +141,8 @@ def _named_sights(config: HFConfig) -> list[LayerGroup]:
 
 def _chunked_sights(config: HFConfig) -> list[LayerGroup]:
     """Llama 4: layers with rotary embedding see their chunk, those without see all."""
-    layers, chunked = config.whole("num_hidden_layers"), LayerGroup.chunked(config.whole("attention_chunk_size"))
-    if config.get("no_rope_layers"):
-        return [chunked if has_rope else LayerGroup.full() for has_rope in config.per_layer("no_rope_layers")]
-    return _every(config.whole("no_rope_layer_interval"), layers, chunked)
+    chunked = LayerGroup.chunked(config.whole("attention_chunk_size"))
+    return [chunked if has_rope else LayerGroup.full() for has_rope in config.layers_with_rope()]
 
 
 def _window_sights(config: HFConfig) -> list[LayerGroup]:
@@ -158,6 +158,8 @@ def _window_sights(config: HFConfig) -> list[LayerGroup]:
     if config.model_type in LAST_WINDOWED:
         first = config.whole("max_window_layers", least=0)
         return [LayerGroup.full() if layer < first else window for layer in range(layers)]
+    if config.model_type in NO_ROPE_WINDOWED:
+        return [LayerGroup.full() if has_rope else window for has_rope in config.layers_with_rope()]
     raise ValueError(
         f"sliding_window={window.tokens}, but which layers of model_type={config.model_type!r} have it is not known; "
         'add layer_types (["sliding_attention", "full_attention", ...]), or set sliding_window to null if none has it'
