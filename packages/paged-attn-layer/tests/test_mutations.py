@@ -24,15 +24,15 @@ ROPE = "blocks/test_rope.py::test_frequencies_and_rotation_are_hugging_face_s"
 
 ATTENTION = {
     "far_keys_turned_one_position_late": Mutant(
-        PagedAttention.__call__,
-        "k = self._rotate(self._split_heads(self.k_proj(hidden)), positions)",
-        "k = self._rotate(self._split_heads(self.k_proj(hidden)), positions + (positions > 40))",
+        PagedAttention._keys_and_values,
+        "k = self._rotate(self._normed_heads(k, self.k_norm), positions)",
+        "k = self._rotate(self._normed_heads(k, self.k_norm), positions + (positions > 40))",
         FAR,
     ),
     "queries_turned_one_position_early": Mutant(
-        PagedAttention.__call__,
-        "q = self._rotate(self._split_heads(self.q_proj(hidden)), positions)",
-        "q = self._rotate(self._split_heads(self.q_proj(hidden)), positions - 1)",
+        PagedAttention._queries,
+        "self._normed_heads(self.q_proj(hidden), self.q_norm), positions)",
+        "self._normed_heads(self.q_proj(hidden), self.q_norm), positions - 1)",
         f"{PROMPT}[plain]",
     ),
     "window_not_passed": Mutant(
@@ -53,8 +53,8 @@ ATTENTION = {
     "half_of_each_pair_turned_back": Mutant(rope.apply_rope, "b * cos + a * sin", "b * cos - a * sin", ROPE),
     "frequencies_of_a_smaller_head": Mutant(
         rope.rope_frequencies,
-        "np.arange(0, head_dim, 2) / head_dim",
-        "np.arange(0, head_dim, 2) / (head_dim - 2)",
+        "np.arange(0, dim, 2) / whole",
+        "np.arange(0, dim, 2) / (whole - 2)",
         ROPE,
     ),
     "llama3_slows_the_fast_pairs": Mutant(
@@ -71,7 +71,9 @@ MODEL = {
     "cache_of_a_layer_lost": Mutant(
         Decoder.__call__, "hidden, views[place.view] = _run_layer", "hidden, _ = _run_layer", f"{EQUATION}[llama]"
     ),
-    "residual_dropped": Mutant(DecoderLayer.__call__, "hidden + attended", "attended", f"{EQUATION}[llama]"),
+    "residual_dropped": Mutant(
+        DecoderLayer._add, "hidden + self.config.residual_multiplier * change", "change", f"{EQUATION}[llama]"
+    ),
     "logits_of_the_row_before": Mutant(
         Decoder.__call__,
         "rows[..., None]",

@@ -3,6 +3,8 @@
 from paged_attn_layer._src.attention.attend import Attended, attend, prepare
 from paged_attn_layer._src.attention.mesh import on_mesh
 from paged_attn_layer._src.blocks.attention import AttentionConfig, PagedAttention
+from paged_attn_layer._src.blocks.mlp import MLPConfig
+from paged_attn_layer._src.blocks.norm import NormConfig
 from paged_attn_layer._src.blocks.rope import RopeConfig, apply_rope
 from paged_attn_layer._src.convert.load import load_model
 from paged_attn_layer._src.convert.source import ConversionError
@@ -24,7 +26,7 @@ from paged_attn_layer._src.engine.stats import EngineStats, StepRecord
 from paged_attn_layer._src.engine.text import Tokenizer
 from paged_attn_layer._src.models.causal_lm import CausalLM
 from paged_attn_layer._src.models.decoder import Decoder
-from paged_attn_layer._src.models.decoder_config import DecoderConfig
+from paged_attn_layer._src.models.decoder_config import DecoderConfig, LayerConfig
 from paged_attn_layer._src.models.family import Family
 from paged_attn_layer._src.models.registry import find_family, read_config
 from paged_attn_layer._version import __version__
@@ -46,6 +48,9 @@ __all__ = [
     "EngineStats",
     "Family",
     "FinishReason",
+    "LayerConfig",
+    "MLPConfig",
+    "NormConfig",
     "PagedAttention",
     "PagedAttn",
     "Request",

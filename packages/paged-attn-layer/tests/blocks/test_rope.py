@@ -120,7 +120,10 @@ def test_it_computes_in_float32_and_returns_the_dtype_given():
 @pytest.mark.parametrize(
     ("fields", "error", "match"),
     [
-        ({"rope_type": "yarn"}, NotImplementedError, "rope_type='yarn' is not supported; default, linear, llama3 are"),
+        ({"rope_type": "su"}, NotImplementedError, "rope_type='su' is not supported; default, linear, llama3, yarn, "),
+        ({"rope_type": "yarn", "theta": 1.0}, ValueError, "theta=1.0 must be above 1"),
+        ({"rotary_dim": 3}, ValueError, "rotary_dim=3 must be even"),
+        ({"attention_factor": 0.0}, ValueError, "attention_factor=0.0 must be positive"),
         ({"theta": 0.0}, ValueError, "theta=0.0 must be positive"),
         ({"factor": float("inf")}, ValueError, "factor=inf must be positive and finite"),
         ({"freq_factors": (1.0, 0.0)}, ValueError, r"freq_factors\[1\]=0.0 must be positive and finite"),
@@ -132,6 +135,35 @@ def test_what_means_nothing_is_refused(fields, error, match):
         RopeConfig(**fields)
 
 
-def test_an_odd_head_dim_is_refused():
+def test_heads_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="head_dim=15 must be even"):
         rope_frequencies(15, RopeConfig())
+    with pytest.raises(ValueError, match="rotary_dim=18 must be at most head_dim=16"):
+        rope_frequencies(16, RopeConfig(rotary_dim=18))
+
+
+def turned(x, positions, config):
+    return np.asarray(apply_rope(jnp.asarray(x), jnp.asarray(positions), config))
+
+
+def test_a_part_of_a_head_turns_and_the_rest_stays():
+    x = np.random.default_rng(0).standard_normal((4, 3, 8)).astype(np.float32)
+    positions = np.array([0, 3, 9, 70], np.int32)
+    out = turned(x, positions, RopeConfig(rotary_dim=4, attention_factor=1.5))
+    assert_allclose(out[..., :4], 1.5 * turned(x[..., :4], positions, RopeConfig()), rtol=1e-6)
+    np.testing.assert_array_equal(out[..., 4:], x[..., 4:])
+
+
+def test_neighbours_are_pairs_where_interleaved():
+    x = np.random.default_rng(0).standard_normal((4, 3, 8)).astype(np.float32)
+    positions = np.array([0, 3, 9, 70], np.int32)
+    halves = np.concatenate([x[..., ::2], x[..., 1::2]], axis=-1)
+    want, out = turned(halves, positions, RopeConfig()), turned(x, positions, RopeConfig(interleaved=True))
+    assert_allclose(np.concatenate([out[..., ::2], out[..., 1::2]], axis=-1), want, rtol=1e-6)
+
+
+def test_proportional_leaves_the_last_pairs_of_the_whole_head():
+    x = np.random.default_rng(0).standard_normal((1, 3, 8)).astype(np.float32)
+    out = turned(x, np.array([5], np.int32), RopeConfig(rope_type="proportional", rotary_dim=4))
+    moved = np.abs(out - x).max(axis=(0, 1)) > 1e-3
+    assert moved.tolist() == [True, True, False, False] * 2

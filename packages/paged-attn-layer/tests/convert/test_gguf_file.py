@@ -15,8 +15,8 @@ def path(tmp_path):
 def test_config_is_that_of_the_directory(path):
     write_gguf(path, random_weights())
     config = read_config(GGUFFile(path).config)
-    assert config.rms_norm_eps == pytest.approx(1e-5)
-    assert {**vars(config), "rms_norm_eps": 1e-5} == vars(read_config(CONFIG))
+    assert config.final_norm.eps == pytest.approx(1e-5)
+    assert config == read_config({**CONFIG, "rms_norm_eps": config.final_norm.eps})
 
 
 def test_weights_are_in_hugging_faces_order(path):
@@ -123,7 +123,7 @@ def test_no_scaling_has_no_factor(path):
     writer = gguf_writer(path, **{"rope.scaling.type": "none"})
     writer.add_float32("llama.rope.scaling.factor", 4.0)
     finish(writer)
-    assert read_config(GGUFFile(path).config).rope.rope_type == "default"
+    assert read_config(GGUFFile(path).config).layers[0].attention.rope.rope_type == "default"
 
 
 def test_divisors_of_the_frequencies(path):
@@ -131,7 +131,7 @@ def test_divisors_of_the_frequencies(path):
     writer.add_tensor("rope_freqs.weight", np.array([1, 8], np.float32))
     finish(writer)
     source = GGUFFile(path)
-    assert read_config(source.config).rope.freq_factors == (1.0, 8.0)
+    assert read_config(source.config).layers[0].attention.rope.freq_factors == (1.0, 8.0)
     assert source.shapes == {}
 
 
@@ -152,7 +152,7 @@ def test_settings_that_change_nothing(path):
     writer = gguf_writer(path, **settings, **{"rope.scaling.finetuned": True, "attention.causal": True})
     writer.add_float32("llama.rope.scaling.factor", 2.0)
     finish(writer)
-    assert read_config(GGUFFile(path).config).rope.factor == 2.0
+    assert read_config(GGUFFile(path).config).layers[0].attention.rope.factor == 2.0
 
 
 @pytest.mark.parametrize(

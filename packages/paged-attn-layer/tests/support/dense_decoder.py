@@ -9,17 +9,15 @@ def dense_logits(model, tokens):
     config = model.config
     x = _weight(model.embed.embedding)[list(tokens)]
     for index, layer in enumerate(model.layers):
-        n, each = _norm(x, layer.attention_norm, config), layer.attention
-        q, k, v = (_apply(n, p).reshape(len(n), -1, config.head_dim) for p in (each.q_proj, each.k_proj, each.v_proj))
-        out = attention(
-            _turned(q, config.rope), _turned(k, config.rope), v, sliding_window=config.sliding_window(index)
-        )
+        n, each, sizes = _norm(x, layer.attention_norm), layer.attention, config.layers[index].attention
+        q, k, v = (_apply(n, p).reshape(len(n), -1, sizes.head_dim) for p in (each.q_proj, each.k_proj, each.v_proj))
+        out = attention(_turned(q, sizes.rope), _turned(k, sizes.rope), v, sliding_window=sizes.sliding_window)
         x = x + _apply(out.reshape(len(x), -1), each.o_proj)
-        n, mlp = _norm(x, layer.mlp_norm, config), layer.mlp
+        n, mlp = _norm(x, layer.mlp_norm), layer.mlp
         gate = _apply(n, mlp.gate_proj)
         x = x + _apply(gate / (1 + np.exp(-gate)) * _apply(n, mlp.up_proj), mlp.down_proj)
     head = model.embed.embedding if config.tie_word_embeddings else model.lm_head
-    return _norm(x, model.norm, config) @ _weight(head).T
+    return _norm(x, model.norm) @ _weight(head).T
 
 
 def dense_answer(model, prompt, max_new_tokens):
@@ -34,8 +32,8 @@ def _weight(param):
     return np.asarray(param[...], np.float64)
 
 
-def _norm(x, module, config):
-    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + config.rms_norm_eps) * _weight(module.scale)
+def _norm(x, module):
+    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + module.config.eps) * _weight(module.scale)
 
 
 def _apply(x, module):

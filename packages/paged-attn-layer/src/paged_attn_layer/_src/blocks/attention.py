@@ -1,6 +1,8 @@
 """Attention as a layer of a model: projections, rotary embedding, the cache, and the way back."""
 
 import dataclasses
+import functools
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,9 +11,31 @@ from jaxtyping import Array, Float, Int32
 
 from paged_attn_layer._src.attention.attend import attend, prepare
 from paged_attn_layer._src.attention.mesh import on_mesh
+from paged_attn_layer._src.blocks.norm import Norm, NormConfig
 from paged_attn_layer._src.blocks.rope import RopeConfig, apply_rope
 from paged_cache import KVShape, PagedAttentionCacheView
 from paged_kernels import AttentionSpec, Backend, HeadParams, PreparedBatch, RaggedBatch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryGrowth:
+    """A factor on queries that grows with their position `t` (Llama 4, Ministral 3): `1 + beta log(1 + t // tokens)`.
+
+    Raises:
+        ValueError: `tokens` is below 1.
+    """
+
+    beta: float
+    tokens: int
+    """Positions up to which the factor is 1."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"tokens={self.tokens} must be at least 1")
+
+    def factor(self, positions: Int32[Array, "*rows"]) -> Float[Array, "*rows"]:
+        """The factor at each position, in float32."""
+        return 1 + self.beta * jnp.log1p((positions // self.tokens).astype(jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +43,8 @@ class AttentionConfig:
     """Sizes of one attention layer, and what is computed in it. Static and hashable.
 
     Raises:
-        ValueError: a size is below 1, the KV heads do not divide the heads, or there is not one slope for each head.
+        ValueError: a size is below 1, the KV heads do not divide the heads, there is not one slope for each head, or
+            the rotary embedding does not fit the heads.
     """
 
     hidden_size: int
@@ -36,8 +61,20 @@ class AttentionConfig:
     """True if the projections to queries, keys and values add a bias."""
     out_bias: bool = False
     """True if the projection back to the hidden size adds a bias."""
+    qk_norm: NormConfig | None = None
+    """How queries and keys are normalised before rotary embedding; `None` leaves them as they are."""
+    qk_norm_over: Literal["head", "projection"] = "head"
+    """`head` if each head is normalised by itself, `projection` if all heads are together."""
+    v_norm: NormConfig | None = None
+    """How each head of the values is normalised; `None` leaves them as they are."""
+    values_are_keys: bool = False
+    """True if the values are the projected keys, before norm and rotary embedding: no projection of their own."""
+    stores_kv: bool = True
+    """False if the layer reads the keys and values of an earlier layer: no projections to either."""
     softmax_scale: float | None = None
     """Factor on `q . k`; `None` means `head_dim ** -0.5`."""
+    query_growth: QueryGrowth | None = None
+    """A factor on queries that grows with their position; `None` means none."""
     soft_cap: float | None = None
     """Bound on the logits' magnitude; `None` means no bound."""
     sliding_window: int | None = None
@@ -54,6 +91,10 @@ class AttentionConfig:
                 raise ValueError(f"{name}={size} must be at least 1")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.rope is not None:
+            self.rope.check_head(self.head_dim)
+        if self.qk_norm_over not in ("head", "projection"):
+            raise ValueError(f"qk_norm_over={self.qk_norm_over!r} must be 'head' or 'projection'")
         slopes = self.alibi_slopes
         if slopes is not None and len(slopes) != self.num_heads:
             raise ValueError(f"alibi_slopes has {len(slopes)} entries; it must have num_heads={self.num_heads}")
@@ -67,7 +108,7 @@ class AttentionConfig:
 
     @property
     def kv(self) -> KVShape:
-        """What the layer stores for one token."""
+        """What the layer stores for one token, or what the layer stores whose keys and values it reads."""
         return KVShape(num_kv_heads=self.num_kv_heads, head_dim=self.head_dim)
 
 
@@ -78,7 +119,7 @@ class PagedAttention(nnx.Module):
 
     `q_proj`, `k_proj`, `v_proj` and `o_proj` are `nnx.Linear`, each with a `kernel [in, out]`: a Hugging Face weight
     transposed. Heads are contiguous in `out` (in `in` for `o_proj`), so kernels split over a mesh as the heads do.
-    `sinks [num_heads]` is there where the config asks for it.
+    `sinks [num_heads]` and the norms `q_norm`, `k_norm` and `v_norm` are there where the config asks for them.
     """
 
     def __init__(
@@ -102,17 +143,29 @@ class PagedAttention(nnx.Module):
         """
         self.config = config
         self.backend = backend
-
-        def linear(size_in: int, size_out: int, use_bias: bool) -> nnx.Linear:
-            return nnx.Linear(size_in, size_out, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-
+        linear = functools.partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = linear(config.hidden_size, q_size, config.qkv_bias)
-        self.k_proj = linear(config.hidden_size, kv_size, config.qkv_bias)
-        self.v_proj = linear(config.hidden_size, kv_size, config.qkv_bias)
-        self.o_proj = linear(q_size, config.hidden_size, config.out_bias)
+        self.q_proj = linear(config.hidden_size, q_size, use_bias=config.qkv_bias)
+        if config.stores_kv:
+            self.k_proj = linear(config.hidden_size, kv_size, use_bias=config.qkv_bias)
+            if not config.values_are_keys:
+                self.v_proj = linear(config.hidden_size, kv_size, use_bias=config.qkv_bias)
+        self.o_proj = linear(q_size, config.hidden_size, use_bias=config.out_bias)
+        self._add_norms(q_size, kv_size, param_dtype)
         if config.sinks:
             self.sinks = nnx.Param(jnp.zeros(config.num_heads, param_dtype))
+
+    def _add_norms(self, q_size: int, kv_size: int, param_dtype: DTypeLike) -> None:
+        config = self.config
+        if config.qk_norm_over == "head":
+            q_size = kv_size = config.head_dim
+
+        def norm(size: int, norm_config: NormConfig | None, present: bool = True) -> Norm | None:
+            return Norm(size, norm_config, param_dtype=param_dtype) if norm_config and present else None
+
+        self.q_norm = norm(q_size, config.qk_norm)
+        self.k_norm = norm(kv_size, config.qk_norm, config.stores_kv)
+        self.v_norm = norm(config.head_dim, config.v_norm, config.stores_kv)
 
     def __call__(
         self,
@@ -132,9 +185,8 @@ class PagedAttention(nnx.Module):
         Raises:
             ValueError: an argument does not fit the others.
         """
-        q = self._rotate(self._split_heads(self.q_proj(hidden)), positions)
-        k = self._rotate(self._split_heads(self.k_proj(hidden)), positions)
-        v = self._split_heads(self.v_proj(hidden))
+        q = self._queries(hidden, positions)
+        k, v = self._keys_and_values(hidden, positions) if self.config.stores_kv else (None, None)
         attended = attend(
             q,
             k,
@@ -172,6 +224,22 @@ class PagedAttention(nnx.Module):
             head_params=self._head_params(),
             backend=self.backend,
         )
+
+    def _queries(self, hidden: Array, positions: Array) -> Array:
+        q = self._rotate(self._normed_heads(self.q_proj(hidden), self.q_norm), positions)
+        growth = self.config.query_growth
+        return q if growth is None else q * growth.factor(positions)[..., None, None].astype(q.dtype)
+
+    def _keys_and_values(self, hidden: Array, positions: Array) -> tuple[Array, Array]:
+        k = self.k_proj(hidden)
+        v = self._split_heads(k if self.config.values_are_keys else self.v_proj(hidden))
+        k = self._rotate(self._normed_heads(k, self.k_norm), positions)
+        return k, v if self.v_norm is None else self.v_norm(v)
+
+    def _normed_heads(self, x: Array, norm: Norm | None) -> Array:
+        if norm is None:
+            return self._split_heads(x)
+        return norm(self._split_heads(x)) if self.config.qk_norm_over == "head" else self._split_heads(norm(x))
 
     def _split_heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], -1, self.config.head_dim)

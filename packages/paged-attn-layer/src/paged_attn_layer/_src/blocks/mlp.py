@@ -1,30 +1,75 @@
 """Feed-forward blocks."""
 
+import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+_gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
 
-class GatedMLP(nnx.Module):
-    """`down(silu(gate(x)) * up(x))`, the three projections `nnx.Linear`."""
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": jax.nn.relu,
+}
+"""The activations by Hugging Face's names."""
 
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        *,
-        use_bias: bool = False,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        linear = functools.partial(nnx.Linear, use_bias=use_bias, param_dtype=param_dtype, rngs=rngs)
-        self.gate_proj = linear(hidden_size, intermediate_size)
-        self.up_proj = linear(hidden_size, intermediate_size)
-        self.down_proj = linear(intermediate_size, hidden_size)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MLPConfig:
+    """Sizes of a feed-forward block, and what is computed in it. Static and hashable.
+
+    Raises:
+        ValueError: a size is below 1.
+        NotImplementedError: the activation is not one of `ACTIVATIONS`.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    activation: str = "silu"
+    """One of `ACTIVATIONS`."""
+    gated: bool = True
+    """True for `down(act(gate(x)) * up(x))`, False for `down(act(up(x)))`."""
+    use_bias: bool = False
+    """True if the projections add a bias."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        check_activation(self.activation)
+
+
+class MLP(nnx.Module):
+    """A feed-forward block as `MLPConfig` writes it; `gate_proj` (if gated), `up_proj` and `down_proj` are linear."""
+
+    def __init__(self, config: MLPConfig, *, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
+        self.config = config
+        linear = functools.partial(nnx.Linear, use_bias=config.use_bias, param_dtype=param_dtype, rngs=rngs)
+        if config.gated:
+            self.gate_proj = linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = linear(config.intermediate_size, config.hidden_size)
 
     def __call__(self, x: Float[Array, "*rows hidden"]) -> Float[Array, "*rows hidden"]:
         """The block's output for each row."""
-        return self.down_proj(nnx.silu(self.gate_proj(x)) * self.up_proj(x))
+        act, up = ACTIVATIONS[self.config.activation], self.up_proj(x)
+        return self.down_proj(act(self.gate_proj(x)) * up if self.config.gated else act(up))
+
+
+def check_activation(name: str) -> None:
+    """Refuse an activation that is not in `ACTIVATIONS`.
+
+    Raises:
+        NotImplementedError: names it, and those that are.
+    """
+    if name not in ACTIVATIONS:
+        raise NotImplementedError(f"activation {name!r} is not supported; {', '.join(ACTIVATIONS)} are")

@@ -1,4 +1,4 @@
-"""A decoder of pre-norm layers on a paged cache: the model of the Llama family."""
+"""A decoder on a paged cache: one model for all families whose layers are attention and an MLP."""
 
 import functools
 from typing import Any
@@ -10,39 +10,36 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
 from paged_attn_layer._src.blocks.attention import AttentionConfig, PagedAttention
-from paged_attn_layer._src.blocks.mlp import GatedMLP
-from paged_attn_layer._src.models.decoder_config import DecoderConfig
-from paged_cache import CacheSpec, LayerGroup, PagedAttentionCache, PagedAttentionCacheView
+from paged_attn_layer._src.blocks.mlp import MLP
+from paged_attn_layer._src.blocks.norm import Norm, NormConfig
+from paged_attn_layer._src.models.decoder_config import DecoderConfig, LayerConfig
+from paged_cache import CacheSpec, PagedAttentionCache, PagedAttentionCacheView
 from paged_kernels import Backend, PreparedBatch, RaggedBatch
 
 
 class DecoderLayer(nnx.Module):
-    """One layer: `x + a`, then `x + a + m`, as `DecoderConfig` writes it."""
+    """One layer, as `LayerConfig` writes it: `attention`, `mlp`, and the norms before and after each of them."""
 
     def __init__(
         self,
-        config: DecoderConfig,
-        layer: int,
+        config: LayerConfig,
         *,
         backend: str | Backend | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        norm = functools.partial(
-            nnx.RMSNorm, config.hidden_size, epsilon=config.rms_norm_eps, param_dtype=param_dtype, rngs=rngs
-        )
-        self.attention_norm = norm()
-        self.attention = PagedAttention(
-            attention_config(config, layer), backend=backend, param_dtype=param_dtype, rngs=rngs
-        )
-        self.mlp_norm = norm()
-        self.mlp = GatedMLP(
-            config.hidden_size,
-            config.intermediate_size,
-            use_bias=config.mlp_bias,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+        self.config = config
+
+        def norm(norm_config: NormConfig | None) -> Norm | None:
+            size = config.attention.hidden_size
+            return None if norm_config is None else Norm(size, norm_config, param_dtype=param_dtype)
+
+        self.attention_norm = norm(config.pre_norm)
+        self.attention = PagedAttention(config.attention, backend=backend, param_dtype=param_dtype, rngs=rngs)
+        self.attention_post_norm = norm(config.post_norm)
+        self.mlp_norm = None if config.parallel else norm(config.pre_norm)
+        self.mlp = MLP(config.mlp, param_dtype=param_dtype, rngs=rngs)
+        self.mlp_post_norm = norm(config.post_norm)
 
     def __call__(
         self,
@@ -52,18 +49,24 @@ class DecoderLayer(nnx.Module):
         batch: RaggedBatch | PreparedBatch,
     ) -> tuple[Float[Array, "*replicas tokens hidden"], PagedAttentionCacheView]:
         """The hidden rows after this layer, and the view with their keys and values."""
-        attended, view = self.attention(self.attention_norm(hidden), positions, view, batch)
-        hidden = hidden + attended
-        return hidden + self.mlp(self.mlp_norm(hidden)), view
+        normed = _normed(hidden, self.attention_norm)
+        attended, view = self.attention(normed, positions, view, batch)
+        after = self._add(hidden, _normed(attended, self.attention_post_norm))
+        if not self.config.parallel:
+            normed = _normed(after, self.mlp_norm)
+        return self._add(after, _normed(self.mlp(normed), self.mlp_post_norm)), view
+
+    def _add(self, hidden: Array, change: Array) -> Array:
+        return hidden + self.config.residual_multiplier * change
 
 
 class Decoder(nnx.Module):
-    """A decoder of pre-norm layers, a `CausalLM`: from the tokens of a step to logits of the rows asked for.
+    """A decoder, a `CausalLM`: from the tokens of a step to logits of the rows asked for.
 
         x = embed[token_ids];  x, view_l = layer_l(x, view_l) for each layer l;  logits = norm(x[rows]) head^T
 
-    `head` is `lm_head [vocab, hidden]`, or the embedding where the config ties them. `paged_attn_layer.load_model`
-    makes one with a checkpoint's weights; the constructor makes random ones.
+    `head` is `lm_head [vocab, hidden]`, or the embedding where the config ties them; `DecoderConfig` writes the rest.
+    `paged_attn_layer.load_model` makes one with a checkpoint's weights; the constructor makes random ones.
     """
 
     def __init__(
@@ -84,19 +87,21 @@ class Decoder(nnx.Module):
         """
         self.config = config
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, param_dtype=param_dtype, rngs=rngs)
+        if config.learned_positions:
+            rows = config.max_position_embeddings
+            self.position_embed = nnx.Embed(rows, config.hidden_size, param_dtype=param_dtype, rngs=rngs)
         self.layers = nnx.List(
-            DecoderLayer(config, layer, backend=backend, param_dtype=param_dtype, rngs=rngs)
-            for layer in range(config.num_hidden_layers)
+            DecoderLayer(layer, backend=backend, param_dtype=param_dtype, rngs=rngs) for layer in config.layers
         )
-        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, param_dtype=param_dtype, rngs=rngs)
+        self.norm = Norm(config.hidden_size, config.final_norm, param_dtype=param_dtype)
         if not config.tie_word_embeddings:
             shape = (config.vocab_size, config.hidden_size)
             self.lm_head = nnx.Param(nnx.initializers.lecun_normal(in_axis=1, out_axis=0)(rngs(), shape, param_dtype))
 
     @property
     def cache_spec(self) -> CacheSpec:
-        """What cache the layers need: one group for all that see the same keys."""
-        return _cache_spec(self.config)
+        """What cache the layers need: one group for all that see the same keys and store the same."""
+        return self.config.cache_spec
 
     @property
     def vocab_size(self) -> int:
@@ -105,7 +110,7 @@ class Decoder(nnx.Module):
 
     @property
     def max_positions(self) -> int:
-        """Tokens of the longest sequence that the model was trained for."""
+        """Tokens of the longest sequence that the model is made for."""
         return self.config.max_position_embeddings
 
     @property
@@ -139,11 +144,11 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: the cache or the batches are not as `cache_spec` says, or an argument does not fit.
         """
-        places = self.cache_spec.places()
-        self._check_cache(cache, batches)
-        hidden, views = self.embed(token_ids), list(cache.views)
+        spec = self.cache_spec
+        _check_cache(spec, cache, batches)
+        hidden, views = self._embedded(token_ids, positions), list(cache.views)
         prepared: dict[tuple[int, AttentionConfig], PreparedBatch] = {}
-        for layer, place in zip(self.layers, places, strict=True):
+        for layer, place in zip(self.layers, spec.places(), strict=True):
             kind = (place.group, layer.attention.config)
             if kind not in prepared:
                 prepared[kind] = layer.attention.prepare(batches[place.group], views[place.view], hidden)
@@ -151,41 +156,29 @@ class Decoder(nnx.Module):
             hidden, views[place.view] = _run_layer(*parts, hidden, positions, views[place.view], prepared[kind])
         return self._logits(jnp.take_along_axis(hidden, rows[..., None], axis=-2)), PagedAttentionCache(tuple(views))
 
+    def _embedded(self, token_ids: Array, positions: Array) -> Array:
+        hidden = self.embed(token_ids) * self.config.embed_scale
+        return hidden + self.position_embed(positions) if self.config.learned_positions else hidden
+
     def _logits(self, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows vocab"]:
-        head = self.embed.embedding if self.config.tie_word_embeddings else self.lm_head
-        return jnp.einsum("...h,vh->...v", self.norm(hidden), head[...], preferred_element_type=jnp.float32)
-
-    def _check_cache(self, cache: PagedAttentionCache, batches: tuple[RaggedBatch, ...]) -> None:
-        views, groups = len(self.cache_spec.views()), len(self.cache_spec.pool_groups())
-        if len(cache.views) != views:
-            raise ValueError(f"cache has {len(cache.views)} views; the model needs {views} (cache_spec.views())")
-        if len(batches) != groups:
-            raise ValueError(f"batches has {len(batches)} entries; the model needs {groups} (cache_spec.pool_groups())")
+        config = self.config
+        head = self.embed.embedding if config.tie_word_embeddings else self.lm_head
+        logits = jnp.einsum("...h,vh->...v", self.norm(hidden), head[...], preferred_element_type=jnp.float32)
+        logits = logits * config.logit_scale
+        cap = config.logit_soft_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def attention_config(config: DecoderConfig, layer: int) -> AttentionConfig:
-    """What one layer's attention computes."""
-    return AttentionConfig(
-        hidden_size=config.hidden_size,
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        rope=config.rope,
-        qkv_bias=config.qkv_bias,
-        out_bias=config.o_bias,
-        sliding_window=config.sliding_window(layer),
-    )
+def _normed(x: Array, norm: Norm | None) -> Array:
+    return x if norm is None else norm(x)
 
 
-@functools.cache
-def _cache_spec(config: DecoderConfig) -> CacheSpec:
-    layers = [attention_config(config, layer) for layer in range(config.num_hidden_layers)]
-    return CacheSpec.of_layers(
-        [
-            (LayerGroup.window(each.sliding_window) if each.sliding_window else LayerGroup.full(), each.kv)
-            for each in layers
-        ]
-    )
+def _check_cache(spec: CacheSpec, cache: PagedAttentionCache, batches: tuple[RaggedBatch, ...]) -> None:
+    views, groups = len(spec.views()), len(spec.pool_groups())
+    if len(cache.views) != views:
+        raise ValueError(f"cache has {len(cache.views)} views; the model needs {views} (cache_spec.views())")
+    if len(batches) != groups:
+        raise ValueError(f"batches has {len(batches)} entries; the model needs {groups} (cache_spec.pool_groups())")
 
 
 @functools.partial(jax.jit, static_argnums=0)

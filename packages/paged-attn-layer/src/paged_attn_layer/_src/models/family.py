@@ -42,8 +42,11 @@ class Family:
 
     Every device holds a weight that is not here whole.
     """
-    axis_sizes: Callable[[Any], Mapping[str, int]]
-    """How many parts each named axis may be cut into, for a config. Query heads go with the KV heads they share."""
+    axis_sizes: Callable[[Any, str], Mapping[str, int]]
+    """How many parts each named axis of a weight may be cut into, for a config and the weight's path.
+
+    Query heads go with the KV heads they share. Layers may differ.
+    """
     gguf: GGUFNames | None = None
     """How a GGUF file of the family is read; `None` if it cannot be."""
 
@@ -51,4 +54,4 @@ class Family:
         self, path: str, config: Any, mesh: Mesh, partition_manager: PartitionManager | None = None
     ) -> PartitionSpec:
         """How the weight at `path` of a model with this config is split over the mesh."""
-        return partition_spec(path, self.shardings, self.axis_sizes(config), mesh, partition_manager)
+        return partition_spec(path, self.shardings, self.axis_sizes(config, path), mesh, partition_manager)

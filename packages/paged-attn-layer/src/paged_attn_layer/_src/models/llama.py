@@ -5,50 +5,41 @@ from typing import Any
 
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
 from paged_attn_layer._src.convert.operations import RotaryPairsToHalves
-from paged_attn_layer._src.convert.weights import WeightRule, linear, rename, unused
-from paged_attn_layer._src.models.decoder import Decoder
-from paged_attn_layer._src.models.decoder_config import DecoderConfig, read_decoder_config
-from paged_attn_layer._src.models.family import Family
+from paged_attn_layer._src.convert.weights import WeightRule, rename
+from paged_attn_layer._src.models.decoder_config import DecoderConfig, LayerConfig
+from paged_attn_layer._src.models.decoder_family import decoder_family
+from paged_attn_layer._src.models.read_decoder import read_attentions, read_decoder, read_mlp, read_norm
+from paged_attn_layer._src.models.weight_rules import ATTENTION, EMBEDDING, FINAL_NORM, MLP, head, layer_norm
 from paged_cache import HFConfig
 
 
 def read_config(config: HFConfig) -> DecoderConfig:
     """The config of a Llama model."""
     bias = config.flag("attention_bias", False)
-    return read_decoder_config(config, qkv_bias=bias, o_bias=bias, mlp_bias=config.flag("mlp_bias", False))
+    return read_llama_like(config, qkv_bias=bias, out_bias=bias, mlp_bias=config.flag("mlp_bias", False))
+
+
+def read_llama_like(
+    config: HFConfig, *, qkv_bias: bool = False, out_bias: bool = False, mlp_bias: bool = False
+) -> DecoderConfig:
+    """The config of a model in Llama's form: pre-norm layers of rotary attention and a gated MLP."""
+    norm, mlp = read_norm(config), read_mlp(config, use_bias=mlp_bias)
+    attentions = read_attentions(config, qkv_bias=qkv_bias, out_bias=out_bias)
+    layers = [LayerConfig(attention=attention, mlp=mlp, pre_norm=norm) for attention in attentions]
+    return read_decoder(config, layers, norm)
 
 
 def weights(config: DecoderConfig) -> tuple[WeightRule, ...]:
-    """The rules of a Llama model. Families of the same form share them."""
-    tied = (rename("lm_head.weight", "embed.embedding"), unused("lm_head.weight"))  # for a file with the head alone
+    """The rules of a model in Llama's form."""
     return (
-        rename("model.embed_tokens.weight", "embed.embedding"),
-        rename("model.layers.{layer}.input_layernorm.weight", "layers.{layer}.attention_norm.scale"),
-        *linear("model.layers.{layer}.self_attn.{q|k|v|o}_proj", "layers.{layer}.attention.{q|k|v|o}_proj"),
-        rename("model.layers.{layer}.post_attention_layernorm.weight", "layers.{layer}.mlp_norm.scale"),
-        *linear("model.layers.{layer}.mlp.{gate|up|down}_proj", "layers.{layer}.mlp.{gate|up|down}_proj"),
-        rename("model.norm.weight", "norm.scale"),
-        *(tied if config.tie_word_embeddings else (rename("lm_head.weight", "lm_head"),)),
-        unused("model.layers.{layer}.self_attn.rotary_emb.inv_freq"),  # old checkpoints; follows from the config
+        EMBEDDING,
+        layer_norm("input_layernorm", "attention_norm"),
+        *ATTENTION,
+        layer_norm("post_attention_layernorm", "mlp_norm"),
+        *MLP,
+        FINAL_NORM,
+        *head(config),
     )
-
-
-SHARDINGS = (
-    ("embed.embedding", ("vocab", None)),
-    ("lm_head", ("vocab", None)),
-    ("layers.{layer}.attention.{q|k|v}_proj.kernel", (None, "kv_heads")),
-    ("layers.{layer}.attention.{q|k|v}_proj.bias", ("kv_heads",)),
-    ("layers.{layer}.attention.o_proj.kernel", ("kv_heads", None)),
-    ("layers.{layer}.mlp.{gate|up}_proj.kernel", (None, "mlp")),
-    ("layers.{layer}.mlp.{gate|up}_proj.bias", ("mlp",)),
-    ("layers.{layer}.mlp.down_proj.kernel", ("mlp", None)),
-)
-"""The axes of a Llama model's weights. Query heads are split with the KV heads that they share."""
-
-
-def axis_sizes(config: DecoderConfig) -> dict[str, int]:
-    """How many parts each axis of `SHARDINGS` may be cut into."""
-    return {"vocab": config.vocab_size, "kv_heads": config.num_key_value_heads, "mlp": config.intermediate_size}
 
 
 GGUF_TENSORS = (
@@ -78,14 +69,11 @@ def gguf_tensors(config: Mapping[str, Any]) -> tuple[WeightRule, ...]:
     )
 
 
-FAMILY = Family(
+FAMILY = decoder_family(
     architectures=("LlamaForCausalLM",),
     model_types=("llama",),
     read_config=read_config,
-    build=Decoder,
     weights=weights,
-    shardings=SHARDINGS,
-    axis_sizes=axis_sizes,
     gguf=GGUFNames(
         architecture="llama",
         tensors=gguf_tensors,

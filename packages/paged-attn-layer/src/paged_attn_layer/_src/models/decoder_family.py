@@ -1,0 +1,53 @@
+"""What families of `Decoder`s have in common: the model, and how its weights are split over a mesh."""
+
+from collections.abc import Callable
+
+from paged_attn_layer._src.convert.gguf_names import GGUFNames
+from paged_attn_layer._src.convert.weights import WeightRule
+from paged_attn_layer._src.models.decoder import Decoder
+from paged_attn_layer._src.models.decoder_config import DecoderConfig
+from paged_attn_layer._src.models.family import Family
+from paged_cache import HFConfig
+
+SHARDINGS = (
+    ("embed.embedding", ("vocab", None)),
+    ("lm_head", ("vocab", None)),
+    ("layers.{layer}.attention.{q|k|v}_proj.kernel", (None, "kv_heads")),
+    ("layers.{layer}.attention.{q|k|v}_proj.bias", ("kv_heads",)),
+    ("layers.{layer}.attention.o_proj.kernel", ("kv_heads", None)),
+    ("layers.{layer}.attention.sinks", ("kv_heads",)),
+    ("layers.{layer}.mlp.{gate|up}_proj.kernel", (None, "mlp")),
+    ("layers.{layer}.mlp.{gate|up}_proj.bias", ("mlp",)),
+    ("layers.{layer}.mlp.down_proj.kernel", ("mlp", None)),
+)
+"""The axes of a `Decoder`'s weights. Query heads are split with the KV heads that they share."""
+
+
+def axis_sizes(config: DecoderConfig, path: str) -> dict[str, int]:
+    """How many parts each axis of `SHARDINGS` may be cut into, for the weight at `path`."""
+    first, *rest = path.split(".")
+    if first != "layers":
+        return {"vocab": config.vocab_size}
+    layer = config.layers[int(rest[0])]
+    return {"kv_heads": layer.attention.num_kv_heads, "mlp": layer.mlp.intermediate_size}
+
+
+def decoder_family(
+    *,
+    architectures: tuple[str, ...],
+    model_types: tuple[str, ...],
+    read_config: Callable[[HFConfig], DecoderConfig],
+    weights: Callable[[DecoderConfig], tuple[WeightRule, ...]],
+    gguf: GGUFNames | None = None,
+) -> Family:
+    """The family of `Decoder`s with this reader of configs and this table of weights; `Family` explains each."""
+    return Family(
+        architectures=architectures,
+        model_types=model_types,
+        read_config=read_config,
+        build=Decoder,
+        weights=weights,
+        shardings=SHARDINGS,
+        axis_sizes=axis_sizes,
+        gguf=gguf,
+    )
