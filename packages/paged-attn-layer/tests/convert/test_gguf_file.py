@@ -106,7 +106,7 @@ def test_linear_rope_scaling(path):
     writer = gguf_writer(path, **{"rope.scaling.type": "linear"})
     writer.add_float32("llama.rope.scaling.factor", 4.0)
     finish(writer)
-    rope = read_config(GGUFFile(path).config).rope
+    rope = read_config(GGUFFile(path).config).layers[0].attention.rope
     assert (rope.rope_type, rope.factor) == ("linear", 4.0)
 
 
@@ -115,7 +115,7 @@ def test_a_scaling_without_type_is_linear(path, key):
     writer = gguf_writer(path)
     writer.add_float32(f"llama.{key}", 4.0)
     finish(writer)
-    rope = read_config(GGUFFile(path).config).rope
+    rope = read_config(GGUFFile(path).config).layers[0].attention.rope
     assert (rope.rope_type, rope.factor) == ("linear", 4.0)
 
 

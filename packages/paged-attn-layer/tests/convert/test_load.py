@@ -164,7 +164,7 @@ def test_broken_files_are_said_before_the_layers_that_they_lack(tmp_path):
         ({"rms_norm_eps": "small"}, ValueError),
         ({"hidden_act": ["silu"]}, (ValueError, NotImplementedError)),
         ({"architectures": ["BertModel"]}, NotImplementedError),
-        ({"rope_scaling": {"type": "yarn"}}, NotImplementedError),
+        ({"rope_scaling": {"type": "su"}}, NotImplementedError),
     ],
 )
 def test_errors_of_settings_name_the_file(tmp_path, settings, kind):

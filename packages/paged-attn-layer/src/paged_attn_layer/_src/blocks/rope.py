@@ -20,7 +20,7 @@ _POSITIVE = (
 class RopeConfig:
     """How far a position turns each pair of a head's elements; the names are those of a Hugging Face config.
 
-    Pair `i` of the first `rotary_dim` elements turns by `position * w`, with `w_i = theta ** (-2 i / rotary_dim)` it is
+    Pair `i` of the first `rotary_dim` elements turns by `position * w`. If `w_i = theta ** (-2 i / rotary_dim)`, `w` is
 
         default        w_i
         linear         w_i / factor
