@@ -84,6 +84,16 @@ def test_what_the_model_type_has_stands_in_for_what_the_file_leaves_out():
     assert config.assumed == ("sliding_window=4096", "num_key_value_heads=8")
 
 
+@pytest.mark.parametrize("inner", [{}, {"tie_word_embeddings": True, "quantization_config": None}])
+def test_keys_of_the_whole_model_count_beside_a_nested_text_config(inner):
+    whole = {"tie_word_embeddings": False, "quantization_config": {"quant_method": "awq"}, "hidden_size": 8}
+    config = HFConfig.of({**whole, "text_config": {"model_type": "gemma3_text", **inner}})
+    assert (config.flag("tie_word_embeddings"), config.mapping("quantization_config")) == (
+        *(False, {"quant_method": "awq"}),
+    )
+    assert config.whole("hidden_size") == 2304  # of the text alone
+
+
 def test_null_is_no_value_whatever_the_model_type_has():
     config = HFConfig.of({"model_type": "mistral", "sliding_window": None})
     assert (config.has("sliding_window"), config.assumed) == (False, ())

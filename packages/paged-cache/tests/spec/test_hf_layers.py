@@ -164,6 +164,18 @@ def test_gpt2_has_keys_of_its_own():
     assert (kinds(spec), heads(spec)) == ([("full", 0, 12)], [(12, 64)])
 
 
+def test_gemma_4_sees_all_in_its_last_layer():
+    config = {"model_type": "gemma4_text", "num_hidden_layers": 8}
+    assert [group.layers for group in read(config).groups] == [(0, 1, 2, 3, 4, 6), (5, 7)]
+
+
+def test_some_layers_have_other_heads():
+    config = ONE_LAYER | {"num_hidden_layers": 12, "global_head_dim": 512}  # which per_layer_config replaces
+    spec = read(config, per_layer_config={"05": {"head_dim": 128}, "11": {"head_dim": 32, "num_key_value_heads": 1}})
+    assert [group.layers for group in spec.groups] == [(*range(5), *range(6, 11)), (5,), (11,)]
+    assert heads(spec) == [(2, 64), (2, 128), (1, 32)]
+
+
 def test_values_of_another_size():
     assert read(ONE_LAYER, v_head_dim=32).shapes[0].v_head_dim == 32
 
@@ -187,6 +199,17 @@ def test_values_of_another_size():
         ({"sliding_window": 8, "sliding_window_pattern": "LG"}, "sliding_window_pattern='LG' must be a whole number"),
         ({"sliding_window": 8, "model_type": "qwen3", "use_sliding_window": True}, "has no max_window_layers"),
         ({"kv_lora_rank": 512}, "has no qk_rope_head_dim"),
+        (
+            {"per_layer_config": {"01": {"head_dim": 8}}},
+            r"per_layer_config has the key '01'; it must be a layer, in 0\.\.0",
+        ),
+        ({"per_layer_config": {"full_attention": {}}}, "per_layer_config has the key 'full_attention'"),
+        ({"per_layer_config": {"0": 8}}, "0=8 must be an object of settings"),
+        ({"per_layer_config": {"0": {"head_dim": 0}}}, "head_dim=0 must be a whole number of at least 1"),
+        (
+            {"model_type": "gemma4_text", "layer_types": [SLIDING], "sliding_window": 8},
+            "layer_types of gemma4_text must end with full_attention, not window",
+        ),
         ({"num_kv_shared_layers": 1}, "num_kv_shared_layers=1 must be less than num_hidden_layers=1"),
         (
             {"num_kv_shared_layers": 1, "num_hidden_layers": 2, "layer_types": [SLIDING, FULL], "sliding_window": 8},
@@ -211,8 +234,8 @@ def test_missing_kv_heads_are_not_guessed():
         ({"cross_attention_layers": [3]}, "cross_attention_layers is not supported: keys of pictures"),
         ({"mamba_d_state": 128}, "mamba_d_state is not supported: what layers keep that is no keys and values"),
         (
-            {"per_layer_config": {"05": {"head_dim": 512}}},
-            "per_layer_config is not supported: how its layers' KV heads",
+            {"per_layer_config": {"0": {"num_experts": 4}}},
+            "per_layer_config has num_experts for layer 0; only head_dim",
         ),
         ({"layer_types": ["linear_attention"]}, "layer_types linear_attention are not supported"),
     ],

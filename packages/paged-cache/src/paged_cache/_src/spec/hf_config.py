@@ -7,6 +7,9 @@ from typing import Any, Self
 
 from paged_cache._src.spec.model_types import ARCHITECTURES, ASSUMED, KEY_NAMES, MODEL_TYPES
 
+_OF_THE_WHOLE = ("quantization_config", "tie_word_embeddings")
+"""Keys that count beside `text_config`, whatever is in it."""
+
 
 class HFConfig:
     """The keys of a Hugging Face config.json, each read as what it must be.
@@ -63,7 +66,10 @@ class HFConfig:
         model_type = text.text("model_type", "") or MODEL_TYPES.get(_architecture(text), "")
         architecture = _architecture(outer) or _architecture(text) or ARCHITECTURES.get(model_type, "")
         return cls(
-            _common_names(text._values, KEY_NAMES.get(model_type, {})),
+            _common_names(
+                {**text._values, **{key: outer.get(key) for key in _OF_THE_WHOLE if key in outer._values}},
+                KEY_NAMES.get(model_type, {}),
+            ),
             architecture=architecture or None,
             model_type=model_type or None,
             defaults={**ASSUMED.get(model_type, {}), **(defaults or {})},

@@ -4,7 +4,16 @@ from collections.abc import Mapping, Sequence
 
 from paged_cache._src.manager.groups import KVShape, LayerGroup
 from paged_cache._src.spec.hf_config import HFConfig
-from paged_cache._src.spec.model_types import ALL_WINDOWED, LAST_WINDOWED, NEVER_WINDOWED, NO_ROPE_WINDOWED
+from paged_cache._src.spec.model_types import (
+    ALL_WINDOWED,
+    LAST_IS_FULL,
+    LAST_WINDOWED,
+    NEVER_WINDOWED,
+    NO_ROPE_WINDOWED,
+)
+
+PER_LAYER = ("head_dim", "num_key_value_heads")
+"""Keys that `per_layer_config` may have for a layer."""
 
 MOST_LAYERS = 10_000
 """More layers are a mistake: all that is counted by layer would take long before memory is found to be too small."""
@@ -17,7 +26,7 @@ NOT_SUPPORTED: Mapping[str, Sequence[str]] = {
         *("full_attention_interval", "attn_layer_period", "attn_type_list", "block_types", "hybrid_override_pattern"),
         *("index_topk", "compress_ratios"),
     ),
-    "how its layers' KV heads differ is not known": ("per_layer_config", "swa_num_key_value_heads", "block_configs"),
+    "how its layers' KV heads differ is not known": ("swa_num_key_value_heads", "block_configs"),
 }
 """What is not supported, and the keys that say that a model has it."""
 
@@ -54,6 +63,10 @@ def layers_of(config: HFConfig) -> list[Layer]:
     if (layers := config.whole("num_hidden_layers")) > MOST_LAYERS:
         raise ValueError(f"num_hidden_layers={layers} must be at most {MOST_LAYERS}")
     sights = _sights(config)
+    if config.model_type in LAST_IS_FULL and sights[-1].kind != "full":
+        raise ValueError(f"layer_types of {config.model_type} must end with full_attention, not {sights[-1].kind}")
+    if config.has("per_layer_config"):
+        return list(zip(sights, _shapes_by_layer(config), strict=True))
     shape, of_full = _shape(config), _shape_of_full(config)
     return [(sight, of_full if sight.kind == "full" else shape) for sight in sights]
 
@@ -86,6 +99,23 @@ def _shape(config: HFConfig) -> KVShape:
         head_dim=_head_dim(config),
         v_head_dim=config.whole("v_head_dim") if config.has("v_head_dim") else None,
     )
+
+
+def _shapes_by_layer(config: HFConfig) -> list[KVShape]:
+    """What each layer stores, by `per_layer_config`: for some layers, keys that differ from those of the others."""
+    shapes = [_shape(config)] * config.whole("num_hidden_layers")
+    overrides = HFConfig(config.mapping("per_layer_config"))
+    for name in config.mapping("per_layer_config"):
+        values = overrides.mapping(name)
+        layer = int(name) if name.isdecimal() else len(shapes)
+        if layer >= len(shapes):
+            raise ValueError(f"per_layer_config has the key {name!r}; it must be a layer, in 0..{len(shapes) - 1}")
+        if unknown := sorted(set(values) - set(PER_LAYER)):
+            raise NotImplementedError(
+                f"per_layer_config has {', '.join(unknown)} for layer {layer}; only {', '.join(PER_LAYER)} may differ"
+            )
+        shapes[layer] = _shape(config.replace(values))
+    return shapes
 
 
 def _shape_of_full(config: HFConfig) -> KVShape:
@@ -152,7 +182,8 @@ def _window_sights(config: HFConfig) -> list[LayerGroup]:
         return [LayerGroup.full()] * layers
     window = LayerGroup.window(config.whole("sliding_window"))
     if config.has("sliding_window_pattern"):
-        return _every(config.whole("sliding_window_pattern"), layers, window)
+        sights = _every(config.whole("sliding_window_pattern"), layers, window)
+        return [*sights[:-1], LayerGroup.full()] if config.model_type in LAST_IS_FULL else sights
     if config.model_type in ALL_WINDOWED:
         return [window] * layers
     if config.model_type in LAST_WINDOWED:

@@ -3,6 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
+_GEMMA = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 256,
+    "tie_word_embeddings": True,
+    "eos_token_id": 1,
+}
+
 ASSUMED: Mapping[str, Mapping[str, Any]] = {
     "cohere": {
         "num_key_value_heads": None,  # as many as query heads
@@ -21,9 +36,34 @@ ASSUMED: Mapping[str, Mapping[str, Any]] = {
         "logit_scale": 0.0625,
         "tie_word_embeddings": True,
     },
-    "gemma2": {"sliding_window_pattern": 2},
-    "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window_pattern": 6},
-    "gemma4_text": {"global_head_dim": 512, "sliding_window_pattern": 6},
+    "gemma2": {
+        **_GEMMA,
+        "vocab_size": 256000,
+        "max_position_embeddings": 8192,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 2,
+        "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 50.0,
+    },
+    "gemma3_text": {**_GEMMA, "vocab_size": 262208, "sliding_window": 4096, "sliding_window_pattern": 6},
+    "gemma4_text": {
+        **_GEMMA,
+        "vocab_size": 262144,
+        "num_hidden_layers": 30,
+        "sliding_window": 512,
+        "sliding_window_pattern": 6,
+        "global_head_dim": 512,
+        "hidden_size_per_layer_input": 256,
+        "vocab_size_per_layer_input": 262144,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {
+                "rope_type": "proportional",
+                "partial_rotary_factor": 0.25,
+                "rope_theta": 1000000.0,
+            },
+        },
+    },
     "glm": {
         "num_key_value_heads": 2,
         "head_dim": 128,
@@ -144,3 +184,5 @@ NO_ROPE_WINDOWED = ("smollm3",)
 """Model types whose layers without rotary embedding have the window, where `use_sliding_window` is true."""
 NEVER_WINDOWED = ("cohere", "glm", "glm4", "gpt2", "granite", "granitemoehybrid", "llama", "olmo2")
 """Model types that do not read `sliding_window`."""
+LAST_IS_FULL = ("gemma4_text",)
+"""Model types whose last layer sees all keys, whatever the pattern of the others."""
