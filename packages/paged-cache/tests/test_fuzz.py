@@ -123,7 +123,7 @@ def prefix(tmp_path_factory):
     return path.read_bytes(), {page.tobytes() for page in pages_of(cache, [p.page for p in manager.indexed_pages()])[0]}
 
 
-@fuzzed(ARCHIVES, quick=40, most=500)
+@fuzzed(ARCHIVES, quick=26, most=500)
 def test_sequences(case, sequence):
     """The sequence holds the pages that its archive says, or nothing has changed."""
     manager, data = manager_of(), case(sequence)
@@ -143,7 +143,7 @@ def bytes_of(array):
     return np.frombuffer(array.tobytes(), np.uint8)
 
 
-@fuzzed(ARCHIVES, quick=30, most=300)
+@fuzzed(ARCHIVES, quick=26, most=300)
 def test_prefix_caches(case, prefix, tmp_path):
     """Pages that can be found are pages of the file, or nothing has changed."""
     data, its_pages = prefix
@@ -202,7 +202,7 @@ CONFIGS = (
 )
 
 
-@fuzzed(JSON, quick=39, most=400)
+@fuzzed(JSON, quick=26, most=400)
 def test_configs(case, tmp_path):
     """The plan counts the layers that the config says; each count is a whole number."""
     path = tmp_path / "config.json"

@@ -3,12 +3,12 @@ import struct
 import gguf
 import numpy as np
 import pytest
+from gguf_bytes import KINDS, header, text
 from tiny_checkpoints import finish, random_weights, write_gguf
 
 from paged_attn_layer._src.convert.gguf_file import open_gguf
 from paged_attn_layer._src.convert.gguf_header import GGUFHeader
 
-KINDS = gguf.GGUFValueType
 TWO = (("a", (32,), 0, 0), ("b", (32,), 0, 128))
 """Two tensors of 32 float32 values each: name, sizes with the last axis first, type, offset."""
 
@@ -18,22 +18,8 @@ def path(tmp_path):
     return tmp_path / "model.gguf"
 
 
-def text(value):
-    return struct.pack("<Q", len(value.encode())) + value.encode()
-
-
-def header(tensors=TWO, fields=(), *, version=3, count=None):
-    parts = [b"GGUF", struct.pack("<IQQ", version, len(tensors) if count is None else count, len(fields))]
-    parts += [text(key) + struct.pack("<I", kind) + value for key, kind, value in fields]
-    for name, sizes, kind, offset in tensors:
-        parts += [text(name), struct.pack("<I", len(sizes)), *(struct.pack("<Q", size) for size in sizes)]
-        parts.append(struct.pack("<IQ", kind, offset % 2**64))
-    content = b"".join(parts)
-    return content + bytes(-len(content) % 32)
-
-
 def written(path, data=bytes(256), **facts):
-    path.write_bytes(header(**facts) + data)
+    path.write_bytes(header(**{"tensors": TWO, **facts}) + data)
     return path
 
 

@@ -193,7 +193,7 @@ def read_prompts(path: Path) -> list[PromptLine]:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; give a file with one prompt per line") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
     lines = [
         _parse_line(path, number, line.strip(" \t\r"))
         for number, line in enumerate(text.split("\n"), 1)
@@ -210,7 +210,10 @@ def _parse_line(path: Path, number: int, line: str) -> PromptLine:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} line {number} starts with {{ but is not JSON: {error}") from None
+        raise ValueError(
+            f"{path} line {number} starts with {{ but is not JSON ({error}); write a prompt that starts with {{ as "
+            '{"prompt": "..."}'
+        ) from None
     unknown = sorted(entry.keys() - {"prompt", "arrival"})
     if unknown or not isinstance(entry.get("prompt"), str):
         raise ValueError(

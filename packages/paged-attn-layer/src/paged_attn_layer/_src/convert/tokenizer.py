@@ -35,7 +35,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
         # transformers takes seconds to import, and here imports torch too where that is installed.
         from transformers import AutoTokenizer  # noqa: PLC0415
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer.decode(tokenizer.encode("a"))  # some settings of a wrong type show in the first use only
+        return tokenizer
     except ModuleNotFoundError:
         raise
     except Exception as error:  # tokenizers raises plain exceptions, transformers those of any kind
