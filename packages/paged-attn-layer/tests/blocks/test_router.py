@@ -49,7 +49,7 @@ def expected(router, x):
 )
 def test_experts_and_weights_of_each_row(changes):
     router = make(**changes)
-    choice = jax.jit(lambda x: router(x))(ROWS)
+    choice = jax.jit(router.__call__)(ROWS)
     for row, x in enumerate(ROWS):
         experts, weights = expected(router, x)
         assert_array_equal(choice.experts[row], experts)

@@ -10,8 +10,8 @@ _FEWEST_ROWS, _MOST_ROWS = 8, 128
 
 
 def grouped_dot(
-    x: Float[Array, "rows in"], matrices: Float[Array, "groups in out"], sizes: Int32[Array, "groups"]
-) -> Float[Array, "rows out"]:
+    x: Float[Array, "rows n_in"], matrices: Float[Array, "groups n_in n_out"], sizes: Int32[Array, "*groups"]
+) -> Float[Array, "rows n_out"]:
     """Each row times the matrix of its group; rows past the sum of `sizes` give rows that mean nothing.
 
     On TPUs it is `jax.lax.ragged_dot`, which compiles to a kernel there. Elsewhere that multiplies all rows by all
@@ -30,13 +30,13 @@ class Blocks(NamedTuple):
 
     count: Int32[Array, ""]
     """How many blocks there are; entries past it mean nothing."""
-    groups: Int32[Array, "most"]
+    groups: Int32[Array, "*most"]
     """The group of each block."""
-    starts: Int32[Array, "most"]
+    starts: Int32[Array, "*most"]
     """The first row of each block; it ends at the next one's start, or the end of its group."""
 
 
-def blocks_of(sizes: Int32[Array, "groups"], rows: int, block_rows: int) -> Blocks:
+def blocks_of(sizes: Int32[Array, "*groups"], rows: int, block_rows: int) -> Blocks:
     """Cuts each group into blocks of at most `block_rows` rows; a group without rows has none.
 
     >>> blocks = blocks_of(jnp.array([3, 0, 5], jnp.int32), rows=8, block_rows=4)

@@ -73,8 +73,9 @@ class Choice(NamedTuple):
 
 
 class Router(nnx.Module):
-    """Chooses experts for rows, as `RouterConfig` writes it, in float32. Its weights are `kernel [hidden, experts]`,
-    `bias` and `choice_bias`.
+    """Chooses experts for rows, as `RouterConfig` writes it, in float32.
+
+    Its weights are `kernel [hidden, experts]`, and `bias [experts]` and `choice_bias [experts]` where there are any.
     """
 
     def __init__(
