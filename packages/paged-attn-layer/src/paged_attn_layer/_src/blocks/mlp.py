@@ -24,18 +24,34 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ClampedGLU:
+    """The activation of gpt-oss, of a gate `g` and `u`: `g sigmoid(alpha g) (u + 1)`.
+
+    Before, `g` is bounded by `limit` from above, and `u` on both sides.
+    """
+
+    alpha: float
+    limit: float
+
+    def __call__(self, gate: Array, up: Array) -> Array:
+        """The activation, element by element."""
+        gate, up = jnp.minimum(gate, self.limit), jnp.clip(up, -self.limit, self.limit)
+        return gate * jax.nn.sigmoid(self.alpha * gate) * (up + 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MLPConfig:
     """Sizes of a feed-forward block, and what is computed in it. Static and hashable.
 
     Raises:
-        ValueError: a size is below 1.
+        ValueError: a size is below 1, or the activation needs a gate that there is not.
         NotImplementedError: the activation is not one of `ACTIVATIONS`.
     """
 
     hidden_size: int
     intermediate_size: int
-    activation: str = "silu"
-    """One of `ACTIVATIONS`."""
+    activation: str | ClampedGLU = "silu"
+    """One of `ACTIVATIONS`, or a `ClampedGLU`, which takes the place of `act(gate(x)) * up(x)`."""
     gated: bool = True
     """True for `down(act(gate(x)) * up(x))`, False for `down(act(up(x)))`."""
     use_bias: bool = False
@@ -45,7 +61,17 @@ class MLPConfig:
         for name in ("hidden_size", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        check_activation(self.activation)
+        if isinstance(self.activation, str):
+            check_activation(self.activation)
+        elif not self.gated:
+            raise ValueError(f"activation={self.activation} needs gated=True")
+
+    def activate(self, up: Array, gate: Array | None) -> Array:
+        """The elements that the last projection gets, from those of `up` and of `gate` (`None` if not gated)."""
+        if isinstance(self.activation, ClampedGLU):
+            return self.activation(gate, up)  # pyright: ignore[reportArgumentType] - there is a gate: checked above
+        act = ACTIVATIONS[self.activation]
+        return act(up) if gate is None else act(gate) * up
 
 
 class MLP(nnx.Module):
@@ -61,8 +87,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "*rows hidden"]) -> Float[Array, "*rows hidden"]:
         """The block's output for each row."""
-        act, up = ACTIVATIONS[self.config.activation], self.up_proj(x)
-        return self.down_proj(act(self.gate_proj(x)) * up if self.config.gated else act(up))
+        gate = self.gate_proj(x) if self.config.gated else None
+        return self.down_proj(self.config.activate(self.up_proj(x), gate))
 
 
 def check_activation(name: str) -> None:

@@ -1,0 +1,106 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dense import TOLERANCE
+from flax import nnx
+from numpy.testing import assert_allclose
+
+from paged_attn_layer._src.blocks.mlp import ClampedGLU, MLPConfig
+from paged_attn_layer._src.blocks.moe import MoE, MoEConfig
+from paged_attn_layer._src.blocks.router import RouterConfig
+
+EXPERT = MLPConfig(hidden_size=6, intermediate_size=10)
+CONFIG = MoEConfig(router=RouterConfig(num_experts=5, experts_per_token=2), expert=EXPERT)
+ROWS = 2 * np.random.default_rng(0).standard_normal((19, 6)).astype(np.float32)
+
+run = jax.jit(lambda graph, state, x: nnx.merge(graph, state)(x), static_argnums=0)
+
+
+def make(**changes):
+    moe, rng = MoE(dataclasses.replace(CONFIG, **changes), rngs=nnx.Rngs(0)), np.random.default_rng(1)
+    for _, weight in nnx.to_flat_state(nnx.state(moe)):
+        weight[...] = jnp.asarray(rng.standard_normal(weight[...].shape), jnp.float32)
+    return moe
+
+
+def dense_moe(moe, rows):
+    """Row by row and expert by expert, in float64."""
+    choice, config, outs = moe.router(rows), moe.config, []
+    weights = {path[-1]: np.asarray(w[...], np.float64) for path, w in nnx.to_flat_state(nnx.state(moe.experts))}
+
+    def expert(e, x):
+        gate, up = (x @ weights[f"{name}_proj"][e] + bias(name, e) for name in ("gate", "up"))
+        if isinstance(config.expert.activation, ClampedGLU):
+            gate, up = np.minimum(gate, 2), np.clip(up, -2, 2) + 1
+            gate = gate / (1 + np.exp(-1.5 * gate))
+        else:
+            gate = gate / (1 + np.exp(-gate))
+        return (gate * up) @ weights["down_proj"][e] + bias("down", e)
+
+    def bias(name, e):
+        return weights[f"{name}_bias"][e] if config.expert.use_bias else 0
+
+    for row, x in enumerate(rows.astype(np.float64)):
+        pairs = zip(choice.experts[row].tolist(), choice.weights[row].tolist(), strict=True)
+        outs.append(sum(weight * expert(e, x) for e, weight in pairs))
+    shared = 0 if config.shared is None else np.asarray(moe.shared(rows))
+    return np.stack(outs) + shared
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"expert": dataclasses.replace(EXPERT, use_bias=True, activation=ClampedGLU(alpha=1.5, limit=2.0))},
+        {"shared": MLPConfig(hidden_size=6, intermediate_size=7)},
+    ],
+    ids=["plain", "gpt-oss", "shared"],
+)
+def test_each_row_is_computed_by_its_experts(changes):
+    moe = make(**changes)
+    assert_allclose(run(*nnx.split(moe), ROWS), dense_moe(moe, ROWS), **TOLERANCE)
+
+
+def test_rows_may_have_several_axes():
+    moe = make()
+    out = run(*nnx.split(moe), ROWS[:18].reshape(2, 9, 6))
+    assert_allclose(out.reshape(18, 6), dense_moe(moe, ROWS[:18]), **TOLERANCE)
+
+
+def test_an_expert_that_no_row_chooses_is_not_read():
+    moe = make()
+    chosen = set(np.asarray(moe.router(ROWS[:1]).experts).ravel().tolist())
+    for expert in set(range(5)) - chosen:
+        moe.experts.up_proj[...] = moe.experts.up_proj[...].at[expert].set(jnp.nan)
+    assert np.isfinite(run(*nnx.split(moe), ROWS[:1])).all()
+
+
+def test_weights_have_the_names_and_shapes_that_checkpoints_convert_to():
+    moe = make(expert=dataclasses.replace(EXPERT, use_bias=True), router=dataclasses.replace(CONFIG.router, use_bias=1))
+    assert {"/".join(path): weight[...].shape for path, weight in nnx.to_flat_state(nnx.state(moe))} == {
+        "router/kernel": (6, 5),
+        "router/bias": (5,),
+        "experts/gate_proj": (5, 6, 10),
+        "experts/up_proj": (5, 6, 10),
+        "experts/down_proj": (5, 10, 6),
+        "experts/gate_bias": (5, 10),
+        "experts/up_bias": (5, 10),
+        "experts/down_bias": (5, 6),
+    }
+
+
+def test_sixteen_bits_stay_sixteen_bits():
+    moe = MoE(CONFIG, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert moe(ROWS.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_configs_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"shared\.hidden_size=8 must be expert\.hidden_size=6"):
+        make(shared=MLPConfig(hidden_size=8, intermediate_size=7))
+    with pytest.raises(NotImplementedError, match=r"expert\.gated=False is not supported"):
+        make(expert=dataclasses.replace(EXPERT, gated=False))
+    with pytest.raises(ValueError, match="needs gated=True"):
+        dataclasses.replace(EXPERT, gated=False, activation=ClampedGLU(alpha=1.5, limit=2.0))
