@@ -12,7 +12,7 @@ import nox
 
 ROOT = Path(__file__).parent
 LAYERS = ("paged-kernels", "paged-cache", "paged-attn-layer")  # each depends on those before it
-EXTRAS = {"paged-cache": "[plot]", "paged-attn-layer": "[generate]"}
+EXTRAS = {"paged-cache": "[plot]", "paged-attn-layer": "[generate,orbax]"}
 TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100")
 TOOL_TESTS = "tools/tests"  # need the kernels and the cache
 SLOWEST = ("--durations=20",)  # each run lists its slowest tests

@@ -10,6 +10,7 @@ NAMES = {
     "CausalLM": "What the engine asks of a model: which cache its layers need, and one call that computes a step.",
     "Completion": "The answer to one prompt.",
     "ConversionError": "A checkpoint does not fit its model. The message lists every problem, a line each.",
+    "ConversionReport": "What `convert_checkpoint` did.",
     "Decoder": "A decoder, a `CausalLM`: from the tokens of a step to logits of the rows asked for.",
     "DecoderConfig": "Sizes and switches of a `Decoder`. Static and hashable.",
     "Engine": "Serves many requests at once from one paged KV cache: greedy, continuous batching, chunked prefill.",
@@ -26,15 +27,20 @@ NAMES = {
     "config.",
     "StepRecord": "One step. Times are in seconds.",
     "Tokenizer": "The methods of a tokenizer that the engine calls. Tokenizers of transformers have them.",
+    "WeightFunction": "Weights that a function makes when they are needed, under Hugging Face's names.",
     "apply_rope": "`x` with each head turned by its position, computed in float32 and returned in `x.dtype`.",
     "attend": "Write the step's keys and values into one layer's pages, and attend over the pages.",
+    "convert_checkpoint": "Writes the weights of any source of `load_model` to a new directory, which `load_model` "
+    "reads too.",
     "find_family": "The family of a config.json: by its `architectures`, or by its `model_type` if it has none.",
-    "load_model": "The model of a Hugging Face directory (safetensors) or a GGUF file, without torch.",
+    "load_model": "The model of a Hugging Face directory, a GGUF file, an orbax checkpoint, or arrays by name; without "
+    "torch.",
     "load_tokenizer": "The tokenizer of a Hugging Face directory or a GGUF file, chat template included.",
     "on_mesh": "Returns the view split over the call's mesh: as it was split before, else by KV heads.",
     "prepare": "Returns the batch with what the kernels derive from it. Make it once per step, for all layers that are "
     "alike.",
     "read_config": "The config of the family that a parsed config.json names: what the family's model is built from.",
+    "save_model": "Writes a model to a new directory, which `load_model` reads: the inverse of loading, bit for bit.",
 }
 """Each public name, and the first line of its docstring."""
 EASYDEL_NAMES = {

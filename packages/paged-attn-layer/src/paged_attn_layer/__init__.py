@@ -7,6 +7,8 @@ from paged_attn_layer._src.blocks.mlp import MLPConfig
 from paged_attn_layer._src.blocks.norm import NormConfig
 from paged_attn_layer._src.blocks.rope import RopeConfig, apply_rope
 from paged_attn_layer._src.convert.load import load_model
+from paged_attn_layer._src.convert.memory_source import WeightFunction
+from paged_attn_layer._src.convert.save import ConversionReport, convert_checkpoint, save_model
 from paged_attn_layer._src.convert.source import ConversionError
 from paged_attn_layer._src.convert.tokenizer import load_tokenizer
 
@@ -41,6 +43,7 @@ __all__ = [
     "CausalLM",
     "Completion",
     "ConversionError",
+    "ConversionReport",
     "Decoder",
     "DecoderConfig",
     "Engine",
@@ -57,13 +60,16 @@ __all__ = [
     "RopeConfig",
     "StepRecord",
     "Tokenizer",
+    "WeightFunction",
     "__version__",
     "apply_rope",
     "attend",
+    "convert_checkpoint",
     "find_family",
     "load_model",
     "load_tokenizer",
     "on_mesh",
     "prepare",
     "read_config",
+    "save_model",
 ]

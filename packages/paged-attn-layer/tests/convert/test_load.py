@@ -9,7 +9,7 @@ import pytest
 from eformer.escale import PartitionAxis, PartitionManager
 from flax import nnx
 from jax.sharding import AxisType, Mesh
-from tiny_checkpoints import gguf_writer, random_weights, write_directory, write_gguf
+from tiny_checkpoints import gguf_writer, random_weights, weights_of, write_directory, write_gguf
 
 from paged_attn_layer._src.convert import hf_weights
 from paged_attn_layer._src.convert import load as load_module
@@ -23,10 +23,6 @@ from paged_attn_layer._src.convert.source import ConversionError
 from paged_attn_layer._src.convert.weights import WeightRule, export_weights
 from paged_attn_layer._src.models import llama
 from paged_attn_layer._src.models.registry import FAMILIES
-
-
-def weights_of(model):
-    return {".".join(map(str, keys)): np.asarray(w[...]) for keys, w in nnx.to_flat_state(nnx.state(model))}
 
 
 @pytest.mark.parametrize("tied", [False, True])

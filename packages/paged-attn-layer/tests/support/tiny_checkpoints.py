@@ -4,6 +4,7 @@ import json
 
 import gguf
 import numpy as np
+from flax import nnx
 from safetensors.numpy import save_file
 
 from paged_attn_layer._src.convert.lazy import LazyArray
@@ -47,6 +48,11 @@ def random_weights(*, tied=False, qkv_bias=False):
     if not tied:
         shapes["lm_head.weight"] = (32, hidden)
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def weights_of(model):
+    """The weights of a model by path."""
+    return {".".join(map(str, keys)): np.asarray(w[...]) for keys, w in nnx.to_flat_state(nnx.state(model))}
 
 
 def write_directory(directory, weights, *, shards=1, **settings):

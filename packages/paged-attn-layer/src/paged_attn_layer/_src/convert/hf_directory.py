@@ -11,11 +11,8 @@ from paged_attn_layer._src.convert.hf_weights import HFWeights, get_setting, set
 from paged_attn_layer._src.convert.lazy import LazyArray
 from paged_attn_layer._src.convert.quantised import read_quantisation
 from paged_attn_layer._src.convert.safetensors_file import StoredTensor, read_header
-from paged_attn_layer._src.convert.source import reading, require_file
+from paged_attn_layer._src.convert.source import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, reading, require_file
 
-CONFIG_FILE = "config.json"
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 GENERATION_FILE = "generation_config.json"
 _QUANTISATION = "quantization_config"
 _FLOATS = ("F64", "F32", "F16", "BF16")

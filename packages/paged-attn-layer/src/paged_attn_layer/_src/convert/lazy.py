@@ -33,10 +33,19 @@ class LazyArray:
         return cls.of_rows(array.shape, array.dtype, lambda start, stop: np.atleast_1d(array)[start:stop])
 
     @classmethod
-    def of_rows(cls, shape: Shape, dtype: DTypeLike, rows: Callable[[int, int], np.ndarray]) -> "LazyArray":
-        """An array whose rows `start:stop` of the first axis a function gives. It is asked for a few at a time."""
+    def of_rows(
+        cls, shape: Shape, dtype: DTypeLike, rows: Callable[[int, int], np.ndarray], *, at_once: int = 1
+    ) -> "LazyArray":
+        """An array whose rows `start:stop` of the first axis a function gives. It is asked for a few at a time.
+
+        Args:
+            shape: of the array.
+            dtype: of the array.
+            rows: gives the rows.
+            at_once: the least number of rows that it is asked for, but at the end.
+        """
         dtype = np.dtype(dtype)
-        step = max(1, _BLOCK // max(1, math.prod(shape[1:]) * dtype.itemsize))
+        step = max(at_once, _BLOCK // max(1, math.prod(shape[1:]) * dtype.itemsize))
 
         def fill(out: np.ndarray, index: Index) -> None:
             if not index:

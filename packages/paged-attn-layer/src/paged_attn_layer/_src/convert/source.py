@@ -8,6 +8,10 @@ from typing import Any, Protocol
 
 from paged_attn_layer._src.convert.lazy import LazyArray
 
+CONFIG_FILE = "config.json"
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
 
 class WeightSource(Protocol):
     """A checkpoint whose weights have Hugging Face's names and Hugging Face's axes (`[out, in]`)."""
