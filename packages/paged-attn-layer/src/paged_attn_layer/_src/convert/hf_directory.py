@@ -99,9 +99,9 @@ def _wrong_kinds(file: str, tensors: Mapping[str, StoredTensor], kinds: Sequence
 
 def read_config_file(directory: pathlib.Path) -> Mapping[str, Any]:
     """The config.json of a directory. Its `eos_token_id` lists the end tokens of generation_config.json too."""
-    config = _read_json(directory / CONFIG_FILE)
+    config = read_json(directory / CONFIG_FILE)
     generation = directory / GENERATION_FILE
-    levels = [config, text_settings(config), _read_json(generation) if generation.exists() else {}]
+    levels = [config, text_settings(config), read_json(generation) if generation.exists() else {}]
     return set_setting(config, "eos_token_id", [end for level in levels for end in _as_list(level.get("eos_token_id"))])
 
 
@@ -112,7 +112,7 @@ def _as_list(value: Any) -> list[Any]:
 def _weight_files(directory: pathlib.Path) -> dict[str, str]:
     """The file of each weight. A single file has the name "" until its header is read."""
     if (directory / INDEX_FILE).exists():
-        index = _read_json(directory / INDEX_FILE)
+        index = read_json(directory / INDEX_FILE)
         if not isinstance(index.get("weight_map"), dict):
             raise ValueError(f"{directory / INDEX_FILE} has no weight_map; download it again")
         for name, file in index["weight_map"].items():
@@ -135,8 +135,13 @@ def _is_bare_name(file: Any) -> bool:
     return isinstance(file, str) and file not in ("", "..") and pathlib.PureWindowsPath(file).name == file
 
 
-def _read_json(path: pathlib.Path) -> Mapping[str, Any]:
-    require_file(path, "a Hugging Face model directory has one")
+def read_json(path: pathlib.Path, advice: str = "a Hugging Face model directory has one") -> Mapping[str, Any]:
+    """The object in a JSON file; `advice` says what to do if there is no file.
+
+    Raises:
+        ValueError: the file is missing, or is no JSON, or holds no object.
+    """
+    require_file(path, advice)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

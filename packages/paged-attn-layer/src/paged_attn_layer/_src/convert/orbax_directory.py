@@ -6,7 +6,6 @@ of a weight is read alone, however the checkpoint was split when it was written.
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from flax import traverse_util
 
-from paged_attn_layer._src.convert.hf_directory import read_config_file
+from paged_attn_layer._src.convert.hf_directory import read_config_file, read_json
 from paged_attn_layer._src.convert.hf_weights import HFWeights
 from paged_attn_layer._src.convert.lazy import LazyArray
 from paged_attn_layer._src.convert.load import ORBAX_FOLDER
@@ -57,11 +56,10 @@ def write_orbax(directory: pathlib.Path, weights: Mapping[str, jax.Array]) -> No
 
 def _open_arrays(checkpoint: pathlib.Path) -> dict[str, LazyArray]:
     """The arrays of a checkpoint by path."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        metadata: Any = checkpointer.metadata(checkpoint.absolute()).item_metadata
-    arrays = traverse_util.flatten_dict(metadata.tree, sep=".")
-    driver = "zarr3" if metadata.use_zarr3 else "zarr"
-    return {path: _lazy(checkpoint.absolute(), driver, path) for path in arrays}
+    metadata = read_json(checkpoint / "_METADATA", "an orbax checkpoint has one")
+    driver = "zarr3" if metadata["use_zarr3"] else "zarr"
+    keys = [[key["key"] for key in entry["key_metadata"]] for entry in metadata["tree_metadata"].values()]
+    return {path: _lazy(checkpoint.absolute(), driver, path) for path in map(".".join, keys)}
 
 
 def _lazy(checkpoint: pathlib.Path, driver: str, path: str) -> LazyArray:
