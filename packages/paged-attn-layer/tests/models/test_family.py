@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_checkpoints import CONFIG
+from tiny_checkpoints import CONFIG, config_of
 
 from paged_attn_layer._src.convert.weights import export_weights, match_weights
 from paged_attn_layer._src.models.registry import FAMILIES
@@ -48,7 +48,7 @@ def assert_equal(made, given):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_types[0])
 @pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "tied-biases"])
 def test_weights_exported_and_loaded_are_the_same(family, settings):
-    config = family.read_config(HFConfig.of({**CONFIG, **settings}))
+    config = family.read_config(HFConfig.of(config_of(family, **settings)))
     weights, rules = random_model_weights(family, config), family.weights(config)
     shapes = {path: weight.shape for path, weight in weights.items()}
     assert_equal(load(Checkpoint(dict(export_weights(weights, rules))), shapes, rules), weights)
@@ -58,7 +58,7 @@ def test_weights_exported_and_loaded_are_the_same(family, settings):
 @pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "tied-biases"])
 def test_gguf_tensors_and_back_are_the_same(family, settings):
     """Every Hugging Face weight has its place in a GGUF file, and comes back from it."""
-    config = family.read_config(HFConfig.of({**CONFIG, **settings}))
+    config = family.read_config(HFConfig.of(config_of(family, **settings)))
     checkpoint = dict(export_weights(random_model_weights(family, config), family.weights(config)))
     rules = family.gguf.tensors(CONFIG)
     shapes = {name: weight.shape for name, weight in checkpoint.items()}

@@ -4,7 +4,7 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from tiny_checkpoints import CONFIG
+from tiny_checkpoints import CONFIG, config_of
 
 from paged_attn_layer._src.models.registry import FAMILIES, find_family, read_config
 from paged_cache import HFConfig
@@ -34,7 +34,7 @@ def test_specs(path, two, three):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_types[0])
 def test_every_matrix_of_a_model_is_in_its_familys_table(family):
-    config = family.read_config(HFConfig.of({**CONFIG, "attention_bias": True, "mlp_bias": True}))
+    config = family.read_config(HFConfig.of(config_of(family, attention_bias=True, mlp_bias=True)))
     mesh = Mesh(np.array(jax.devices()[:2]), ("tp",))
     model = nnx.eval_shape(lambda: family.build(config, param_dtype=np.float32, rngs=nnx.Rngs(0)))
     for keys, weight in nnx.to_flat_state(nnx.state(model)):

@@ -22,6 +22,8 @@ CONFIG = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 1000.0,
 }
+FAMILY_KEYS = {}
+"""Keys by model type that a family's config must have beside `CONFIG`."""
 GGUF_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -33,6 +35,12 @@ GGUF_NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
+
+
+def config_of(family, **settings):
+    """The keys of a tiny model of a family."""
+    model_type = family.model_types[0]
+    return {**CONFIG, "architectures": list(family.architectures), **FAMILY_KEYS.get(model_type, {}), **settings}
 
 
 def random_weights(*, tied=False, qkv_bias=False):

@@ -197,7 +197,10 @@ def test_values_of_another_size():
         ({"attention_chunk_size": 64}, "has no no_rope_layer_interval"),
         ({"sliding_window": 8}, "sliding_window=8, but which layers of model_type=None have it.*add layer_types"),
         ({"sliding_window": 8, "sliding_window_pattern": "LG"}, "sliding_window_pattern='LG' must be a whole number"),
-        ({"sliding_window": 8, "model_type": "qwen3", "use_sliding_window": True}, "has no max_window_layers"),
+        (
+            {"sliding_window": 8, "model_type": "qwen3", "use_sliding_window": True, "max_window_layers": None},
+            "has no max_window_layers",
+        ),
         ({"kv_lora_rank": 512}, "has no qk_rope_head_dim"),
         (
             {"per_layer_config": {"01": {"head_dim": 8}}},

@@ -38,6 +38,11 @@ def read_mlp(config: HFConfig, *, act_key: str = "hidden_act", use_bias: bool = 
     )
 
 
+def read_cap(config: HFConfig, key: str) -> float | None:
+    """The bound on logits' magnitude that a key gives; `null` means none."""
+    return config.number(key) if config.has(key) else None
+
+
 def read_attentions(
     config: HFConfig,
     *,

@@ -4,11 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
-from paged_attn_layer._src.models import llama, mistral, qwen2
+from paged_attn_layer._src.models import gemma2, llama, mistral, qwen2, qwen3
 from paged_attn_layer._src.models.family import Family
 from paged_cache import HFConfig
 
-FAMILIES = (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY)
+FAMILIES = (
+    llama.FAMILY,
+    mistral.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+    gemma2.FAMILY,
+)
 
 
 def find_family(config: HFConfig) -> Family:

@@ -124,6 +124,13 @@ ASSUMED: Mapping[str, Mapping[str, Any]] = {
         "rms_norm_eps": 1e-5,
     },
     "qwen2": {"num_key_value_heads": 32, "use_sliding_window": False, "max_window_layers": 28},
+    "qwen3": {
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "max_position_embeddings": 32768,
+        "use_sliding_window": False,
+        "max_window_layers": 28,
+    },
     "smollm3": {
         "num_key_value_heads": 4,
         "max_position_embeddings": 32768,
