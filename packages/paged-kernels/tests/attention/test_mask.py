@@ -42,7 +42,7 @@ def test_each_bit_of_a_tree_mask_is_a_new_token(words):
     bits = np.random.default_rng(0).random((5, 32 * words)) < 0.5
     bits[0], bits[1] = True, False  # the sign bit too
     packed = np.packbits(bits, axis=1, bitorder="little").view("<i4")
-    sees = in_tree([packed[:, index : index + 1] for index in range(words)], 7, np.arange(7 + 32 * words + 9))
+    sees = in_tree([packed[:, index : index + 1] for index in range(words)], 7, np.arange(7 + 32 * words + 9)[None])
     assert np.array_equal(sees[:, :7], np.ones((5, 7), bool))
     assert np.array_equal(sees[:, 7 : 7 + 32 * words], bits)
     assert not sees[:, 7 + 32 * words :].any()
@@ -52,7 +52,7 @@ def test_each_bit_of_a_tree_mask_is_a_new_token(words):
 def test_ranges_of_visible_keys_agree_with_single_keys_of_a_tree(spec):
     """For any bits: rows 20 to 22 see no key outside the range. If all keys are said to be visible, they are."""
     spec, kv_len, first_new = SPECS[spec], 23, 20
-    t, p = jnp.arange(first_new, kv_len)[:, None], jnp.arange(32)
+    t, p = jnp.arange(first_new, kv_len)[:, None], jnp.arange(32)[None]
     sees = {bit: np.array(visible(spec, t, p, kv_len, in_tree([-bit + 0 * t], first_new, p))) for bit in (0, 1)}
     first, end = key_range(spec, jnp.int32(first_new), jnp.int32(kv_len), kv_len, tree=True)
     assert (int(first), int(end)) == (np.flatnonzero(sees[1].any(0))[0], np.flatnonzero(sees[1].any(0))[-1] + 1)

@@ -138,7 +138,7 @@ def token_rows(batch: RaggedBatch, tokens: int) -> TokenRows:
     """Returns the sequence and position of each of `tokens` rows."""
     row = jnp.arange(tokens, dtype=np.int32)
     ends = batch.cu_q_lens[1:]
-    in_use = jnp.arange(batch.max_seqs) < batch.num_seqs
+    in_use = jnp.arange(batch.max_seqs, dtype=np.int32) < batch.num_seqs
     # A row's sequence is the number of sequences in use that end at or before it.
     seq = jnp.sum((ends[None] <= row[:, None]) & in_use[None], axis=1, dtype=np.int32)
     is_padding = seq >= batch.num_seqs

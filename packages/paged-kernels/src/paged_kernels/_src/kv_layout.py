@@ -152,7 +152,8 @@ def scale_of(x: Float[Array, "*entries dim"], dtype: str) -> Float[Array, "*entr
     If it holds an infinity or a NaN, its scale makes all of it NaN.
     """
     x = jnp.abs(x.astype(jnp.float32))
-    largest = jnp.where(jnp.isnan(x).any(axis=-1), jnp.nan, jnp.max(x, axis=-1))  # XLA's max on CPU may drop a NaN
+    total = jnp.sum(x, axis=-1)
+    largest = jnp.where(jnp.isnan(total), total, jnp.max(x, axis=-1))  # XLA's max on CPU may drop a NaN
     scale = largest / LARGEST[dtype]
     return jnp.where(scale < jnp.finfo(jnp.float32).tiny, 1, scale)
 

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int32, Shaped
 
+from paged_kernels._src.donation import check_not_donated
 from paged_kernels._src.kv_layout import KVLayout
 
 
@@ -213,6 +214,14 @@ class KVPages:
         """The type of the keys and values; `int4` if two are stored in a byte."""
         return jnp.dtype(self.layout.dtype)
 
+    def check_not_donated(self, name: str = "pages") -> None:
+        """Check that these pages can still be used. Traced arrays are not checked.
+
+        Raises:
+            ValueError: they were donated to an earlier call. The message calls them `name`.
+        """
+        check_not_donated(name, self)
+
     def take(
         self, page_ids: Int[Array, "*ids"]
     ) -> tuple[
@@ -245,7 +254,8 @@ class KVPages:
         """Returns `self.scales` with these at these slots, or `None` without scales."""
         if self.scales is None or scales is None:
             return self.scales
-        lanes = slots[:, None] + jnp.arange(self.layout.scales_per_entry) * self.page_size  # [rows, kinds]
+        kinds = jnp.arange(self.layout.scales_per_entry, dtype=slots.dtype)
+        lanes = slots[:, None] + self.page_size * kinds[None]  # [rows, kinds]
         at = self.scales.at[self._drop_unwritable(page_ids)[:, None], :, 0, lanes]
         return at.set(jnp.swapaxes(scales, 1, 2), mode="drop")
 

@@ -15,6 +15,7 @@ from paged_kernels._src.backends.base import Backend, PreparedBatch
 from paged_kernels._src.backends.table import get_backend
 from paged_kernels._src.batch import RaggedBatch
 from paged_kernels._src.call import shapes_of
+from paged_kernels._src.donation import check_not_donated
 from paged_kernels._src.head_params import HeadParams
 from paged_kernels._src.kv_layout import PLAIN_DTYPES
 from paged_kernels._src.kv_pages import KVPages
@@ -39,6 +40,7 @@ def check_attention_inputs(
     Raises:
         ValueError: names the argument, what it is, and what it must be.
     """
+    _check_none_donated({"q": q, "pages": pages, "batch": batch, "head_params": head_params})
     _check_pages(pages)
     _check_rows("q", q, "q_heads")
     if q.shape[2] != pages.head_dim:
@@ -60,6 +62,7 @@ def check_write_inputs(k: Array, v: Array | None, pages: KVPages, batch: RaggedB
     Raises:
         ValueError: names the argument, what it is, and what it must be.
     """
+    _check_none_donated({"k": k, "v": v, "pages": pages, "batch": batch})
     _check_pages(pages)
     _check_new_keys_and_values(k, v, pages)
     if batch.q_starts is not None:
@@ -84,6 +87,7 @@ def check_update_inputs(
     Raises:
         ValueError: names the argument, what it is, and what it must be.
     """
+    _check_none_donated({"k": k, "v": v})
     check_attention_inputs(q, pages, batch, head_params, sliding_window, writes=True)
     _check_new_keys_and_values(k, v, pages)
     if k.shape[0] != q.shape[0]:
@@ -106,6 +110,7 @@ def check_prepared_attention(
     Raises:
         ValueError: names the argument, what it is, and what it must be.
     """
+    _check_none_donated({"q": q, "pages": pages, "batch": prepared, "head_params": head_params})
     _check_same_backend(prepared, backend)
     call = prepared.fitted.call.attention
     if call is None:
@@ -126,6 +131,7 @@ def check_prepared_write(
     Raises:
         ValueError: names the argument, what it is, and what it must be.
     """
+    _check_none_donated({"k": k, "v": v, "pages": pages, "batch": prepared})
     _check_same_backend(prepared, backend)
     call = prepared.fitted.call.write
     if call is None:
@@ -134,6 +140,11 @@ def check_prepared_write(
     _check_new_keys_and_values(k, v, pages)
     if k.shape[0] != call.tokens:
         raise ValueError(f"k has {k.shape[0]} rows; the batch was prepared for {call.tokens}")
+
+
+def _check_none_donated(arguments: dict[str, object]) -> None:
+    for name, argument in arguments.items():
+        check_not_donated(name, argument)
 
 
 def _check_prepared_for(name: str, have: object, want: object) -> None:
@@ -204,9 +215,8 @@ def check_batch(
     Raises:
         ValueError: names the field and the sequence, what it is, and what it must be.
     """
-    page_table, kv_lens, starts, num_seqs = (
-        np.asarray(a) for a in (batch.page_table, batch.kv_lens, batch.cu_q_lens, batch.num_seqs)
-    )
+    arrays = jax.device_get((batch.page_table, batch.kv_lens, batch.cu_q_lens, batch.num_seqs))
+    page_table, kv_lens, starts, num_seqs = map(np.asarray, arrays)
     if not 0 <= num_seqs <= batch.max_seqs:
         raise ValueError(f"num_seqs={num_seqs} must lie in 0..{batch.max_seqs}, the most sequences of the batch")
     if starts[0] != 0:

@@ -29,6 +29,6 @@ def merge_attention_states(
             f"outputs {outputs.shape} must be [parts, tokens, q_heads, dim], and lses {lses.shape} the same without dim"
         )
     lse = jax.nn.logsumexp(lses, axis=0)
-    weights = jnp.exp(lses - jnp.where(jnp.isneginf(lse), 0, lse))
+    weights = jnp.exp(lses - jnp.where(jnp.isneginf(lse), 0, lse)[None])
     out = jnp.sum(weights[..., None] * outputs.astype(weights.dtype), axis=0)
     return out.astype(outputs.dtype), lse

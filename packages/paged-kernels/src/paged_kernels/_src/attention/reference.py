@@ -27,7 +27,7 @@ def paged_attention_reference(
     kv_heads = pages.num_kv_heads
     k_pages, v_pages = pages.k, pages.v
     rows = token_rows(batch, tokens)
-    p = jnp.arange(batch.pages_per_seq * pages.page_size)  # the position of each key
+    p = jnp.arange(batch.pages_per_seq * pages.page_size, dtype=jnp.int32)  # the position of each key
     sinks, slopes = (
         None if x is None else x.astype(exact).reshape(kv_heads, -1)
         for x in (head_params.sinks, head_params.alibi_slopes)
@@ -54,7 +54,7 @@ def paged_attention_reference(
         if spec.soft_cap is not None:
             s = spec.soft_cap * jnp.tanh(s / spec.soft_cap)
         if slopes is not None:
-            s -= slopes[..., None] * jnp.abs(t - p)
+            s -= slopes[..., None] * jnp.abs(t - p).astype(exact)[None, None]
         s = jnp.where(visible, s, -jnp.inf)
         lse = jax.nn.logsumexp(s, axis=-1)  # [kv_heads, q_per_kv]
         if sinks is not None:
@@ -63,5 +63,5 @@ def paged_attention_reference(
         out = jnp.einsum("hgp,hpd->hgd", weights, keys_of(v_pages))
         return out.reshape(q_heads, -1), lse.reshape(q_heads)
 
-    out, lse = jax.lax.map(attend, (jnp.arange(tokens), q, rows.seq, rows.position, rows.is_token))
+    out, lse = jax.lax.map(attend, (jnp.arange(tokens, dtype=jnp.int32), q, rows.seq, rows.position, rows.is_token))
     return out.astype(q.dtype), lse

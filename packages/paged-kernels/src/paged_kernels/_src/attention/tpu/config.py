@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from paged_kernels._src.attention.tpu.scales import pages_per_register
@@ -135,7 +134,7 @@ class Config:
     @property
     def compute_dtype(self) -> np.dtype:
         """The type of the operands of both products."""
-        return self.q_dtype if self.layout.is_quantised else jnp.promote_types(self.q_dtype, self.layout.dtype)
+        return self.q_dtype if self.layout.is_quantised else np.promote_types(self.q_dtype, self.layout.storage_dtype)
 
     @property
     def head_rows(self) -> int:

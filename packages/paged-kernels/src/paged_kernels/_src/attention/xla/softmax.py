@@ -25,7 +25,7 @@ class SoftmaxState:
     @classmethod
     def initial(cls, sinks: Float[Array, "kv_heads rows"], v_head_dim: int) -> "SoftmaxState":
         """The state before any key. A sink is a logit without a value; -inf means no sink."""
-        total = jnp.where(jnp.isneginf(sinks), 0.0, 1.0)
+        total = jnp.where(jnp.isneginf(sinks), 0, jnp.ones_like(sinks))
         return cls(top=sinks, total=total, values=jnp.zeros((*sinks.shape, v_head_dim), jnp.float32))
 
     def add_keys(

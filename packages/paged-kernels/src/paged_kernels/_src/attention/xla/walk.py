@@ -89,7 +89,7 @@ class Walk:
 
         def attend_block(block, state):
             first_page = tile.first_page + block * self.config.kv_pages
-            p = first_page * page_size + jnp.arange(self.config.kv_pages * page_size, dtype=jnp.int32)
+            p = first_page * page_size + jnp.arange(self.config.kv_pages * page_size, dtype=jnp.int32)[None]
             sees = self.is_token(t) & visible(self.spec, t, p, tile.kv_end, self.in_tree(tile, p))  # [rows, keys]
             k, v = self.fetch(tile, first_page)
             s = logits(q, k, self.spec.soft_cap) + self.bias(t, p)
@@ -115,7 +115,7 @@ class Walk:
         """False for rows before position 0 of their sequence."""
         return jnp.ones_like(t, bool) if self.batch.q_starts is not None else t >= 0
 
-    def in_tree(self, tile: WorkList, p: Int32[Array, " keys"]) -> Bool[Array, "q_rows keys"] | None:
+    def in_tree(self, tile: WorkList, p: Int32[Array, "1 keys"]) -> Bool[Array, "q_rows keys"] | None:
         """True where the tree mask shows a row a key; None without a tree mask."""
         if self.tree is None:
             return None
@@ -124,20 +124,20 @@ class Walk:
         return in_tree(words, self.tree.first_new[tile.seq], p)
 
     def bias(
-        self, t: Int32[Array, "q_rows 1"], p: Int32[Array, " keys"]
+        self, t: Int32[Array, "q_rows 1"], p: Int32[Array, "1 keys"]
     ) -> Float[Array, "kv_heads rows keys"] | Literal[0]:
         """What ALiBi adds to the logits."""
         if self.head_params.alibi_slopes is None:
             return 0
         slopes = jnp.tile(self.of_kv_heads(self.head_params.alibi_slopes), self.q_rows)  # [kv_heads, rows]
-        distance = jnp.repeat(jnp.abs(t - p), self.q_per_kv, axis=0)  # [rows, keys]
-        return -slopes[..., None] * distance
+        distance = jnp.repeat(jnp.abs(t - p), self.q_per_kv, axis=0).astype(jnp.float32)  # [rows, keys]
+        return -slopes[..., None] * distance[None]
 
     def sinks(self, t: Int32[Array, "q_rows 1"]) -> Float[Array, "kv_heads rows"]:
         """The sink of each row; -inf for none."""
         kv_heads = self.pages.num_kv_heads
         if self.head_params.sinks is None:
-            return jnp.full((kv_heads, self.q_rows * self.q_per_kv), -jnp.inf)
+            return jnp.full((kv_heads, self.q_rows * self.q_per_kv), -jnp.inf, jnp.float32)
         sinks = jnp.where(
             self.is_token(t), self.of_kv_heads(self.head_params.sinks)[:, None], -jnp.inf
         )  # [kv_heads, q_rows, q_per_kv]
@@ -166,7 +166,7 @@ class Walk:
         rest = part.shape[2:]
         part = part.reshape(-1, self.q_rows, self.q_per_kv, *rest).swapaxes(0, 1).reshape(self.q_rows, -1, *rest)
         before = jax.lax.dynamic_slice_in_dim(whole, tile.first_row, self.q_rows)
-        is_tiles = jnp.arange(self.q_rows).reshape(-1, *[1] * (part.ndim - 1)) < tile.num_rows
+        is_tiles = jnp.arange(self.q_rows, dtype=jnp.int32).reshape(-1, *[1] * (part.ndim - 1)) < tile.num_rows
         rows = jnp.where(is_tiles, part.astype(whole.dtype), before)
         return jax.lax.dynamic_update_slice_in_dim(whole, rows, tile.first_row, 0)
 
