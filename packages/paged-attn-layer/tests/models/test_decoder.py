@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import jax
@@ -8,11 +9,22 @@ from dense_decoder import dense_logits
 from flax import nnx
 from tiny_checkpoints import CONFIG
 
-from paged_attn_layer import CausalLM, read_config
+from paged_attn_layer import (
+    AttentionConfig,
+    CausalLM,
+    DecoderConfig,
+    LayerConfig,
+    MLPConfig,
+    NormConfig,
+    RopeConfig,
+    read_config,
+)
+from paged_attn_layer._src.blocks.attention import QueryGrowth
+from paged_attn_layer._src.blocks.per_layer_input import PerLayerInputConfig
 from paged_attn_layer._src.models import decoder
 from paged_cache import BatchShapes, CacheConfig, PagedAttentionCache, PageManager
 
-PAGE_SIZE, NUM_PAGES = 4, 9
+PAGE_SIZE, NUM_PAGES = 4, 17
 TOKENS = np.random.default_rng(1).integers(0, 32, 7).astype(np.int32)
 
 
@@ -60,6 +72,86 @@ def test_prefill_then_decode_is_the_equation(settings):
     seq = served.manager.admit(TOKENS)
     parts = [served.logits([seq], TOKENS[start:end], [end - start]) for start, end in ((0, 5), (5, 6), (6, 7))]
     np.testing.assert_allclose(np.concatenate(parts), dense_logits(served.model, TOKENS), rtol=0, atol=2e-5)
+
+
+NORM = NormConfig(eps=1e-3)
+ATTENTION = AttentionConfig(hidden_size=16, num_heads=4, num_kv_heads=2, head_dim=8, rope=RopeConfig(theta=100.0))
+MLP = MLPConfig(hidden_size=16, intermediate_size=24)
+
+
+def layer(*, mlp=MLP, pre=NORM, post=None, parallel=False, **attention):
+    return LayerConfig(
+        attention=dataclasses.replace(ATTENTION, **attention), mlp=mlp, pre_norm=pre, post_norm=post, parallel=parallel
+    )
+
+
+OWN = PerLayerInputConfig(hidden_size=16, size=4, norm=NORM)
+WIDE = {"head_dim": 16, "num_kv_heads": 1, "rope": RopeConfig(rotary_dim=4)}
+MODELS = {
+    "sandwich-offset": [
+        layer(pre=NormConfig(offset=1.0), post=NormConfig(offset=1.0), soft_cap=2.0, softmax_scale=0.7)
+    ],
+    "post-norm-projection": [layer(pre=None, post=NORM, qk_norm=NORM, qk_norm_over="projection")],
+    "parallel-layer-norm": [layer(pre=NormConfig(kind="layer"), parallel=True, rope=RopeConfig(interleaved=True))],
+    "no-gate-biases": [
+        layer(
+            mlp=dataclasses.replace(MLP, gated=False, activation="gelu", use_bias=True),
+            pre=NormConfig(kind="layer", use_bias=True),
+            qkv_bias=True,
+            out_bias=True,
+            rope=None,
+        )
+    ],
+    "sinks-growth": [
+        layer(sinks=True, query_growth=QueryGrowth(beta=0.5, tokens=2), rope=RopeConfig(attention_factor=1.4))
+    ],
+    "shared-keys": [
+        layer(sliding_window=3, qk_norm=NORM, v_norm=NormConfig(use_scale=False)),
+        layer(**WIDE, values_are_keys=True, qk_norm=NORM, v_norm=NORM),
+        layer(sliding_window=3, stores_kv=False, qk_norm=NORM),
+        layer(**WIDE, stores_kv=False),
+    ],
+    "per-layer-inputs": [dataclasses.replace(layer(), per_layer_input=OWN, has_scalar=True)] * 2,
+}
+AROUND = {
+    "sandwich-offset": {"embed_scale": 4.0, "logit_soft_cap": 3.0, "tie_word_embeddings": True},
+    "parallel-layer-norm": {"logit_scale": 0.25, "final_norm": NormConfig(kind="layer")},
+    "no-gate-biases": {"learned_positions": True},
+    "shared-keys": {"shared_layers": ((2, 0), (3, 1))},
+}
+
+
+def make_of(layers, **around):
+    """A model of these layers, whose norms, biases and sinks are random as well."""
+    sizes = {"vocab_size": 32, "hidden_size": 16, "max_position_embeddings": 16}
+    config = DecoderConfig(
+        **{**sizes, "layers": tuple(layers), "final_norm": NORM, "tie_word_embeddings": False, **around}
+    )
+    model, rng = decoder.Decoder(config, rngs=nnx.Rngs(0)), np.random.default_rng(2)
+    for _, weight in nnx.to_flat_state(nnx.state(model)):
+        weight[...] += jnp.asarray(rng.normal(0, 0.3, weight.shape), jnp.float32)
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_of_layer_is_its_equation(name):
+    served = Served(make_of(MODELS[name], **AROUND.get(name, {})))
+    seq = served.manager.admit(TOKENS)
+    parts = [served.logits([seq], TOKENS[start:end], [end - start]) for start, end in ((0, 5), (5, 6), (6, 7))]
+    np.testing.assert_allclose(np.concatenate(parts), dense_logits(served.model, TOKENS), rtol=0, atol=5e-5)
+
+
+def test_the_residual_multiplier_is_of_every_addition():
+    served = Served(make_of([dataclasses.replace(layer(), residual_multiplier=0.3)]))
+    logits = served.logits([served.manager.admit(TOKENS)], TOKENS, [7])
+    np.testing.assert_allclose(logits, dense_logits(served.model, TOKENS), rtol=0, atol=5e-5)
+
+
+def test_no_array_is_broadcast_or_promoted_silently():
+    """Each model is traced under jax's strictest settings."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        for name, layers in MODELS.items():
+            lower(make_of(layers, **AROUND.get(name, {})))
 
 
 def test_layers_that_see_the_same_keys_are_a_group_and_share_views():

@@ -1,6 +1,7 @@
 """A decoder on a paged cache: one model for all families whose layers are attention and an MLP."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int32
 from paged_attn_layer._src.blocks.attention import AttentionConfig, PagedAttention
 from paged_attn_layer._src.blocks.mlp import MLP
 from paged_attn_layer._src.blocks.norm import Norm, NormConfig
+from paged_attn_layer._src.blocks.per_layer_input import PerLayerInput, PerLayerInputs
 from paged_attn_layer._src.models.decoder_config import DecoderConfig, LayerConfig
 from paged_cache import CacheSpec, PagedAttentionCache, PagedAttentionCacheView
 from paged_kernels import Backend, PreparedBatch, RaggedBatch
@@ -40,6 +42,10 @@ class DecoderLayer(nnx.Module):
         self.mlp_norm = None if config.parallel else norm(config.pre_norm)
         self.mlp = MLP(config.mlp, param_dtype=param_dtype, rngs=rngs)
         self.mlp_post_norm = norm(config.post_norm)
+        if config.per_layer_input is not None:
+            self.per_layer_input = PerLayerInput(config.per_layer_input, param_dtype=param_dtype, rngs=rngs)
+        if config.has_scalar:
+            self.scalar = nnx.Param(jnp.ones(1, param_dtype))
 
     def __call__(
         self,
@@ -47,14 +53,26 @@ class DecoderLayer(nnx.Module):
         positions: Int32[Array, "*replicas tokens"],
         view: PagedAttentionCacheView,
         batch: RaggedBatch | PreparedBatch,
+        inputs: Float[Array, "*replicas tokens size"] | None = None,
     ) -> tuple[Float[Array, "*replicas tokens hidden"], PagedAttentionCacheView]:
-        """The hidden rows after this layer, and the view with their keys and values."""
+        """The hidden rows after this layer, and the view with their keys and values.
+
+        Args:
+            hidden: the rows before it.
+            positions: of each token in its sequence.
+            view: the layer's pages.
+            batch: which rows belong to which sequence.
+            inputs: the layer's own input for each token, if its config has `per_layer_input`.
+        """
         normed = _normed(hidden, self.attention_norm)
         attended, view = self.attention(normed, positions, view, batch)
         after = self._add(hidden, _normed(attended, self.attention_post_norm))
         if not self.config.parallel:
             normed = _normed(after, self.mlp_norm)
-        return self._add(after, _normed(self.mlp(normed), self.mlp_post_norm)), view
+        after = self._add(after, _normed(self.mlp(normed), self.mlp_post_norm))
+        if inputs is not None:
+            after = self.per_layer_input(after, inputs)
+        return after * self.scalar[...].reshape((1,) * after.ndim) if self.config.has_scalar else after, view
 
     def _add(self, hidden: Array, change: Array) -> Array:
         return hidden + self.config.residual_multiplier * change
@@ -90,6 +108,12 @@ class Decoder(nnx.Module):
         if config.learned_positions:
             rows = config.max_position_embeddings
             self.position_embed = nnx.Embed(rows, config.hidden_size, param_dtype=param_dtype, rngs=rngs)
+        inputs = config.per_layer_input
+        if inputs is not None:
+            vocab_size = config.per_layer_vocab_size or config.vocab_size
+            self.per_layer_inputs = PerLayerInputs(
+                inputs, len(config.layers), vocab_size, param_dtype=param_dtype, rngs=rngs
+            )
         self.layers = nnx.List(
             DecoderLayer(layer, backend=backend, param_dtype=param_dtype, rngs=rngs) for layer in config.layers
         )
@@ -147,18 +171,28 @@ class Decoder(nnx.Module):
         spec = self.cache_spec
         _check_cache(spec, cache, batches)
         hidden, views = self._embedded(token_ids, positions), list(cache.views)
+        inputs = self._inputs_of_layers(token_ids, hidden)
         prepared: dict[tuple[int, AttentionConfig], PreparedBatch] = {}
-        for layer, place in zip(self.layers, spec.places(), strict=True):
+        for layer, place, own in zip(self.layers, spec.places(), inputs, strict=True):
             kind = (place.group, layer.attention.config)
             if kind not in prepared:
                 prepared[kind] = layer.attention.prepare(batches[place.group], views[place.view], hidden)
             parts = nnx.split(layer)
-            hidden, views[place.view] = _run_layer(*parts, hidden, positions, views[place.view], prepared[kind])
+            view, batch = views[place.view], prepared[kind]
+            hidden, views[place.view] = _run_layer(*parts, hidden, positions, view, batch, own)
         return self._logits(jnp.take_along_axis(hidden, rows[..., None], axis=-2)), PagedAttentionCache(tuple(views))
 
     def _embedded(self, token_ids: Array, positions: Array) -> Array:
         hidden = self.embed(token_ids) * self.config.embed_scale
         return hidden + self.position_embed(positions) if self.config.learned_positions else hidden
+
+    def _inputs_of_layers(self, token_ids: Array, embedded: Array) -> Sequence[Array | None]:
+        """The input that each layer gets beside the hidden rows, or `None`."""
+        layers = len(self.config.layers)
+        if self.config.per_layer_input is None:
+            return [None] * layers
+        inputs = self.per_layer_inputs(token_ids, embedded)
+        return [inputs[..., layer, :] for layer in range(layers)]
 
     def _logits(self, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows vocab"]:
         config = self.config

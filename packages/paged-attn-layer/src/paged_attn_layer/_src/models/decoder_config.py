@@ -6,6 +6,7 @@ import functools
 from paged_attn_layer._src.blocks.attention import AttentionConfig
 from paged_attn_layer._src.blocks.mlp import MLPConfig
 from paged_attn_layer._src.blocks.norm import NormConfig
+from paged_attn_layer._src.blocks.per_layer_input import PerLayerInputConfig
 from paged_cache import CacheSpec, LayerGroup
 
 
@@ -35,6 +36,10 @@ class LayerConfig:
     """True if attention and MLP get the same rows."""
     residual_multiplier: float = 1.0
     """The factor `r` on what attention and MLP add."""
+    per_layer_input: PerLayerInputConfig | None = None
+    """How inputs of the layer's own change the rows after the MLP (`PerLayerInput`); `None` if it has none."""
+    has_scalar: bool = False
+    """True if the rows after the layer are multiplied by a weight, one number."""
 
     def __post_init__(self) -> None:
         if self.attention.hidden_size != self.mlp.hidden_size:
@@ -51,8 +56,8 @@ class DecoderConfig:
         logits = cap(logit_scale final_norm(x) head^T)                      cap(y) = c tanh(y / c), c = logit_soft_cap
 
     Raises:
-        ValueError: a size is below 1, there is no layer, a layer is for another hidden size, or `shared_layers` are not
-            the layers that store no keys and values.
+        ValueError: a size is below 1, there is no layer, a layer is for another hidden size, layers differ in
+            `per_layer_input`, or `shared_layers` are not the layers that store no keys and values.
     """
 
     vocab_size: int
@@ -65,6 +70,8 @@ class DecoderConfig:
     """True if the head that gives logits is the embedding."""
     shared_layers: tuple[tuple[int, int], ...] = ()
     """Layers that store no keys and values, each with the layer before it whose keys and values it reads."""
+    per_layer_vocab_size: int | None = None
+    """Number of token ids that have per-layer inputs; `None` means `vocab_size`."""
     embed_scale: float = 1.0
     """Factor on the embedding of a token."""
     learned_positions: bool = False
@@ -87,6 +94,8 @@ class DecoderConfig:
             size = layer.attention.hidden_size
             if size != self.hidden_size:
                 raise ValueError(f"layers[{index}].attention.hidden_size={size} must be hidden_size={self.hidden_size}")
+        if len({layer.per_layer_input for layer in self.layers}) > 1:
+            raise ValueError("layers differ in per_layer_input; it must be the same for all")
         self._check_shared_layers()
 
     def _check_shared_layers(self) -> None:
@@ -95,6 +104,11 @@ class DecoderConfig:
             raise ValueError(
                 f"shared_layers={self.shared_layers} must name the layers with stores_kv=False: {sorted(without)}"
             )
+
+    @property
+    def per_layer_input(self) -> PerLayerInputConfig | None:
+        """How layers use inputs of their own; `None` if they have none."""
+        return self.layers[0].per_layer_input
 
     @property
     def cache_spec(self) -> CacheSpec:

@@ -19,6 +19,9 @@ SHARDINGS = (
     ("layers.{layer}.mlp.{gate|up}_proj.kernel", (None, "mlp")),
     ("layers.{layer}.mlp.{gate|up}_proj.bias", ("mlp",)),
     ("layers.{layer}.mlp.down_proj.kernel", ("mlp", None)),
+    ("per_layer_inputs.embed.embedding", ("per_layer_vocab", None)),
+    ("layers.{layer}.per_layer_input.gate_proj.kernel", (None, "per_layer_input")),
+    ("layers.{layer}.per_layer_input.out_proj.kernel", ("per_layer_input", None)),
 )
 """The axes of a `Decoder`'s weights. Query heads are split with the KV heads that they share."""
 
@@ -27,9 +30,14 @@ def axis_sizes(config: DecoderConfig, path: str) -> dict[str, int]:
     """How many parts each axis of `SHARDINGS` may be cut into, for the weight at `path`."""
     first, *rest = path.split(".")
     if first != "layers":
-        return {"vocab": config.vocab_size}
+        return {"vocab": config.vocab_size, "per_layer_vocab": config.per_layer_vocab_size or config.vocab_size}
     layer = config.layers[int(rest[0])]
-    return {"kv_heads": layer.attention.num_kv_heads, "mlp": layer.mlp.intermediate_size}
+    inputs = layer.per_layer_input
+    return {
+        "kv_heads": layer.attention.num_kv_heads,
+        "mlp": layer.mlp.intermediate_size,
+        "per_layer_input": 1 if inputs is None else inputs.size,
+    }
 
 
 def decoder_family(
