@@ -6,10 +6,19 @@ from typing import Any
 import numpy as np
 
 from paged_attn_layer._src.convert.lazy import LazyArray, full_index
+from paged_attn_layer._src.convert.source import reading
+from paged_cache import HFConfig
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _PREFIX = "model."
 """Starts the name of every weight but the head's. Weights of a model without its head have none."""
+_TEXT_PREFIXES = {
+    "model.language_model.": "model.",
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "lm_head.": "lm_head.",
+}
+"""How names begin where the language model is a part of a larger one, and how they begin where it is all."""
 _ROWS = 4096
 """Rows of embedding and head that are compared at once."""
 
@@ -35,10 +44,12 @@ class HFWeights:
             problems: what is wrong with them, a line each.
         """
         self.where, self.settings_from, self.config, self.problems = where, settings_from, config, problems
-        self._weights = _with_prefix(weights)
+        self._weights = _with_prefix(_of_the_text(weights))
         self.shapes = {name: weight and weight.shape for name, weight in self._weights.items()}
-        if get_setting(config, "tie_word_embeddings") is True and not problems and self._has_its_own_head():
-            self.config = set_setting(config, "tie_word_embeddings", False)
+        with reading(settings_from):
+            tied = HFConfig.of(config).flag("tie_word_embeddings", False)
+        if tied and not problems and self._has_its_own_head():
+            self.config = {**config, "tie_word_embeddings": False}
 
     def weight(self, name: str) -> LazyArray:
         """One weight, in the type that it has, or float32 if it is quantised."""
@@ -77,6 +88,19 @@ def text_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The keys of the language model, where they lie beside those of, say, images; else none."""
     text = config.get("text_config")
     return text if isinstance(text, Mapping) else {}
+
+
+def _of_the_text(weights: Mapping[str, LazyArray | None]) -> Mapping[str, LazyArray | None]:
+    """The weights of the language model alone, where it is one part of a model: those for pictures are left out."""
+    prefixes = [prefix for prefix in _TEXT_PREFIXES if "language_model." in prefix]
+    if not any(name.startswith(tuple(prefixes)) for name in weights):
+        return weights
+    return {
+        ours + name.removeprefix(theirs): weight
+        for name, weight in weights.items()
+        for theirs, ours in _TEXT_PREFIXES.items()
+        if name.startswith(theirs)
+    }
 
 
 def _with_prefix(weights: Mapping[str, LazyArray | None]) -> Mapping[str, LazyArray | None]:

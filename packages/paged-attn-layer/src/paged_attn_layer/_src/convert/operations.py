@@ -279,6 +279,30 @@ class RotaryHalvesToPairs(Operation):
         return RotaryPairsToHalves(self.heads)
 
 
+@dataclasses.dataclass(frozen=True)
+class Add(Operation):
+    """Adds a number, in the array's own type: llama.cpp stores some norms' `w` as `1 + w`.
+
+    The reverse gives the same bits wherever the type holds the sum exactly, as it does for what llama.cpp stores.
+    """
+
+    value: float
+
+    def apply(self, arrays: Sequence[LazyArray]) -> list[LazyArray]:
+        """The sums."""
+        return [self._sum(array) for array in arrays]
+
+    def reverse(self) -> "Add":
+        """Subtracts the number."""
+        return Add(-self.value)
+
+    def _sum(self, array: LazyArray) -> LazyArray:
+        def fill(out: np.ndarray, index: Index) -> None:
+            out[...] = array.read(index) + array.dtype.type(self.value)
+
+        return dataclasses.replace(array, fill=fill)
+
+
 def _permuted(array: LazyArray, axes: tuple[int, ...]) -> LazyArray:
     """The array with its axes in another order. A part is written through a transposed view of its place."""
     back = _inverse(axes)

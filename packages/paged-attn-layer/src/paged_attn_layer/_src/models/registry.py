@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
-from paged_attn_layer._src.models import gemma2, llama, mistral, qwen2, qwen3
+from paged_attn_layer._src.models import gemma2, gemma3, llama, mistral, qwen2, qwen3
 from paged_attn_layer._src.models.family import Family
 from paged_cache import HFConfig
 
@@ -14,6 +14,7 @@ FAMILIES = (
     qwen2.FAMILY,
     qwen3.FAMILY,
     gemma2.FAMILY,
+    gemma3.FAMILY,
 )
 
 
