@@ -34,6 +34,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 3.0}
+LOCAL_AND_GLOBAL = {"full_attention": LINEAR, "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 3.0}
 
 
@@ -84,5 +85,19 @@ CASES = (
         "gemma2",
         {"head_dim": 12, "sliding_window": 6, "query_pre_attn_scalar": 7, "attn_logit_softcapping": 4.0},
         {"no-caps": {"attn_logit_softcapping": None, "final_logit_softcapping": None, "tie_word_embeddings": False}},
+    ),
+    FamilyCase(
+        "gemma3_text",
+        {"head_dim": 12, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        | {"num_hidden_layers": 4, "query_pre_attn_scalar": 7, "rope_parameters": LOCAL_AND_GLOBAL},
+        {
+            "untied-cap": {"tie_word_embeddings": False, "final_logit_softcapping": 3.0, "attention_bias": True},
+            "old-keys": {"rope_parameters": None, "rope_theta": 500.0, "rope_local_base_freq": 30.0}
+            | {
+                "rope_scaling": {"rope_type": "linear", "factor": 3.0},
+                "layer_types": None,
+                "sliding_window_pattern": 3,
+            },
+        },
     ),
 )

@@ -9,8 +9,9 @@ import pytest
 from eformer.escale import PartitionAxis, PartitionManager
 from flax import nnx
 from jax.sharding import AxisType, Mesh
-from tiny_checkpoints import gguf_writer, random_weights, weights_of, write_directory, write_gguf
+from tiny_checkpoints import CONFIG, gguf_writer, random_weights, weights_of, write_directory, write_gguf
 
+from paged_attn_layer import read_config
 from paged_attn_layer._src.convert import hf_weights
 from paged_attn_layer._src.convert import load as load_module
 from paged_attn_layer._src.convert import place as place_module
@@ -21,8 +22,7 @@ from paged_attn_layer._src.convert.load import load_model, open_checkpoint
 from paged_attn_layer._src.convert.operations import Split, Transpose
 from paged_attn_layer._src.convert.source import ConversionError
 from paged_attn_layer._src.convert.weights import WeightRule, export_weights
-from paged_attn_layer._src.models import llama
-from paged_attn_layer._src.models.registry import FAMILIES
+from paged_attn_layer._src.models import llama, mistral, qwen2
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -79,9 +79,41 @@ def test_weights_without_prefix(tmp_path):
         np.testing.assert_array_equal(exported[name], weight)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_types[0])
+@pytest.mark.parametrize(
+    ("language_model", "head"),
+    [("language_model.model.", "language_model.lm_head."), ("model.language_model.", "lm_head.")],
+    ids=["old", "new"],
+)
+def test_the_language_model_of_a_larger_one(tmp_path, language_model, head):
+    """Its weights have a prefix. Those for pictures are left out."""
+    given = random_weights()
+    nested = {
+        name.replace("lm_head.", head) if "lm_head" in name else language_model + name.removeprefix("model."): weight
+        for name, weight in given.items()
+    }
+    pictures = {"vision_tower.layers.0.weight": np.ones(2), "model.multi_modal_projector.weight": np.ones(2)}
+    write_directory(tmp_path, nested | pictures, architectures=None, text_config=CONFIG)
+    exported = dict(export_weights(weights_of(load_model(tmp_path)), llama.weights(load_model(tmp_path).config)))
+    assert exported.keys() == given.keys()
+    for name, weight in given.items():
+        np.testing.assert_array_equal(exported[name], weight)
+
+
+def test_a_head_beside_a_config_that_ties_by_its_model_type(tmp_path):
+    """Gemma's files leave out `tie_word_embeddings`."""
+    given = random_weights()
+    write_directory(tmp_path, given, architectures=["Gemma3ForCausalLM"])
+    assert not read_config(open_checkpoint(tmp_path).config).tie_word_embeddings
+    given["lm_head.weight"] = given["model.embed_tokens.weight"]
+    write_directory(tmp_path, given, architectures=["Gemma3ForCausalLM"])
+    assert read_config(open_checkpoint(tmp_path).config).tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    "family", [llama.FAMILY, mistral.FAMILY, qwen2.FAMILY], ids=lambda family: family.model_types[0]
+)
 @pytest.mark.parametrize("named_by", ["architectures", "model_type"])
-def test_each_family(tmp_path, family, named_by):
+def test_families_of_llamas_form(tmp_path, family, named_by):
     """Its model is found, filled, and its weights are the checkpoint's again when they are exported."""
     given = random_weights(qkv_bias="qwen2" in family.model_types)
     name = {"architectures": list(family.architectures)} if named_by == "architectures" else {"architectures": None}

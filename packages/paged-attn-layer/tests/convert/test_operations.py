@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paged_attn_layer._src.convert.operations import (
+    Add,
     Concat,
     Permute,
     Reshape,
@@ -45,6 +46,7 @@ def operation_and_shapes(draw):
                 (Concat(axis, parts), [(*s[:axis], n, *s[axis + 1 :]) for s in several for n in parts]),
                 (Stack(count, axis), several * count),
                 (Unstack(count, axis), [(*s[:axis], count, *s[axis:]) for s in several]),
+                (Add(float(count)), several),
                 (RotaryPairsToHalves(heads), [(heads * 2 * s[0], *s[1:]) for s in several]),
                 (RotaryHalvesToPairs(heads), [(heads * 2 * s[0], *s[1:]) for s in several]),
             ]
@@ -90,6 +92,13 @@ def test_what_each_does():
     np.testing.assert_array_equal(apply(Concat(0, (2, 2)), a, b)[0], np.concatenate([a, b]))
     np.testing.assert_array_equal(apply(Stack(2), a, b)[0], np.stack([a, b]))
     np.testing.assert_array_equal(apply(Unstack(2), a)[1], a[1])
+    np.testing.assert_array_equal(apply(Add(-1.0), a)[0], a - 1)
+
+
+def test_a_sum_is_cast_after_it_is_made():
+    """0.99609375 + 1 is 2 in bfloat16."""
+    (result,) = apply_all([Add(-1.0)], [np.array([1.99609375], np.float32)])
+    assert result.read(dtype="bfloat16") == 0.99609375
 
 
 def test_rows_of_two_heads_for_rotary():

@@ -16,10 +16,10 @@ def test_by_architecture_else_by_model_type():
     ("config", "message"),
     [
         (
-            {"architectures": ["MixtralForCausalLM"]},
-            "architecture 'MixtralForCausalLM' is not supported; supported are LlamaForCausalLM, MistralForCausalLM, ",
+            {"architectures": ["BertModel"]},
+            "architecture 'BertModel' is not supported; supported are .*LlamaForCausalLM, .*MistralForCausalLM, ",
         ),
-        ({"model_type": "bert"}, "architecture 'bert' is not supported; supported are LlamaForCausalLM"),
+        ({"model_type": "bert"}, "architecture 'bert' is not supported; supported are .*LlamaForCausalLM"),
         ({}, "architecture None is not supported"),
     ],
 )
@@ -35,5 +35,5 @@ def test_architectures_is_a_list():
 
 def test_by_the_architecture_of_a_gguf_file():
     assert find_gguf_family("qwen2") == (qwen2.FAMILY, qwen2.FAMILY.gguf)
-    with pytest.raises(NotImplementedError, match="architecture None is not supported; supported are llama, qwen2"):
+    with pytest.raises(NotImplementedError, match=r"None is not supported; supported are .*llama, .*qwen2"):
         find_gguf_family(None)

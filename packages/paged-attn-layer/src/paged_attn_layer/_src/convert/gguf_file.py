@@ -132,7 +132,7 @@ def _hf_config(reader: GGUFHeader, names: GGUFNames, tensors: set[str]) -> dict[
     config |= {key: tensor in tensors for tensor, key in names.switches}
     if scaling := _rope_scaling(found):
         config["rope_scaling"] = scaling
-    return config
+    return {**config, **(names.implied(config) if names.implied else {})}
 
 
 def _rope_scaling(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,3 +19,5 @@ class GGUFNames:
     """Metadata keys that only this family has, without `<architecture>.`, each with its key in a config.json."""
     switches: tuple[tuple[str, str], ...] = ()
     """GGUF tensors, each with the key in a config.json that is true if the file has the tensor."""
+    implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """Makes the keys of a config.json that a file does not state, but that follow from the others."""
