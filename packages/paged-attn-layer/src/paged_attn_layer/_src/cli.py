@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import io
 import itertools
 import json
 import os
@@ -12,10 +11,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-import jax
-
+from paged_attn_layer._src.command import Parser, run_command, tell
 from paged_attn_layer._src.engine.completion import Completion
 from paged_attn_layer._src.engine.config import DEFAULT_SEQUENCE_LENGTH, EngineConfig
 from paged_attn_layer._src.engine.engine import Engine
@@ -24,6 +21,7 @@ from paged_attn_layer._src.engine.progress import ServingBar, optional_module
 from paged_attn_layer._src.engine.report import plot, summary
 from paged_attn_layer._src.engine.request import Request
 
+NAME = "paged-generate"
 DESCRIPTION = """\
 Answer prompts with a Llama-family model, by greedy decoding. Prompts join and leave the batch at any step
 (continuous batching). Keys and values are kept in a paged cache. Prints each answer and the speed."""
@@ -55,38 +53,16 @@ class PromptLine:
     """Number of the step at which the prompt arrives."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports an error of the options in one line, without the long usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code: 0, or 2 for an error that was reported, or 130 after Ctrl-C."""
-    args = build_parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what the locale cannot show is escaped, so that no answer is lost
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        run(args)
-    except (ValueError, NotImplementedError, OSError, ModuleNotFoundError) as error:
-        _tell(str(error))
-        return 2
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        reason = str(error) or "out of memory"
-        _tell(f"this machine cannot run it ({reason}); try a smaller --num-pages, --max-seqs or --prefill-chunk")
-        return 2
-    except KeyboardInterrupt:
-        _tell("interrupted")
-        return 130
-    return 0
+    return run_command(build_parser(), run, argv, "try a smaller --num-pages, --max-seqs or --prefill-chunk")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command's options."""
     sizes = EngineConfig()
-    parser = _Parser(
-        prog="paged-generate",
+    parser = Parser(
+        prog=NAME,
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -342,7 +318,7 @@ def _write_plot(args: argparse.Namespace, answers: list[tuple[PromptLine, Comple
 
 
 def _tell(message: str) -> None:
-    print(f"paged-generate: {message}", file=sys.stderr)
+    tell(NAME, message)
 
 
 if __name__ == "__main__":
