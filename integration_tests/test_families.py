@@ -1,15 +1,16 @@
 """Every family gives the logits, tokens and weights of transformers' own model, however its tokens come."""
 
+import json
+
 import numpy as np
 import pytest
+import transformers
+from checkpoints import torch_logits
 from family_cases import CASES, TEXT
-from flax import nnx
 from parity import PAGE_SIZE, TOLERANCE, Parity, assert_close, changed_by
 from safetensors.numpy import load_file
 
-from paged_attn_layer import Engine, EngineConfig, find_family
-from paged_attn_layer._src.convert.weights import export_weights
-from paged_cache import HFConfig
+from paged_attn_layer import Engine, EngineConfig, save_model
 
 NEW_TOKENS = 6
 
@@ -73,15 +74,15 @@ def test_greedy_tokens_through_the_engine(parity):
         assert (gap < TOLERANCE * np.ptp(logits)).all(), "each token is transformers' choice, or ties with it"
 
 
-def test_exported_weights_are_the_checkpoints(parity):
-    saved = load_file(parity.directory / "model.safetensors")
-    family = find_family(HFConfig.of(parity.hf.config.to_dict()))
-    state = nnx.to_flat_state(nnx.state(parity.model))
-    weights = {".".join(map(str, keys)): np.asarray(weight[...]) for keys, weight in state}
-    exported = dict(export_weights(weights, family.weights(parity.model.config)))
-    assert exported.keys() == saved.keys()
-    for name, array in saved.items():
-        np.testing.assert_array_equal(exported[name], array)
+def test_what_we_write_is_the_checkpoint_and_transformers_reads_it(parity, tmp_path):
+    config = json.loads((parity.directory / "config.json").read_text())
+    save_model(parity.model, tmp_path / "back", config=config)
+    given, written = (load_file(path / "model.safetensors") for path in (parity.directory, tmp_path / "back"))
+    assert written.keys() == given.keys()
+    for name, array in given.items():
+        np.testing.assert_array_equal(written[name], array)
+    hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back", attn_implementation="eager")
+    np.testing.assert_array_equal(torch_logits(hf, TEXT), parity.expected)
 
 
 def test_every_weight_changes_the_logits(parity):

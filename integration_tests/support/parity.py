@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import torch
 import transformers
+from checkpoints import torch_logits
 from family_cases import TEXT, FamilyCase
 from paged_runner import PagedRunner
 
@@ -38,8 +39,7 @@ class Parity:
 
     def torch_logits(self, token_ids: list[int]) -> np.ndarray:
         """transformers' logits of a sequence, without a cache."""
-        with torch.no_grad():
-            return self.hf(torch.tensor(token_ids)[None], use_cache=False).logits[0].numpy()
+        return torch_logits(self.hf, token_ids)
 
     def runner(self) -> PagedRunner:
         """Our model with an empty cache of small pages."""

@@ -213,6 +213,17 @@ def test_cast_on_the_way(tmp_path):
     assert {w.dtype.name for w in weights_of(load_model(tmp_path, dtype=jnp.bfloat16)).values()} == {"bfloat16"}
 
 
+def test_the_longest_sequence_decides_frequencies_that_depend_on_it(tmp_path):
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 16}
+    factors = {"short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
+    write_directory(tmp_path, random_weights(), rope_scaling={**rope, **factors})
+    short, long = load_model(tmp_path), load_model(tmp_path, max_positions=48)
+    assert (short.max_positions, long.max_positions) == (16, 48)
+    assert [m.config.layers[0].attention.rope.freq_factors for m in (short, long)] == [(1.0, 2.0), (3.0, 4.0)]
+    with pytest.raises(ValueError, match="max_positions=65 must be at most max_position_embeddings=64"):
+        load_model(tmp_path, max_positions=65)
+
+
 def test_one_tensor_at_a_time(tmp_path, monkeypatch):
     """Each weight is on its device before the next is read."""
     write_directory(tmp_path, random_weights())

@@ -40,6 +40,7 @@ def load_model(
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
     partition_manager: PartitionManager | None = None,
+    max_positions: int | None = None,
     progress: bool = False,
 ) -> CausalLM:
     """The model of a Hugging Face directory, a GGUF file, an orbax checkpoint, or arrays by name; without torch.
@@ -55,6 +56,8 @@ def load_model(
         dtype: type of the weights; the model computes in it.
         mesh: the devices to split the weights over, as the family says; `None` puts them on the default device.
         partition_manager: names the mesh axis to split over; `None` means `"tp"`.
+        max_positions: the longest sequence to be served; `None` means the length that the model was trained for.
+            Rotary embedding of type `dynamic` or `longrope` has other frequencies for longer ones.
         progress: show a bar with bytes and rate on standard error (needs tqdm).
 
     Raises:
@@ -66,7 +69,7 @@ def load_model(
     """
     check_dtype(dtype)
     _check_mesh(mesh)
-    matched = match_checkpoint(open_checkpoint(source, config), dtype)
+    matched = match_checkpoint(open_checkpoint(source, config), dtype, max_positions)
     with byte_progress("loading", matched.num_bytes(dtype), show=progress) as advance:
         for path, weight in matched.weights():
             placed = place(weight, dtype, matched.sharding(path, mesh, partition_manager))
@@ -112,14 +115,14 @@ class MatchedCheckpoint:
         return NamedSharding(mesh, spec)
 
 
-def match_checkpoint(source: WeightSource, dtype: DTypeLike) -> MatchedCheckpoint:
+def match_checkpoint(source: WeightSource, dtype: DTypeLike, max_positions: int | None = None) -> MatchedCheckpoint:
     """Finds the place of each weight of the model in a checkpoint. Nothing is read.
 
     Raises:
         ValueError: a setting is wrong. `ConversionError`, a kind of it, where weights don't fit; it lists all of them.
         NotImplementedError: the architecture, or a setting that changes the result, is not supported.
     """
-    family, config = _read_settings(source)
+    family, config = _read_settings(source, max_positions)
     graph, state = nnx.split(abstract_model(family, config, dtype))
     variables = variables_by_path(state)
     shapes = {path: variable.shape for path, variable in variables.items()}
@@ -167,13 +170,20 @@ def _open_path(path: pathlib.Path) -> WeightSource:
     raise ValueError(f"{path} {kind}; give a Hugging Face model directory or a .gguf file")
 
 
-def _read_settings(source: WeightSource) -> tuple[Family, Any]:
+def _read_settings(source: WeightSource, max_positions: int | None) -> tuple[Family, Any]:
     """The checkpoint's family, and the config of its model."""
     with reading(source.settings_from):
-        settings = HFConfig.of(source.config)
+        settings = HFConfig.of(source.config if max_positions is None else _with_length(source.config, max_positions))
         family = find_family(settings)
         _check_layers(source, settings.whole("num_hidden_layers"))
         return family, family.read_config(settings)
+
+
+def _with_length(config: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
+    """The config with the length where `read_rope` looks for it: beside the other keys of the text model."""
+    if isinstance(config.get("text_config"), Mapping):
+        return {**config, "text_config": {**config["text_config"], "max_positions": max_positions}}
+    return {**config, "max_positions": max_positions}
 
 
 def _check_layers(source: WeightSource, layers: int) -> None:
