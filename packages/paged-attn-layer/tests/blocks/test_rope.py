@@ -167,3 +167,18 @@ def test_proportional_leaves_the_last_pairs_of_the_whole_head():
     out = turned(x, np.array([5], np.int32), RopeConfig(rope_type="proportional", rotary_dim=4))
     moved = np.abs(out - x).max(axis=(0, 1)) > 1e-3
     assert moved.tolist() == [True, True, False, False] * 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"theta": 1e-45},
+        {"factor": 1e-39},
+        {"factor": 1e-300},
+        {"freq_factors": (1.0, 1e-40)},
+        {"attention_factor": 1e39},
+    ],
+)
+def test_numbers_that_give_no_finite_angle(wrong):
+    with pytest.raises(ValueError, match="must give angles that are finite in float32"):
+        RopeConfig(rope_type="linear", **wrong)

@@ -212,3 +212,12 @@ def test_unlisted_weights_are_seen_too(tmp_path):
     file = tmp_path / "model-00002-of-00002.safetensors"
     save_file({"extra": np.ones(2, np.float32), "model.norm.weight": np.ones(16, np.float32)}, file)
     assert HFDirectory(tmp_path).shapes["extra"] == (2,)
+
+
+@pytest.mark.parametrize("ends", ["3", [3, True], {"a": 1}, [2.0]])
+def test_end_tokens_of_generation_config_that_are_no_ids(tmp_path, ends):
+    """The error names the file that they are in."""
+    write_directory(tmp_path, random_weights(), eos_token_id=1)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(ValueError, match=r"generation_config\.json: eos_token_id=.* must be a token id"):
+        HFDirectory(tmp_path)

@@ -263,6 +263,8 @@ def test_which_reader(tmp_path):
 
 
 def test_arguments_that_cannot_work(tmp_path):
+    with pytest.raises(ValueError, match="dtype='flaot32' must be the name of a type"):
+        load_model(tmp_path, dtype="flaot32")
     for dtype in (jnp.int8, jnp.float8_e4m3fn, jnp.float4_e2m1fn):
         with pytest.raises(
             ValueError, match=f"dtype={jnp.dtype(dtype).name} must be a floating type of 16 bits or more"

@@ -45,6 +45,7 @@ POISON = [
     ({"stop": ["A", ""]}, "stop[1]='' must be a str of at least one character"),
     ({"stop": b"A"}, "stop=b'A' must be a str or a list of them"),
     ({"stop": 3}, "stop=3 must be a str or a list of them"),
+    ({"stop": "a\ud800"}, "stop[0] has half of a surrogate pair at character 1"),
     ({"stop": None}, "stop=None must be a str or a list of them"),
     ({"stop_token_ids": [1.5]}, "token 0 of stop_token_ids is 1.5; it must lie in 0..39"),
     ({"stop_token_ids": [True]}, "token 0 of stop_token_ids is True"),
@@ -60,6 +61,7 @@ POISON = [
     ({"prompt": [VOCABULARY]}, "token 0 of the prompt is 40; it must lie in 0..39"),
     ({"prompt": [2**70]}, "it must lie in 0..39"),
     ({"prompt": 7}, "the prompt=7 must be a list of token ids"),
+    ({"prompt": {1, 2}}, "the prompt={1, 2} must be a list of token ids"),
     ({"prompt": b"AB"}, "the prompt=b'AB' must be a list of token ids"),
     ({"prompt": None}, "the prompt=None must be a list of token ids"),
     ({"prompt": "A\ud800"}, "prompt has half of a surrogate pair at character 1"),
@@ -141,3 +143,29 @@ def test_numbers_of_numpy_and_jax_are_whole_numbers(engine):
 
 def test_whole_number_returns_a_python_int():
     assert type(checks.whole_number("n", np.int8(4), 0)) is int
+
+
+@pytest.mark.parametrize("prompts", [None, 3, {"A"}, {"A": 1}])
+def test_prompts_have_an_order(engine, prompts):
+    with pytest.raises(ValueError, match=re.escape(f"prompts={prompts!r} must be a list of prompts")):
+        engine.generate(prompts)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"max_seqs": None}, "max_seqs=None must be a whole number of at least 1"),
+        ({"max_seqs": "3"}, "max_seqs='3' must be a whole number"),
+        ({"page_size": 4.0}, "page_size=4.0 must be a whole number"),
+        ({"prefill_chunk": True}, "prefill_chunk=True must be a whole number"),
+        ({"num_pages": float("nan")}, "num_pages=nan must be a whole number of at least 2"),
+    ],
+)
+def test_sizes_of_an_engine_are_whole_numbers(wrong, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        EngineConfig(**wrong)
+
+
+def test_a_type_of_pages_that_is_none():
+    with pytest.raises(ValueError, match="dtype='int7' must be a type that pages can have"):
+        Engine(EveryKind(), config=EngineConfig(max_sequence_length=20, kv_dtype="int7"))

@@ -138,6 +138,16 @@ def test_one_stop_string_may_be_given_alone():
     assert output.value == "hel"
 
 
+def test_a_stop_string_before_bytes_that_never_become_a_character():
+    """Its token waits for more bytes; none come."""
+    decode = {1: "a", 2: "bSTOP\ufffd"}.__getitem__
+    text = OutputText(lambda ids: "".join(map(decode, ids)), ["STOP"])
+    assert [text.push(token) for token in (1, 2)] == [False, False]
+    assert text.finish()
+    assert text.finish()
+    assert text.value == "ab"
+
+
 def test_an_empty_stop_string_is_refused():
     with pytest.raises(ValueError, match="has an empty string; each must have at least one character"):
         OutputText(utf8, stop=["a", ""])

@@ -158,3 +158,9 @@ def test_layers_with_rotary_embedding_are_listed_or_follow_from_an_interval():
 def test_architecture_and_model_type_follow_from_each_other(config, architecture, model_type):
     read = HFConfig.of(config)
     assert (read.architecture, read.model_type) == (architecture, model_type)
+
+
+@pytest.mark.parametrize("number", [2**63, 10**400])
+def test_numbers_that_no_size_is(number):
+    with pytest.raises(ValueError, match=f"vocab_size has {number.bit_length()} bits; it must be a whole number"):
+        HFConfig({"vocab_size": number}).whole("vocab_size")

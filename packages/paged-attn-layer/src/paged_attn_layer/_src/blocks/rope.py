@@ -39,8 +39,8 @@ class RopeConfig:
     a `theta` and `freq_factors` for the longest sequence to be served.
 
     Raises:
-        ValueError: a number is not positive, the two llama3 factors are not in order, `rotary_dim` is odd, or yarn's
-            `theta` is not above 1.
+        ValueError: a number is not positive, the two llama3 factors are not in order, `rotary_dim` is odd, yarn's
+            `theta` is not above 1, or angles are not finite in float32.
         NotImplementedError: `rope_type` is none of these.
     """
 
@@ -87,8 +87,19 @@ class RopeConfig:
             )
         if self.rope_type == "yarn" and self.theta <= 1:
             raise ValueError(f"theta={self.theta} must be above 1 for rope_type='yarn'")
+        self._check_angles()
         if self.rotary_dim is not None and (self.rotary_dim < 2 or self.rotary_dim % 2):
             raise ValueError(f"rotary_dim={self.rotary_dim} must be even and at least 2: pairs of elements turn")
+
+    def _check_angles(self) -> None:
+        """Refuse numbers with which an angle is not finite in float32: every logit would be NaN."""
+        fastest, divisor = max(1.0, 1 / self.theta), min(1.0, self.factor, *self.freq_factors) ** 2  # both may divide
+        most = float(np.finfo(np.float32).max)
+        if fastest * 2**31 > most * divisor or self.attention_factor > most:
+            raise ValueError(
+                f"theta={self.theta}, factor={self.factor}, attention_factor={self.attention_factor} and freq_factors "
+                f"from {min(self.freq_factors, default=1.0)} must give angles that are finite in float32"
+            )
 
     def check_head(self, head_dim: int) -> None:
         """Refuse heads of a size that this does not fit.

@@ -12,6 +12,8 @@ from paged_attn_layer._src.convert.lazy import LazyArray
 from paged_attn_layer._src.convert.quantised import read_quantisation
 from paged_attn_layer._src.convert.safetensors_file import StoredTensor, read_header
 from paged_attn_layer._src.convert.source import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, reading, require_file
+from paged_attn_layer._src.models.read_decoder import read_end_token_ids
+from paged_cache import HFConfig
 
 GENERATION_FILE = "generation_config.json"
 _QUANTISATION = "quantization_config"
@@ -102,6 +104,8 @@ def read_config_file(directory: pathlib.Path) -> Mapping[str, Any]:
     config = read_json(directory / CONFIG_FILE)
     generation = directory / GENERATION_FILE
     levels = [config, text_settings(config), read_json(generation) if generation.exists() else {}]
+    with reading(generation):
+        read_end_token_ids(HFConfig(levels[-1]))  # an error names the file that it is in
     return set_setting(config, "eos_token_id", [end for level in levels for end in _as_list(level.get("eos_token_id"))])
 
 

@@ -225,10 +225,12 @@ def check_dtype(dtype: DTypeLike) -> None:
     Raises:
         ValueError: it is not a floating type of 16 bits or more.
     """
-    if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16:
-        raise ValueError(
-            f"dtype={jnp.dtype(dtype).name} must be a floating type of 16 bits or more, such as float32 or bfloat16"
-        )
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"dtype={dtype!r} must be the name of a type, such as 'float32' or 'bfloat16'") from None
+    if not jnp.issubdtype(found, jnp.floating) or jnp.finfo(found).bits < 16:
+        raise ValueError(f"dtype={found.name} must be a floating type of 16 bits or more, such as float32 or bfloat16")
 
 
 def _check_mesh(mesh: Mesh | None) -> None:

@@ -1,7 +1,7 @@
 """Checks of what users ask for: an error here names the argument; one inside a step would hit every request."""
 
 import operator
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Any
 
 
@@ -22,7 +22,9 @@ def whole_number(name: str, value: Any, least: int) -> int:
     return number
 
 
-def token_ids(name: str, values: Any, vocab_size: int | None = None, remedy: str = "") -> list[int]:
+def token_ids(
+    name: str, values: Any, vocab_size: int | None = None, remedy: str = "", *, ordered: bool = True
+) -> list[int]:
     """Returns token ids as a list of Python ints.
 
     Args:
@@ -30,11 +32,13 @@ def token_ids(name: str, values: Any, vocab_size: int | None = None, remedy: str
         values: a list, a tuple, a range or an array of them.
         vocab_size: the number of tokens that there are; `None`: not known here.
         remedy: what to do about an id that does not exist, for the error.
+        ordered: true if the order counts, so that a set is refused.
 
     Raises:
         ValueError: `values` is something else, or an entry is no id of the vocabulary.
     """
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+    unordered = isinstance(values, Set) and ordered
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable) or unordered:
         raise ValueError(f"{name}={values!r} must be a list of token ids")
     ids = []
     for index, value in enumerate(values):
@@ -69,7 +73,7 @@ def stop_strings(value: Any) -> tuple[str, ...]:
     """Returns stop strings as a tuple; one string is one of them.
 
     Raises:
-        ValueError: an entry is no `str`, or is empty.
+        ValueError: an entry is no `str`, is empty, or holds half of a surrogate pair.
     """
     if isinstance(value, str):
         value = (value,)
@@ -78,6 +82,7 @@ def stop_strings(value: Any) -> tuple[str, ...]:
     for index, entry in enumerate(value):
         if not isinstance(entry, str) or not entry:
             raise ValueError(f"stop[{index}]={entry!r} must be a str of at least one character")
+        text(f"stop[{index}]", entry)
     return tuple(value)
 
 

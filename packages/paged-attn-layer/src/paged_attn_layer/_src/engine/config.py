@@ -4,6 +4,8 @@ import dataclasses
 
 from jax.typing import DTypeLike
 
+from paged_attn_layer._src.engine import checks
+
 DEFAULT_SEQUENCE_LENGTH = 1024
 """Most tokens of a request where nothing is said, and the model allows it."""
 
@@ -39,8 +41,8 @@ class EngineConfig:
         least = {"max_seqs": 1, "max_sequence_length": 2, "page_size": 1, "num_pages": 2, "prefill_chunk": 1}
         for name, minimum in least.items():
             size = getattr(self, name)
-            if size is not None and size < minimum:
-                raise ValueError(f"{name}={size} must be at least {minimum}")
+            if size is not None or name not in ("max_sequence_length", "num_pages"):
+                object.__setattr__(self, name, checks.whole_number(name, size, minimum))
 
     @property
     def token_budget(self) -> int:

@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import cast
 
 import jax
@@ -299,6 +299,8 @@ class Engine:
         """
         if isinstance(prompts, str):
             raise ValueError(f"prompts={prompts!r} is one text; it must be a list of prompts, such as [{prompts!r}]")
+        if not isinstance(prompts, Iterable) or isinstance(prompts, Set | Mapping):  # answers come in their order
+            raise ValueError(f"prompts={prompts!r} must be a list of prompts")
         requests = []
         for index, prompt in enumerate(prompts):
             try:
@@ -393,7 +395,7 @@ class Engine:
         return checks.token_ids("the prompt", encoded, self._vocab_size, remedy)
 
     def _stop_tokens(self, stop_token_ids: Collection[int], ignore_end_tokens: bool) -> frozenset[int]:
-        asked = frozenset(checks.token_ids("stop_token_ids", stop_token_ids, self._vocab_size))
+        asked = frozenset(checks.token_ids("stop_token_ids", stop_token_ids, self._vocab_size, ordered=False))
         return asked if checks.flag("ignore_end_tokens", ignore_end_tokens) else asked | self._end_tokens
 
 

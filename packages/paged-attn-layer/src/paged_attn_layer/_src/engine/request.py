@@ -66,7 +66,7 @@ class Request:
         if not self.prompt_ids:
             raise ValueError("the prompt is empty; it must have at least one token")
         self.max_new_tokens = checks.whole_number("max_new_tokens", self.max_new_tokens, 1)
-        self.stop_token_ids = frozenset(checks.token_ids("stop_token_ids", self.stop_token_ids))
+        self.stop_token_ids = frozenset(checks.token_ids("stop_token_ids", self.stop_token_ids, ordered=False))
         checks.text("namespace", self.namespace)
         self.token_ids = list(self.prompt_ids)
 
@@ -121,7 +121,9 @@ class Request:
         """Finish with the text so far; the reason is "error" if the tokenizer cannot give it."""
         if self.text is not None:
             try:
-                self.answer = self.text.settled if reason == "error" else self.text.value
+                if reason != "error" and self.text.finish() and reason == "length":
+                    reason = "stop"
+                self.answer = self.text.settled
             except Exception as error:
                 self.answer, self.error, reason = self.text.settled, error, "error"
         self.finish_reason = reason

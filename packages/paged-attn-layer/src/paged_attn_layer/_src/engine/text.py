@@ -113,6 +113,10 @@ class OutputText:
         """The text of no tokens yet, with the same decoder and stop strings."""
         return OutputText(self._decode, self._stop, self._special)
 
+    def finish(self) -> bool:
+        """Take the text of all tokens, for no more come. Returns True if a stop string ends it."""
+        return self._stopped or self._settle(self._unsettled())
+
     @property
     def settled(self) -> str:
         """The part of the text that later tokens do not change."""

@@ -43,7 +43,7 @@ class CacheConfig:
     their scales."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))  # one spelling, so that equal configs hash alike
+        object.__setattr__(self, "dtype", as_dtype(self.dtype))  # one spelling, so that equal configs hash alike
         _check_sizes({name: getattr(self, name) for name in _SIZES})
         if self.num_pages < MIN_PAGES:
             raise ValueError(
@@ -254,6 +254,18 @@ class CacheConfig:
 def layout_of(shape: KVShape, dtype: DTypeLike) -> KVLayout:
     """How pages store the entries of a shape, in a cache of type `dtype`."""
     return KVLayout.create(shape.head_dim, shape.dtype or dtype, v_head_dim=shape.v_head_dim, latent=shape.latent)
+
+
+def as_dtype(dtype: DTypeLike) -> np.dtype:
+    """The type that this names.
+
+    Raises:
+        ValueError: it names none.
+    """
+    try:
+        return jnp.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"dtype={dtype!r} must be a type that pages can have, such as 'bfloat16'") from None
 
 
 def bytes_per_page(shape: KVShape, page_size: int, dtype: DTypeLike) -> int:

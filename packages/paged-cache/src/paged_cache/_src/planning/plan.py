@@ -8,7 +8,7 @@ import functools
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from paged_cache._src.cache.config import MAX_SIZE, CacheConfig, bytes_per_page, layout_of
+from paged_cache._src.cache.config import MAX_SIZE, CacheConfig, as_dtype, bytes_per_page, layout_of
 from paged_cache._src.cache.fitting import MIN_PAGES
 from paged_cache._src.cache.sharding import kv_heads_per_device
 from paged_cache._src.manager.groups import KVShape, LayerGroup
@@ -176,7 +176,7 @@ def plan(
     """
     sizes = {"memory_bytes": memory_bytes, "page_size": page_size, "tensor_parallel": tensor_parallel, "chunk": chunk}
     sizes = {name: check_integer(name, size, 1) for name, size in sizes.items()}
-    made = Plan(spec=spec, dtype=jnp.dtype(dtype).name, **sizes)
+    made = Plan(spec=spec, dtype=as_dtype(dtype).name, **sizes)
     if made.num_pages < MIN_PAGES:
         raise ValueError(
             f"memory_bytes={memory_bytes:,} must hold the null page and one more, which need "

@@ -109,11 +109,13 @@ class HFConfig:
         return self._defaults[key]
 
     def whole(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """A whole number of at least `least`."""
+        """A whole number of at least `least`, below 2**63."""
         must = f"a whole number of at least {least}"
         value = self._value(key, default, must)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise _wrong(key, value, must)
+        if value >= 2**63:  # JSON may have thousands of digits
+            raise ValueError(f"{key} has {value.bit_length()} bits; it must be {must} and below 2**63")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
