@@ -155,7 +155,7 @@ def test_runs_as_a_module_and_asks_for_no_device(tmp_path):
     assert "bfloat16         16        131,072" in run.stdout
 
 
-@pytest.mark.parametrize("layers", [10_001, 10**9, 10**30])
+@pytest.mark.parametrize("layers", [10_001, 10**9, 10**18])
 def test_more_layers_than_any_model_has_are_refused_at_once(command, layers):
     code, out, err = command(LLAMA_3_8B, "--memory", "16GiB", "--set", f"num_hidden_layers={layers}")
     assert (code, out) == (2, "")

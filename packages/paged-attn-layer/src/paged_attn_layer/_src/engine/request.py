@@ -123,7 +123,7 @@ class Request:
             try:
                 if reason != "error" and self.text.finish() and reason == "length":
                     reason = "stop"
-                self.answer = self.text.settled
+                self.answer = self.text.settled if reason == "error" else self.text.value
             except Exception as error:
                 self.answer, self.error, reason = self.text.settled, error, "error"
         self.finish_reason = reason
