@@ -36,6 +36,15 @@ LLAMA3 = {
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 3.0}
 LOCAL_AND_GLOBAL = {"full_attention": LINEAR, "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 3.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.7],
+    "long_factor": [1.0, 2.0, 3.0, 5.0],
+}
+BEYOND = {"max_position_embeddings": 128, "original_max_position_embeddings": 16, "max_positions": 128}
+"""A model that serves sequences longer than it was first trained for, as `TEXT` is."""
+WINDOWED, FULL = "sliding_attention", "full_attention"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +73,18 @@ CASES = (
             "llama3": {"rope_parameters": LLAMA3},
             "linear": {"rope_parameters": LINEAR},
             "dynamic": {"rope_parameters": DYNAMIC},
+            "dynamic-beyond": {"rope_parameters": DYNAMIC, "max_position_embeddings": 16, "max_positions": len(TEXT)},
             "yarn": {"rope_parameters": YARN},
+            "longrope": {"rope_parameters": LONGROPE, "head_dim": 8},
+            "longrope-beyond": {"rope_parameters": LONGROPE, "head_dim": 8, **BEYOND},
         },
     ),
-    FamilyCase("mistral", {"sliding_window": 6, "head_dim": 8}),
-    FamilyCase("qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
+    FamilyCase("mistral", {"sliding_window": 6, "head_dim": 8}, {"no-window": {"sliding_window": None}}),
+    FamilyCase(
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+        {"tied-yarn": {"rope_parameters": YARN, "use_sliding_window": False, "tie_word_embeddings": True}},
+    ),
     FamilyCase(
         "qwen3",
         {"head_dim": 12, "tie_word_embeddings": True},
@@ -98,6 +114,96 @@ CASES = (
                 "layer_types": None,
                 "sliding_window_pattern": 3,
             },
+        },
+    ),
+    FamilyCase(
+        "cohere",
+        {"use_qk_norm": True},
+        {"untied-biases": {"use_qk_norm": False, "attention_bias": True, "tie_word_embeddings": False}},
+    ),
+    FamilyCase(
+        "cohere2",
+        {"layer_types": [WINDOWED, FULL, WINDOWED], "sliding_window": 6},
+        {"untied-biases": {"attention_bias": True, "tie_word_embeddings": False, "sliding_window": 9}},
+    ),
+    FamilyCase("glm", {"head_dim": 12}),
+    FamilyCase("glm4", {"head_dim": 12}, {"tied-no-biases": {"attention_bias": False, "tie_word_embeddings": True}}),
+    FamilyCase(
+        "gpt2",
+        {"n_inner": 56},
+        {
+            "untied": {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": None},
+            "scales": {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False},
+        },
+    ),
+    FamilyCase(
+        "granite",
+        {"embedding_multiplier": 3.0, "attention_multiplier": 0.5, "residual_multiplier": 0.7, "logits_scaling": 2.0},
+        {"tied-biases": {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}},
+    ),
+    FamilyCase(
+        "granitemoehybrid",
+        {
+            "layer_types": [FULL] * 3,
+            "num_local_experts": 0,
+            "mamba_n_heads": 6,
+            "shared_intermediate_size": 40,
+            "position_embedding_type": "rope",
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.5,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 2.0,
+        },
+        {"no-rope": {"position_embedding_type": None, "attention_bias": True, "tie_word_embeddings": True}},
+    ),
+    FamilyCase(
+        "ministral",
+        {"layer_types": [WINDOWED, FULL, WINDOWED], "sliding_window": 6, "head_dim": 10},
+    ),
+    FamilyCase(
+        "ministral3",
+        {"head_dim": 10, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}},
+        {"tied-window": {"tie_word_embeddings": True, "sliding_window": 6}},
+    ),
+    FamilyCase("olmo2", {}, {"tied-biases": {"tie_word_embeddings": True, "attention_bias": True}}),
+    FamilyCase(
+        "olmo3",
+        {
+            "layer_types": [WINDOWED, FULL, WINDOWED],
+            "sliding_window": 6,
+            "rope_parameters": {FULL: YARN, WINDOWED: {"rope_type": "default", "rope_theta": 500.0}},
+        },
+        {"old-rope": {"rope_parameters": None, "rope_theta": 1000.0, "rope_scaling": YARN}},
+    ),
+    FamilyCase(
+        "phi3",
+        {"sliding_window": 6},
+        {
+            "tied-partial": {
+                "rope_parameters": {
+                    **LONGROPE,
+                    "short_factor": [1.0, 1.1, 1.3],
+                    "long_factor": [1.0, 2.0, 4.0],
+                    "partial_rotary_factor": 0.75,
+                },
+                "original_max_position_embeddings": 48,
+                "tie_word_embeddings": True,
+                "sliding_window": None,
+            },
+            "beyond": {"rope_parameters": LONGROPE, **BEYOND},
+        },
+    ),
+    FamilyCase(
+        "smollm3",
+        {"no_rope_layers": [1, 0, 1]},
+        {
+            "untied-biases-window": {
+                "tie_word_embeddings": False,
+                "attention_bias": True,
+                "mlp_bias": True,
+                "use_sliding_window": True,
+                "sliding_window": 6,
+            }
         },
     ),
 )

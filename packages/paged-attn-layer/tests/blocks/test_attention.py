@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from numpy.testing import assert_allclose
 
 from paged_attn_layer import AttentionConfig, PagedAttention, RopeConfig
+from paged_attn_layer._src.blocks.norm import NormConfig
 from paged_cache import PagedAttentionCacheView
 from paged_kernels import KVPages, RaggedBatch
 
@@ -141,6 +142,21 @@ def test_its_weights_have_the_names_and_shapes_that_checkpoints_convert_to():
     }
 
 
+@pytest.mark.parametrize(
+    ("over", "q_shape", "k_shape"),
+    [("head", (16,), (16,)), ("each_head", (4, 16), (2, 16)), ("projection", (64,), (32,))],
+)
+def test_queries_and_keys_are_normalised_by_head_or_together(over, q_shape, k_shape):
+    layer = make(qk_norm=NormConfig(eps=1.0), qk_norm_over=over, rope=None)
+    assert (layer.q_norm.scale[...].shape, layer.k_norm.scale[...].shape) == (q_shape, k_shape)
+    layer.q_norm.scale[...] = scale = jax.random.normal(jax.random.key(0), q_shape)
+    hidden = jnp.asarray(hidden_of(TOKENS))
+    rows = np.asarray(layer.q_proj(hidden), np.float64).reshape(TOKENS, *((-1,) if over == "projection" else (4, 16)))
+    expected = rows / np.sqrt((rows**2).mean(-1, keepdims=True) + 1.0) * np.asarray(scale)
+    actual = layer._queries(hidden, jnp.zeros(TOKENS, jnp.int32))
+    assert_allclose(actual.reshape(rows.shape), expected, atol=1e-5)
+
+
 def test_a_layer_built_again_shares_the_compiled_step():
     assert nnx.split(make())[0] == nnx.split(make())[0]
     assert hash(nnx.split(make())[0]) == hash(nnx.split(make())[0])
@@ -151,6 +167,7 @@ def test_a_layer_built_again_shares_the_compiled_step():
     [
         ({"num_kv_heads": 3}, "num_heads=4 must be a multiple of num_kv_heads=3"),
         ({"head_dim": 0}, "head_dim=0 must be at least 1"),
+        ({"qk_norm_over": "all"}, "qk_norm_over='all' must be 'head', 'each_head' or 'projection'"),
         ({"alibi_slopes": (0.5, 0.25)}, "alibi_slopes has 2 entries; it must have num_heads=4"),
     ],
 )

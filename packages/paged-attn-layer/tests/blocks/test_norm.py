@@ -23,6 +23,12 @@ def test_it_is_the_equation(kind, offset):
     np.testing.assert_allclose(norm(jnp.asarray(X)), normed(X, config, weights + offset, weights**2), atol=1e-5)
 
 
+def test_rows_of_the_last_axis_may_have_weights_of_their_own():
+    norm, weights = Norm((2, 8), NormConfig(use_bias=True)), np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    norm.scale[...], norm.bias[...] = jnp.asarray(weights), jnp.asarray(weights**2)
+    np.testing.assert_allclose(norm(jnp.asarray(X)), normed(X, norm.config, weights, weights**2), atol=1e-5)
+
+
 @pytest.mark.parametrize("config", [NormConfig(), NormConfig(offset=1.0), NormConfig(use_scale=False)])
 def test_a_new_norm_changes_no_scale(config):
     np.testing.assert_allclose(Norm(8, config)(jnp.asarray(X)), normed(X, config), atol=1e-5)

@@ -1,48 +1,14 @@
 """What must hold for the declarations of every family."""
 
-import numpy as np
 import pytest
-from flax import nnx
+from family_weights import Checkpoint, assert_equal, load, random_model_weights
 from tiny_checkpoints import CONFIG, config_of
 
-from paged_attn_layer._src.convert.weights import export_weights, match_weights
+from paged_attn_layer._src.convert.weights import export_weights
 from paged_attn_layer._src.models.registry import FAMILIES
 from paged_cache import HFConfig
 
-SETTINGS = [{}, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}]
-
-
-class Checkpoint:
-    """Arrays by name, as a source of weights."""
-
-    where, problems, config = "memory", (), CONFIG
-
-    def __init__(self, arrays):
-        self.arrays = arrays
-        self.shapes = {name: array.shape for name, array in arrays.items()}
-
-    def weight(self, name):
-        return self.arrays[name]
-
-
-def random_model_weights(family, config):
-    model = nnx.eval_shape(lambda: family.build(config, param_dtype=np.float32, rngs=nnx.Rngs(0)))
-    rng = np.random.default_rng(0)
-    return {".".join(map(str, keys)): rng.normal(size=w.shape) for keys, w in nnx.to_flat_state(nnx.state(model))}
-
-
-def load(checkpoint, shapes, rules):
-    made = {}
-    for match in match_weights(checkpoint, shapes, rules):
-        arrays = match.forward([checkpoint.weight(name) for name, _ in match.sources])
-        made |= zip(match.targets, arrays, strict=True)
-    return made
-
-
-def assert_equal(made, given):
-    assert made.keys() == given.keys()
-    for name, array in given.items():
-        np.testing.assert_array_equal(made[name], array)
+SETTINGS = [{}, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "use_qk_norm": True}]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_types[0])

@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
+from paged_attn_layer import read_config
 from paged_attn_layer._src.convert.lazy import LazyArray
 from paged_attn_layer._src.convert.safetensors_file import write_file
 
@@ -22,7 +23,9 @@ CONFIG = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 1000.0,
 }
-FAMILY_KEYS = {}
+FAMILY_KEYS = {
+    "granitemoehybrid": {"num_local_experts": 0, "layer_types": ["full_attention"] * 2},
+}
 """Keys by model type that a family's config must have beside `CONFIG`."""
 GGUF_NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -41,6 +44,11 @@ def config_of(family, **settings):
     """The keys of a tiny model of a family."""
     model_type = family.model_types[0]
     return {**CONFIG, "architectures": list(family.architectures), **FAMILY_KEYS.get(model_type, {}), **settings}
+
+
+def read_tiny(model_type, **settings):
+    """The config that our family of a model type makes of `CONFIG` with these settings."""
+    return read_config({**CONFIG, "architectures": None, "model_type": model_type, **settings})
 
 
 def random_weights(*, tied=False, qkv_bias=False):

@@ -63,8 +63,9 @@ class AttentionConfig:
     """True if the projection back to the hidden size adds a bias."""
     qk_norm: NormConfig | None = None
     """How queries and keys are normalised before rotary embedding; `None` leaves them as they are."""
-    qk_norm_over: Literal["head", "projection"] = "head"
-    """`head` if each head is normalised by itself, `projection` if all heads are together."""
+    qk_norm_over: Literal["head", "each_head", "projection"] = "head"
+    """`head` if each head is normalised by itself, `each_head` if each also has weights of its own, `projection` if all
+    heads are normalised together."""
     v_norm: NormConfig | None = None
     """How each head of the values is normalised; `None` leaves them as they are."""
     values_are_keys: bool = False
@@ -93,8 +94,8 @@ class AttentionConfig:
             raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
         if self.rope is not None:
             self.rope.check_head(self.head_dim)
-        if self.qk_norm_over not in ("head", "projection"):
-            raise ValueError(f"qk_norm_over={self.qk_norm_over!r} must be 'head' or 'projection'")
+        if self.qk_norm_over not in ("head", "each_head", "projection"):
+            raise ValueError(f"qk_norm_over={self.qk_norm_over!r} must be 'head', 'each_head' or 'projection'")
         slopes = self.alibi_slopes
         if slopes is not None and len(slopes) != self.num_heads:
             raise ValueError(f"alibi_slopes has {len(slopes)} entries; it must have num_heads={self.num_heads}")
@@ -151,21 +152,22 @@ class PagedAttention(nnx.Module):
             if not config.values_are_keys:
                 self.v_proj = linear(config.hidden_size, kv_size, use_bias=config.qkv_bias)
         self.o_proj = linear(q_size, config.hidden_size, use_bias=config.out_bias)
-        self._add_norms(q_size, kv_size, param_dtype)
+        self._add_norms(param_dtype)
         if config.sinks:
             self.sinks = nnx.Param(jnp.zeros(config.num_heads, param_dtype))
 
-    def _add_norms(self, q_size: int, kv_size: int, param_dtype: DTypeLike) -> None:
+    def _add_norms(self, param_dtype: DTypeLike) -> None:
         config = self.config
-        if config.qk_norm_over == "head":
-            q_size = kv_size = config.head_dim
 
-        def norm(size: int, norm_config: NormConfig | None, present: bool = True) -> Norm | None:
-            return Norm(size, norm_config, param_dtype=param_dtype) if norm_config and present else None
+        def norm(heads: int, norm_config: NormConfig | None, over: str = "head") -> Norm | None:
+            size = config.head_dim
+            sizes = {"head": size, "each_head": (heads, size), "projection": heads * size}
+            return Norm(sizes[over], norm_config, param_dtype=param_dtype) if norm_config and heads else None
 
-        self.q_norm = norm(q_size, config.qk_norm)
-        self.k_norm = norm(kv_size, config.qk_norm, config.stores_kv)
-        self.v_norm = norm(config.head_dim, config.v_norm, config.stores_kv)
+        kv_heads = config.num_kv_heads if config.stores_kv else 0
+        self.q_norm = norm(config.num_heads, config.qk_norm, config.qk_norm_over)
+        self.k_norm = norm(kv_heads, config.qk_norm, config.qk_norm_over)
+        self.v_norm = norm(kv_heads, config.v_norm)
 
     def __call__(
         self,
@@ -239,7 +241,8 @@ class PagedAttention(nnx.Module):
     def _normed_heads(self, x: Array, norm: Norm | None) -> Array:
         if norm is None:
             return self._split_heads(x)
-        return norm(self._split_heads(x)) if self.config.qk_norm_over == "head" else self._split_heads(norm(x))
+        together = self.config.qk_norm_over == "projection"
+        return self._split_heads(norm(x)) if together else norm(self._split_heads(x))
 
     def _split_heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], -1, self.config.head_dim)

@@ -45,11 +45,13 @@ class NormConfig:
 class Norm(nnx.Module):
     """The last axis of an array normalised as `NormConfig` writes it; `scale` and `bias` are its weights."""
 
-    def __init__(self, size: int, config: NormConfig, *, param_dtype: DTypeLike = jnp.float32) -> None:
+    def __init__(
+        self, size: int | tuple[int, ...], config: NormConfig, *, param_dtype: DTypeLike = jnp.float32
+    ) -> None:
         """A norm with a factor of 1 and a bias of 0.
 
         Args:
-            size: of the axis.
+            size: of the axis; or of the last axes, where each row of the last one has weights of its own.
             config: what is computed.
             param_dtype: type of the weights.
         """
@@ -74,4 +76,4 @@ class Norm(nnx.Module):
 
 def _as_row(weight: nnx.Param, ndim: int) -> Array:
     """The weight in float32, with as many axes as the rows."""
-    return weight[...].astype(jnp.float32).reshape((1,) * (ndim - 1) + (-1,))
+    return weight[...].astype(jnp.float32).reshape((1,) * (ndim - weight.ndim) + weight.shape)

@@ -11,6 +11,7 @@ from paged_cache import HFConfig
 
 SHARDINGS = (
     ("embed.embedding", ("vocab", None)),
+    ("position_embed.embedding", ("positions", None)),
     ("lm_head", ("vocab", None)),
     ("layers.{layer}.attention.{q|k|v}_proj.kernel", (None, "kv_heads")),
     ("layers.{layer}.attention.{q|k|v}_proj.bias", ("kv_heads",)),

@@ -6,9 +6,9 @@ from typing import Any
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
 from paged_attn_layer._src.convert.operations import RotaryPairsToHalves
 from paged_attn_layer._src.convert.weights import WeightRule, rename
-from paged_attn_layer._src.models.decoder_config import DecoderConfig, LayerConfig
+from paged_attn_layer._src.models.decoder_config import DecoderConfig
 from paged_attn_layer._src.models.decoder_family import decoder_family
-from paged_attn_layer._src.models.read_decoder import read_attentions, read_decoder, read_mlp, read_norm
+from paged_attn_layer._src.models.read_decoder import read_attentions, read_pre_norm_decoder
 from paged_attn_layer._src.models.weight_rules import ATTENTION, EMBEDDING, FINAL_NORM, MLP, head, layer_norm
 from paged_cache import HFConfig
 
@@ -23,10 +23,8 @@ def read_llama_like(
     config: HFConfig, *, qkv_bias: bool = False, out_bias: bool = False, mlp_bias: bool = False
 ) -> DecoderConfig:
     """The config of a model in Llama's form: pre-norm layers of rotary attention and a gated MLP."""
-    norm, mlp = read_norm(config), read_mlp(config, use_bias=mlp_bias)
     attentions = read_attentions(config, qkv_bias=qkv_bias, out_bias=out_bias)
-    layers = [LayerConfig(attention=attention, mlp=mlp, pre_norm=norm) for attention in attentions]
-    return read_decoder(config, layers, norm)
+    return read_pre_norm_decoder(config, attentions, mlp_bias=mlp_bias)
 
 
 def weights(config: DecoderConfig) -> tuple[WeightRule, ...]:

@@ -86,6 +86,14 @@ def read_attentions(
     return [attention(layer, groups[shared.get(layer, layer)]) for layer in range(spec.num_layers)]
 
 
+def read_pre_norm_decoder(
+    config: HFConfig, attentions: Iterable[AttentionConfig], *, mlp_bias: bool = False
+) -> DecoderConfig:
+    """The decoder of Llama's form: RMS norms before each of these attentions and before gated MLPs."""
+    norm, mlp = read_norm(config), read_mlp(config, use_bias=mlp_bias)
+    return read_decoder(config, [LayerConfig(attention=each, mlp=mlp, pre_norm=norm) for each in attentions], norm)
+
+
 def read_decoder(config: HFConfig, layers: Iterable[LayerConfig], final_norm: NormConfig) -> DecoderConfig:
     """The decoder of these layers, with what is around them.
 

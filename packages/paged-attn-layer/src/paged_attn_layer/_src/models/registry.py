@@ -4,7 +4,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
-from paged_attn_layer._src.models import gemma2, gemma3, llama, mistral, qwen2, qwen3
+from paged_attn_layer._src.models import (
+    cohere,
+    cohere2,
+    gemma2,
+    gemma3,
+    glm,
+    glm4,
+    gpt2,
+    granite,
+    granitemoehybrid,
+    llama,
+    ministral3,
+    mistral,
+    olmo2,
+    olmo3,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
 from paged_attn_layer._src.models.family import Family
 from paged_cache import HFConfig
 
@@ -15,6 +34,18 @@ FAMILIES = (
     qwen3.FAMILY,
     gemma2.FAMILY,
     gemma3.FAMILY,
+    cohere.FAMILY,
+    cohere2.FAMILY,
+    glm.FAMILY,
+    glm4.FAMILY,
+    gpt2.FAMILY,
+    granite.FAMILY,
+    granitemoehybrid.FAMILY,
+    ministral3.FAMILY,
+    olmo2.FAMILY,
+    olmo3.FAMILY,
+    phi3.FAMILY,
+    smollm3.FAMILY,
 )
 
 

@@ -88,7 +88,12 @@ ASSUMED: Mapping[str, Mapping[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "granite": {"num_key_value_heads": None},
-    "granitemoehybrid": {"num_key_value_heads": None, "num_local_experts": 8, "shared_intermediate_size": 1024},
+    "granitemoehybrid": {
+        "num_key_value_heads": None,
+        "num_local_experts": 8,
+        "shared_intermediate_size": 1024,
+        "mamba_d_state": 256,
+    },
     "llama": {"num_key_value_heads": None},
     "llama4_text": {"no_rope_layer_interval": 4},
     "ministral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
@@ -109,7 +114,7 @@ ASSUMED: Mapping[str, Mapping[str, Any]] = {
             "llama_4_scaling_beta": 0.1,
         },
     },
-    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
     "olmo2": {"num_key_value_heads": None, "rms_norm_eps": 1e-5},
     "olmo3": {
         "num_key_value_heads": None,
@@ -123,7 +128,12 @@ ASSUMED: Mapping[str, Mapping[str, Any]] = {
         "original_max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
     },
-    "qwen2": {"num_key_value_heads": 32, "use_sliding_window": False, "max_window_layers": 28},
+    "qwen2": {
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        "use_sliding_window": False,
+        "max_window_layers": 28,
+    },
     "qwen3": {
         "num_key_value_heads": 32,
         "head_dim": 128,
