@@ -111,6 +111,20 @@ def test_what_the_new_config_says(tmp_path):
     assert "quantization_config" not in config
 
 
+def test_the_language_model_of_a_larger_one(tmp_path):
+    """Its weights are written, so its settings are."""
+    text = {key: value for key, value in CONFIG.items() if key != "architectures"}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "text_config": text,
+        "vision_config": {},
+        "tie_word_embeddings": True,
+    }
+    convert_checkpoint(random_weights(tied=True), tmp_path / "new", config=config)
+    written = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert written == {**CONFIG, "model_type": "llama", "tie_word_embeddings": True}
+
+
 def test_files_of_the_tokenizer_come_along(tmp_path):
     (tmp_path / "old").mkdir()
     write_directory(tmp_path / "old", random_weights())

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from paged_attn_layer._src.convert.extras import needs_extra
-from paged_attn_layer._src.convert.hf_weights import set_setting
+from paged_attn_layer._src.convert.hf_weights import text_settings
 from paged_attn_layer._src.convert.lazy import LazyArray
 from paged_attn_layer._src.convert.load import (
     ModelSource,
@@ -222,13 +222,19 @@ def _write_config(
             "the GGUF file lists divisors of the rotary frequencies (rope_freqs.weight), for which transformers' "
             'config.json has no key; use to="orbax"'
         )
-    named = {"architectures": [family.architectures[0]], "model_type": family.model_types[0]}
-    given = {key: value for key, value in config.items() if value is not None and (key, value) != ("eos_token_id", [])}
-    written = {**named, **given}
+    written = {"architectures": [family.architectures[0]], "model_type": family.model_types[0], **_plain_config(config)}
     if dtype is not None:
-        written = set_setting({**written, "dtype": jnp.dtype(dtype).name}, "dtype", jnp.dtype(dtype).name)
+        written["dtype"] = jnp.dtype(dtype).name
         written.pop("torch_dtype", None)
     (directory / CONFIG_FILE).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+def _plain_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keys that have a value. Of a model with pictures, those of the language model: its weights alone are here."""
+    if text := text_settings(config):
+        tied = HFConfig.of(config).flag("tie_word_embeddings", False)
+        config = {"eos_token_id": config.get("eos_token_id"), **text, "tie_word_embeddings": tied}
+    return {key: value for key, value in config.items() if value is not None and (key, value) != ("eos_token_id", [])}
 
 
 def _num_bytes(weight: LazyArray, dtype: DTypeLike | None) -> int:
