@@ -31,7 +31,11 @@ def axis_sizes(config: DecoderConfig, path: str) -> dict[str, int]:
     """How many parts each axis of `SHARDINGS` may be cut into, for the weight at `path`."""
     first, *rest = path.split(".")
     if first != "layers":
-        return {"vocab": config.vocab_size, "per_layer_vocab": config.per_layer_vocab_size or config.vocab_size}
+        return {
+            "vocab": config.vocab_size,
+            "positions": config.max_position_embeddings,
+            "per_layer_vocab": config.per_layer_vocab_size or config.vocab_size,
+        }
     layer = config.layers[int(rest[0])]
     inputs = layer.per_layer_input
     return {
