@@ -12,6 +12,7 @@ import transformers
 from paged_attn_layer import load_model, load_tokenizer
 
 jax.config.update("jax_num_cpu_devices", 8)  # must run before jax makes its devices
+torch.set_num_threads(1)  # the session runs a process on each core
 transformers.utils.logging.disable_progress_bar()
 
 

@@ -7,7 +7,8 @@ from mutants import Mutant, assert_seen
 
 from paged_attn_layer._src.attention import attend
 from paged_attn_layer._src.blocks import rope
-from paged_attn_layer._src.blocks.attention import AttentionConfig, PagedAttention
+from paged_attn_layer._src.blocks.attention import AttentionConfig, PagedAttention, QueryGrowth
+from paged_attn_layer._src.blocks.norm import Norm
 from paged_attn_layer._src.engine import compiled_step, scheduler
 from paged_attn_layer._src.engine.engine import Engine
 from paged_attn_layer._src.engine.request import Request
@@ -16,6 +17,7 @@ from paged_attn_layer._src.models.decoder import Decoder, DecoderLayer
 
 pytestmark = pytest.mark.once
 
+EVERY_KIND = "models/test_decoder.py::test_every_kind_of_layer_is_its_equation"
 BLOCK = "blocks/test_attention.py"
 PROMPT = f"{BLOCK}::test_a_whole_prompt_is_the_dense_layer"
 TOKEN_BY_TOKEN = f"{BLOCK}::test_token_by_token_after_a_prefill_is_the_whole_prompt"
@@ -57,6 +59,27 @@ ATTENTION = {
         "np.arange(0, dim, 2) / (whole - 2)",
         ROPE,
     ),
+    "values_not_normalised": Mutant(
+        PagedAttention._keys_and_values,
+        "v if self.v_norm is None else self.v_norm(v)",
+        "v",
+        f"{EVERY_KIND}[shared-keys]",
+    ),
+    "queries_grow_one_position_early": Mutant(
+        QueryGrowth.factor, "positions // self.tokens", "(positions + 1) // self.tokens", f"{EVERY_KIND}[sinks-growth]"
+    ),
+    "halves_paired_where_neighbours_are": Mutant(
+        rope._pairs, "if config.interleaved:", "if False:", f"{EVERY_KIND}[parallel-layer-norm]"
+    ),
+    "yarn_ramp_rounded_inwards": Mutant(
+        rope._yarn,
+        "math.floor(first), math.ceil(last)",
+        "math.ceil(first), math.floor(last)",
+        "models/test_read_rope.py::test_frequencies_are_transformers[yarn]",
+    ),
+    "mean_kept_by_a_layer_norm": Mutant(
+        Norm.__call__, 'config.kind == "layer"', "False", "blocks/test_norm.py::test_it_is_the_equation[0.0-layer]"
+    ),
     "llama3_slows_the_fast_pairs": Mutant(
         rope._llama3, "(1 - keep) * w / config.factor + keep * w", "keep * w / config.factor + (1 - keep) * w", ROPE
     ),
@@ -73,6 +96,27 @@ MODEL = {
     ),
     "residual_dropped": Mutant(
         DecoderLayer._add, "hidden + self.config.residual_multiplier * change", "change", f"{EQUATION}[llama]"
+    ),
+    "sandwich_without_its_second_norm": Mutant(
+        DecoderLayer.__call__,
+        "_normed(attended, self.attention_post_norm)",
+        "attended",
+        f"{EVERY_KIND}[sandwich-offset]",
+    ),
+    "mlp_after_attention_in_a_parallel_layer": Mutant(
+        DecoderLayer.__call__, "if not self.config.parallel:", "if True:", f"{EVERY_KIND}[parallel-layer-norm]"
+    ),
+    "inputs_of_the_first_layer_for_all": Mutant(
+        Decoder._inputs_of_layers, "inputs[..., layer, :]", "inputs[..., 0, :]", f"{EVERY_KIND}[per-layer-inputs]"
+    ),
+    "embedding_not_scaled": Mutant(
+        Decoder._embedded, " * self.config.embed_scale", "", f"{EVERY_KIND}[sandwich-offset]"
+    ),
+    "logits_not_scaled": Mutant(
+        Decoder._logits, "logits * config.logit_scale", "logits", f"{EVERY_KIND}[parallel-layer-norm]"
+    ),
+    "logits_not_capped": Mutant(
+        Decoder._logits, "logits if cap is None else", "logits if True else", f"{EVERY_KIND}[sandwich-offset]"
     ),
     "logits_of_the_row_before": Mutant(
         Decoder.__call__,

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from numpy.testing import assert_allclose
 
 from paged_attn_layer import AttentionConfig, PagedAttention, RopeConfig
+from paged_attn_layer._src.blocks.attention import QueryGrowth
 from paged_attn_layer._src.blocks.norm import NormConfig
 from paged_cache import PagedAttentionCacheView
 from paged_kernels import KVPages, RaggedBatch
@@ -162,12 +163,30 @@ def test_a_layer_built_again_shares_the_compiled_step():
     assert hash(nnx.split(make())[0]) == hash(nnx.split(make())[0])
 
 
+def test_a_factor_that_grows_starts_at_a_token():
+    growth = QueryGrowth(beta=0.5, tokens=4)
+    assert_allclose(growth.factor(jnp.array([0, 3, 4, 8])), [1, 1, 1 + 0.5 * np.log(2), 1 + 0.5 * np.log(3)], rtol=1e-6)
+    with pytest.raises(ValueError, match="tokens=0 must be at least 1"):
+        QueryGrowth(beta=0.5, tokens=0)
+
+
+def test_a_layer_that_reads_the_keys_of_another_writes_none():
+    layer, hidden = make(stores_kv=False), hidden_of(TOKENS)
+    _, view = prefill(make(), hidden)
+    assert {path[0] for path, _ in nnx.to_flat_state(nnx.state(layer))} == {"q_proj", "o_proj"}
+    batch = RaggedBatch.from_lists(PAGES, [TOKENS], [TOKENS])
+    out, after = run(layer, hidden, jnp.arange(TOKENS, dtype=jnp.int32), view, batch)
+    np.testing.assert_array_equal(after.pages.data, view.pages.data)
+    assert np.abs(out).max() > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"num_kv_heads": 3}, "num_heads=4 must be a multiple of num_kv_heads=3"),
         ({"head_dim": 0}, "head_dim=0 must be at least 1"),
         ({"qk_norm_over": "all"}, "qk_norm_over='all' must be 'head', 'each_head' or 'projection'"),
+        ({"rope": RopeConfig(rotary_dim=32)}, "rotary_dim=32 must be at most head_dim=16"),
         ({"alibi_slopes": (0.5, 0.25)}, "alibi_slopes has 2 entries; it must have num_heads=4"),
     ],
 )

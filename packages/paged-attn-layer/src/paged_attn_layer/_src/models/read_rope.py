@@ -45,7 +45,9 @@ def read_rope(
         NotImplementedError: a key asks for something that is not supported; names it.
     """
     if config.flag("rope_interleaved", False):
-        raise NotImplementedError("rope_interleaved=True is not supported; leave it out, the family decides")
+        raise NotImplementedError(
+            "rope_interleaved=True is not supported; leave it out: the family decides what is a pair"
+        )
     rope = _parameters(config, layer_type)
     if rope is None:
         return None
