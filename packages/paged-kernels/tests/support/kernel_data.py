@@ -32,6 +32,7 @@ from kernel_workloads import (  # noqa: F401 -- tests take all that they need fr
 
 from paged_kernels import (
     AttentionSpec,
+    Backend,
     HeadParams,
     KVLayout,
     KVPages,
@@ -298,7 +299,9 @@ def attend_densely(case: Case, spec: AttentionSpec) -> tuple[np.ndarray, np.ndar
     return out, lse
 
 
-def assert_equals_oracle(case: Case, spec: AttentionSpec, *, backend: str, block_sizes: BlockSizes | None = None):
+def assert_equals_oracle(
+    case: Case, spec: AttentionSpec, *, backend: str | Backend, block_sizes: BlockSizes | None = None
+):
     """The output agrees with the oracle to the tolerance of q's type, and the log-sum-exp to that of float32."""
     cut = get_backend(backend)
     if block_sizes is not None:
@@ -307,4 +310,4 @@ def assert_equals_oracle(case: Case, spec: AttentionSpec, *, backend: str, block
     expected, expected_lse = attend_densely(case, spec)
     assert (out.dtype, lse.dtype) == (case.q.dtype, case.q.dtype if case.q.dtype == "float64" else "float32")
     assert_rows_close(out, expected, case.q.dtype)
-    assert_lse_close(lse, expected_lse, case.q.dtype if backend.startswith("tpu") else lse.dtype)
+    assert_lse_close(lse, expected_lse, case.q.dtype if cut.name.startswith("tpu") else lse.dtype)

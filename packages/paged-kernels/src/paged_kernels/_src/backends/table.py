@@ -11,7 +11,7 @@ from paged_kernels._src.backends.base import Backend, FittedBackend
 from paged_kernels._src.call import Call
 
 BACKENDS: dict[str, tuple[str, ...]] = {
-    "cpu": ("xla",),
+    "cpu": ("cpu", "xla"),
     "gpu": ("xla",),
     "tpu": ("tpu", "xla"),
 }
