@@ -29,11 +29,13 @@ struct Part {
   int64_t lane;  // its first lane in the entry
 };
 
+// Divisions here multiply by the reciprocal, as XLA's do, so that all backends write the same bits.
+
 // Returns max |x| / largest, or 1 if all of it is zero. A NaN in `x` makes it NaN.
 float scale_of(const std::vector<float>& x, float largest) {
   uint32_t most = 0;  // magnitudes are ordered like their bits, and those of a NaN are the largest
   for (float value : x) most = std::max(most, bits_as<uint32_t>(value) & 0x7fffffffu);
-  const float scale = bits_as<float>(most) / largest;
+  const float scale = bits_as<float>(most) * (1 / largest);
   return scale < 1.17549435e-38f ? 1 : scale;
 }
 
@@ -75,7 +77,8 @@ class EntryWriter {
   void quantise(float& scale) {
     const float largest = largest_of(pages_.type);
     scale = scale_of(x_, largest);
-    for (float& value : x_) value = std::clamp(value / scale, -largest, largest);
+    const float inverse = 1 / scale;
+    for (float& value : x_) value = std::clamp(value * inverse, -largest, largest);
     if (pages_.type != KvType::int8 && pages_.type != KvType::int4) return;
     for (float& value : x_) value = std::isnan(value) ? 0 : std::nearbyint(value);
   }

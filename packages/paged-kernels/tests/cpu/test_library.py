@@ -27,7 +27,10 @@ def test_without_the_library_xla_serves_and_says_why(not_installed):
     case = make_case(WORKLOADS["decode"])
     report = explain_backends(case.q, case.pages, case.batch, SPECS["plain"])
     assert report.runs == "xla"
-    assert report.why_not["cpu"] == "paged-kernels-cpu is not installed: pip install paged-kernels-cpu; until then xla serves"
+    assert (
+        report.why_not["cpu"]
+        == "paged-kernels-cpu is not installed: pip install paged-kernels-cpu; until then xla serves"
+    )
     paged_attention(case.q, case.pages, case.batch, SPECS["plain"])
     with pytest.raises(NotImplementedError, match="paged-kernels-cpu is not installed: pip install"):
         paged_attention(case.q, case.pages, case.batch, SPECS["plain"], backend="cpu")

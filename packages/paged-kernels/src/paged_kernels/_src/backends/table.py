@@ -15,7 +15,9 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "gpu": ("xla",),
     "tpu": ("tpu", "xla"),
 }
-"""The backends that `backend=None` tries on each platform, best first. Other platforms use those of `cpu`."""
+"""The backends that `backend=None` tries on each platform, best first."""
+ELSEWHERE = ("xla",)
+"""The backends of other platforms."""
 BY_NAME_ONLY = ("reference", "tpu_interpret")
 """The backends that run only if they are named. They are correct, but slow."""
 
@@ -45,7 +47,7 @@ def get_backend(backend: str | Backend) -> Backend:
 
 def preferred_names(platform: str) -> tuple[str, ...]:
     """Returns the backends that `backend=None` tries on this platform, best first."""
-    return BACKENDS.get(platform, BACKENDS["cpu"])
+    return BACKENDS.get(platform, ELSEWHERE)
 
 
 def candidates(backend: str | Backend | None, platform: str) -> Iterator[Backend]:
