@@ -206,4 +206,15 @@ CASES = (
             }
         },
     ),
+    FamilyCase(
+        "gemma4_text",
+        {"head_dim": 8, "global_head_dim": 12, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "sliding_window": 6}
+        | {"layer_types": ["sliding_attention", "full_attention"] * 2, "use_double_wide_mlp": True}
+        | {"hidden_size_per_layer_input": 5, "vocab_size_per_layer_input": 101, "final_logit_softcapping": 9.0},
+        {
+            "values-are-keys": {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "num_kv_shared_layers": 0}
+            | {"hidden_size_per_layer_input": 0, "tie_word_embeddings": False, "attention_bias": True},
+        },
+        no_effect=("layers.3.layer_scalar",),  # the final norm undoes it
+    ),
 )
