@@ -217,4 +217,27 @@ CASES = (
         },
         no_effect=("layers.3.layer_scalar",),  # the final norm undoes it
     ),
+    FamilyCase(
+        "qwen3_moe",
+        {"head_dim": 10, "num_local_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+        | {"mlp_only_layers": [1], "norm_topk_prob": True},
+        {
+            "sparse-window": {"decoder_sparse_step": 2, "mlp_only_layers": [], "norm_topk_prob": False}
+            | {"use_sliding_window": True, "sliding_window": 6, "attention_bias": True, "tie_word_embeddings": True},
+        },
+    ),
+    FamilyCase(
+        "mixtral",
+        {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 6},
+        {"llama3": {"sliding_window": None, "head_dim": 10, "rope_parameters": LLAMA3, "tie_word_embeddings": True}},
+    ),
+    FamilyCase(
+        "gpt_oss",
+        {"num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 10, "sliding_window": 6, "swiglu_limit": 1.5}
+        | {"initializer_range": 2.0},  # of the sinks, so that they matter beside peaked attention
+        {
+            "yarn": {"rope_parameters": YARN, "attention_bias": False, "swiglu_alpha": 0.9, "head_dim": 16},
+            "llama3-full": {"rope_parameters": LLAMA3, "layer_types": ["full_attention"] * 3},
+        },
+    ),
 )

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from paged_attn_layer._src.convert.operations import (
     Add,
     Concat,
+    Deinterleave,
+    Interleave,
     Permute,
     Reshape,
     RotaryHalvesToPairs,
@@ -46,6 +48,8 @@ def operation_and_shapes(draw):
                 (Concat(axis, parts), [(*s[:axis], n, *s[axis + 1 :]) for s in several for n in parts]),
                 (Stack(count, axis), several * count),
                 (Unstack(count, axis), [(*s[:axis], count, *s[axis:]) for s in several]),
+                (Deinterleave(count), [(*s[:-1], count * s[-1]) for s in several]),
+                (Interleave(count), several * count),
                 (Add(float(count)), several),
                 (RotaryPairsToHalves(heads), [(heads * 2 * s[0], *s[1:]) for s in several]),
                 (RotaryHalvesToPairs(heads), [(heads * 2 * s[0], *s[1:]) for s in several]),
@@ -93,6 +97,9 @@ def test_what_each_does():
     np.testing.assert_array_equal(apply(Stack(2), a, b)[0], np.stack([a, b]))
     np.testing.assert_array_equal(apply(Unstack(2), a)[1], a[1])
     np.testing.assert_array_equal(apply(Add(-1.0), a)[0], a - 1)
+    for part, want in zip(apply(Deinterleave(3), a), (a[:, :1], a[:, 1:2], a[:, 2:]), strict=True):
+        np.testing.assert_array_equal(part, want)
+    np.testing.assert_array_equal(apply(Interleave(2), a, b)[0][0], [0, 6, 1, 7, 2, 8])
 
 
 def test_a_sum_is_cast_after_it_is_made():
@@ -134,6 +141,9 @@ def test_several_in_turn():
         (Stack(2), [], r"0 arrays must be a multiple of 2"),
         (Stack(2, axis=2), [(2,), (2,)], r"axis=2 must be in 0..1"),
         (Unstack(2), [(3, 2)], r"axis 0 of \(3, 2\) must have size 2"),
+        (Deinterleave(2), [(2, 3)], r"the last axis of \(2, 3\) must be a multiple of 2"),
+        (Interleave(2), [(2,), (3,)], r"shapes \[\(2,\), \(3,\)\] must be equal"),
+        (Interleave(2), [(), ()], r"must be equal, with an axis"),
         (RotaryPairsToHalves(2), [(6, 2)], r"axis 0 of \(6, 2\) must be a multiple of 4: 2 heads of an even size"),
         (RotaryHalvesToPairs(2), [()], r"axis 0 of \(\) must be a multiple of 4"),
     ],

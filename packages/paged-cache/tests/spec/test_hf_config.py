@@ -112,6 +112,8 @@ def test_keys_that_a_model_type_names_otherwise_have_the_common_names():
         *(768, False, "relu"),
     )
     assert HFConfig.of({"model_type": "llama", "n_embd": 768}).get("hidden_size") is None
+    kimi_k2 = {"model_type": "kimi_k2", "architectures": ["DeepseekV3ForCausalLM"], "n_routed_experts": 384}
+    assert HFConfig.of(kimi_k2).whole("num_local_experts") == 384
 
 
 def test_replaced_values_go_before_those_of_the_file_and_the_model_type():
@@ -143,7 +145,8 @@ def test_layers_with_rotary_embedding_are_listed_or_follow_from_an_interval():
         ({"architectures": ["Qwen2ForCausalLM"]}, "Qwen2ForCausalLM", "qwen2"),
         ({"architectures": ["Qwen2ForCausalLM"], "model_type": None}, "Qwen2ForCausalLM", "qwen2"),
         ({"architectures": [], "model_type": "mistral"}, "MistralForCausalLM", "mistral"),
-        ({"architectures": ["LlamaForCausalLM"], "model_type": "other"}, "LlamaForCausalLM", "other"),
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "other"}, "LlamaForCausalLM", "llama"),
+        ({"architectures": ["OtherForCausalLM"], "model_type": "other"}, "OtherForCausalLM", "other"),
         ({"architectures": ["NewModel"]}, "NewModel", None),
         ({"model_type": "new"}, None, "new"),
         ({}, None, None),

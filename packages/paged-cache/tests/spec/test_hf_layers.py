@@ -59,6 +59,7 @@ def test_gpt_oss_names_its_layers():
     spec = read(config, layer_types=["sliding_attention", "full_attention"] * 12)
     assert kinds(spec) == [("window", 128, 12), ("full", 0, 12)]
     assert spec.groups[0].layers == tuple(range(0, 24, 2))
+    assert read({"model_type": "gpt_oss", "num_hidden_layers": 24}) == spec, "as transformers assumes them"
 
 
 @pytest.mark.parametrize("no_rope_layers", [None, [], [1, 1, 1, 0] * 12])

@@ -65,6 +65,16 @@ class LatentAttentionConfig:
         return AttentionSpec(softmax_scale=(self.nope_dim + self.rope_dim) ** -0.5 if scale is None else scale)
 
     @property
+    def sliding_window(self) -> None:
+        """Always `None`: a query sees all keys."""
+        return None
+
+    @property
+    def stores_kv(self) -> bool:
+        """Always true: each layer has latent vectors of its own."""
+        return True
+
+    @property
     def kv(self) -> KVShape:
         """What the layer stores for one token: the latent vector, then the elements of the key that turn."""
         width = self.kv_rank + self.rope_dim

@@ -72,8 +72,9 @@ def load_model(
     matched = match_checkpoint(open_checkpoint(source, config), dtype, max_positions)
     with byte_progress("loading", matched.num_bytes(dtype), show=progress) as advance:
         for path, weight in matched.weights():
-            placed = place(weight, dtype, matched.sharding(path, mesh, partition_manager))
-            matched.variables[path].set_value(placed)
+            variable = matched.variables[path]  # of another type than the rest, where the model wants it so
+            placed = place(weight, variable.dtype, matched.sharding(path, mesh, partition_manager))
+            variable.set_value(placed)
             advance(placed.nbytes)
     return cast(CausalLM, nnx.merge(matched.graph, matched.state))
 

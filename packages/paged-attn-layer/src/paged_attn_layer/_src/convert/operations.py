@@ -244,6 +244,62 @@ class Unstack(Operation):
 
 
 @dataclasses.dataclass(frozen=True)
+class Deinterleave(Operation):
+    """Takes apart arrays whose last axis has the entries of `count` arrays in turn: gate, up, gate, up, ..."""
+
+    count: int
+
+    def apply(self, arrays: Sequence[LazyArray]) -> list[LazyArray]:
+        """The parts of the first array, then those of the second, and so on."""
+        for array in arrays:
+            fits = len(array.shape) > 0 and array.shape[-1] % self.count == 0
+            _require(fits, f"the last axis of {array.shape} must be a multiple of {self.count} for {self}")
+        return [self._one(array, place) for array in arrays for place in range(self.count)]
+
+    def reverse(self) -> "Interleave":
+        """Joins the parts again."""
+        return Interleave(self.count)
+
+    def _one(self, array: LazyArray, place: int) -> LazyArray:
+        def fill(out: np.ndarray, index: Index) -> None:
+            *rest, last = index
+            turns = array.read((*rest, slice(self.count * last.start, self.count * last.stop)), out.dtype)
+            out[...] = turns[..., place :: self.count]
+
+        return LazyArray((*array.shape[:-1], array.shape[-1] // self.count), array.dtype, fill)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interleave(Operation):
+    """Joins every `count` arrays of one shape into one whose last axis has their entries in turn."""
+
+    count: int
+
+    def apply(self, arrays: Sequence[LazyArray]) -> list[LazyArray]:
+        """One array for each run of `count` arrays."""
+        return [self._joined(run) for run in _runs(arrays, self.count, self)]
+
+    def reverse(self) -> Deinterleave:
+        """Takes the arrays apart again."""
+        return Deinterleave(self.count)
+
+    def _joined(self, run: Sequence[LazyArray]) -> LazyArray:
+        shape = run[0].shape
+        equal = len(shape) > 0 and len({array.shape for array in run}) == 1
+        _require(equal, f"shapes {[array.shape for array in run]} must be equal, with an axis, for {self}")
+
+        def fill(out: np.ndarray, index: Index) -> None:
+            *rest, last = index
+            for place, array in enumerate(run):  # which has the entries place, place + count, ... of the last axis
+                first, stop = (-(-(bound - place) // self.count) for bound in (last.start, last.stop))
+                if first < stop:
+                    start = first * self.count + place - last.start
+                    array.fill(out[..., start :: self.count], (*rest, slice(first, stop)))
+
+        return LazyArray((*shape[:-1], shape[-1] * self.count), _common_dtype(run), fill)
+
+
+@dataclasses.dataclass(frozen=True)
 class RotaryPairsToHalves(Operation):
     """Reorders the rows of each head for rotary embedding that pairs entry `i` with `i + head_dim / 2`.
 

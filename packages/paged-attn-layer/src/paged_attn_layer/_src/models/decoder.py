@@ -11,7 +11,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
 from paged_attn_layer._src.blocks.attention import AttentionConfig, PagedAttention
-from paged_attn_layer._src.blocks.mlp import MLP
+from paged_attn_layer._src.blocks.latent_attention import LatentAttention, LatentAttentionConfig
+from paged_attn_layer._src.blocks.mlp import MLP, MLPConfig
+from paged_attn_layer._src.blocks.moe import MoE, MoEConfig
 from paged_attn_layer._src.blocks.norm import Norm, NormConfig
 from paged_attn_layer._src.blocks.per_layer_input import PerLayerInput, PerLayerInputs
 from paged_attn_layer._src.models.decoder_config import DecoderConfig, LayerConfig
@@ -37,10 +39,10 @@ class DecoderLayer(nnx.Module):
             return None if norm_config is None else Norm(size, norm_config, param_dtype=param_dtype)
 
         self.attention_norm = norm(config.pre_norm)
-        self.attention = PagedAttention(config.attention, backend=backend, param_dtype=param_dtype, rngs=rngs)
+        self.attention = _attention(config.attention, backend=backend, param_dtype=param_dtype, rngs=rngs)
         self.attention_post_norm = norm(config.post_norm)
         self.mlp_norm = None if config.parallel else norm(config.pre_norm)
-        self.mlp = MLP(config.mlp, param_dtype=param_dtype, rngs=rngs)
+        self.mlp = _mlp(config.mlp, param_dtype=param_dtype, rngs=rngs)
         self.mlp_post_norm = norm(config.post_norm)
         if config.per_layer_input is not None:
             self.per_layer_input = PerLayerInput(config.per_layer_input, param_dtype=param_dtype, rngs=rngs)
@@ -172,7 +174,7 @@ class Decoder(nnx.Module):
         _check_cache(spec, cache, batches)
         hidden, views = self._embedded(token_ids, positions), list(cache.views)
         inputs = self._inputs_of_layers(token_ids, hidden)
-        prepared: dict[tuple[int, AttentionConfig], PreparedBatch] = {}
+        prepared: dict[tuple[int, AttentionConfig | LatentAttentionConfig], PreparedBatch] = {}
         for layer, place, own in zip(self.layers, spec.places(), inputs, strict=True):
             kind = (place.group, layer.attention.config)
             if kind not in prepared:
@@ -201,6 +203,24 @@ class Decoder(nnx.Module):
         logits = logits * config.logit_scale
         cap = config.logit_soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def _attention(
+    config: AttentionConfig | LatentAttentionConfig,
+    *,
+    backend: str | Backend | None,
+    param_dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> PagedAttention | LatentAttention:
+    if isinstance(config, LatentAttentionConfig):
+        return LatentAttention(config, backend=backend, param_dtype=param_dtype, rngs=rngs)
+    return PagedAttention(config, backend=backend, param_dtype=param_dtype, rngs=rngs)
+
+
+def _mlp(config: MLPConfig | MoEConfig, *, param_dtype: DTypeLike, rngs: nnx.Rngs) -> MLP | MoE:
+    if isinstance(config, MoEConfig):
+        return MoE(config, param_dtype=param_dtype, rngs=rngs)
+    return MLP(config, param_dtype=param_dtype, rngs=rngs)
 
 
 def _normed(x: Array, norm: Norm | None) -> Array:

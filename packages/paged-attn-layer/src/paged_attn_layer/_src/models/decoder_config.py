@@ -4,7 +4,9 @@ import dataclasses
 import functools
 
 from paged_attn_layer._src.blocks.attention import AttentionConfig
+from paged_attn_layer._src.blocks.latent_attention import LatentAttentionConfig
 from paged_attn_layer._src.blocks.mlp import MLPConfig
+from paged_attn_layer._src.blocks.moe import MoEConfig
 from paged_attn_layer._src.blocks.norm import NormConfig
 from paged_attn_layer._src.blocks.per_layer_input import PerLayerInputConfig
 from paged_cache import CacheSpec, LayerGroup
@@ -26,8 +28,8 @@ class LayerConfig:
         ValueError: attention and MLP are for hidden rows of different sizes.
     """
 
-    attention: AttentionConfig
-    mlp: MLPConfig
+    attention: AttentionConfig | LatentAttentionConfig
+    mlp: MLPConfig | MoEConfig
     pre_norm: NormConfig | None
     """What `pre` computes; `None` leaves the rows as they are."""
     post_norm: NormConfig | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from paged_attn_layer._src.blocks.moe import MoEConfig
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
 from paged_attn_layer._src.convert.weights import WeightRule
 from paged_attn_layer._src.models.decoder import Decoder
@@ -20,6 +21,13 @@ SHARDINGS = (
     ("layers.{layer}.mlp.{gate|up}_proj.kernel", (None, "mlp")),
     ("layers.{layer}.mlp.{gate|up}_proj.bias", ("mlp",)),
     ("layers.{layer}.mlp.down_proj.kernel", ("mlp", None)),
+    ("layers.{layer}.mlp.shared.{gate|up}_proj.kernel", (None, "shared_mlp")),
+    ("layers.{layer}.mlp.shared.down_proj.kernel", ("shared_mlp", None)),
+    ("layers.{layer}.mlp.router.kernel", (None, None)),  # small, and each device needs all of it
+    ("layers.{layer}.mlp.experts.{gate|up}_proj", (None, None, "mlp")),
+    ("layers.{layer}.mlp.experts.{gate|up}_bias", (None, "mlp")),
+    ("layers.{layer}.mlp.experts.down_proj", (None, "mlp", None)),
+    ("layers.{layer}.mlp.experts.down_bias", (None, None)),
     ("per_layer_inputs.embed.embedding", ("per_layer_vocab", None)),
     ("layers.{layer}.per_layer_input.gate_proj.kernel", (None, "per_layer_input")),
     ("layers.{layer}.per_layer_input.out_proj.kernel", ("per_layer_input", None)),
@@ -37,10 +45,11 @@ def axis_sizes(config: DecoderConfig, path: str) -> dict[str, int]:
             "per_layer_vocab": config.per_layer_vocab_size or config.vocab_size,
         }
     layer = config.layers[int(rest[0])]
-    inputs = layer.per_layer_input
+    inputs, shared = layer.per_layer_input, layer.mlp.shared if isinstance(layer.mlp, MoEConfig) else None
     return {
-        "kv_heads": layer.attention.num_kv_heads,
+        "kv_heads": layer.attention.kv.num_kv_heads,
         "mlp": layer.mlp.intermediate_size,
+        "shared_mlp": 1 if shared is None else shared.intermediate_size,
         "per_layer_input": 1 if inputs is None else inputs.size,
     }
 

@@ -13,16 +13,19 @@ from paged_attn_layer._src.models import (
     glm,
     glm4,
     gpt2,
+    gpt_oss,
     granite,
     granitemoehybrid,
     llama,
     ministral3,
     mistral,
+    mixtral,
     olmo2,
     olmo3,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
 from paged_attn_layer._src.models.family import Family
@@ -48,6 +51,9 @@ FAMILIES = (
     olmo3.FAMILY,
     phi3.FAMILY,
     smollm3.FAMILY,
+    qwen3_moe.FAMILY,
+    mixtral.FAMILY,
+    gpt_oss.FAMILY,
 )
 
 

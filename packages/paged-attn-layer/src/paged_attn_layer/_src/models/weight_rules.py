@@ -4,7 +4,10 @@ A rule has no effect where the model does not have its weights, so one table ser
 norms of queries and keys.
 """
 
-from paged_attn_layer._src.convert.operations import Split, Transpose
+from collections.abc import Mapping
+
+from paged_attn_layer._src.blocks.moe import MoEConfig
+from paged_attn_layer._src.convert.operations import Split, Stack, Transpose
 from paged_attn_layer._src.convert.weights import WeightRule, linear, rename, unused
 from paged_attn_layer._src.models.decoder_config import DecoderConfig
 
@@ -36,6 +39,40 @@ def head(config: DecoderConfig) -> tuple[WeightRule, ...]:
     if config.tie_word_embeddings:
         return rename("lm_head.weight", "embed.embedding"), unused("lm_head.weight")
     return (rename("lm_head.weight", "lm_head"),)
+
+
+def router(theirs: str = "mlp.gate") -> tuple[WeightRule, ...]:
+    """The router of a `MoE` layer.
+
+    Args:
+        theirs: its name in the checkpoint's layer.
+    """
+    return linear(f"{THEIRS}.{theirs}", f"{OURS}.mlp.router")
+
+
+def experts(
+    config: DecoderConfig, theirs: str = "mlp.experts", names: Mapping[str, str] | None = None
+) -> tuple[WeightRule, ...]:
+    """The experts of `MoE` layers: a linear layer each, or stacked with gate and up as one, as transformers 5 has them.
+
+    Args:
+        config: of a model with such layers.
+        theirs: what comes before the number of an expert, in the checkpoint's layer.
+        names: what an expert's `gate`, `up` and `down` are called there; `None` means `gate_proj` and so on.
+    """
+    moe = next(layer.mlp for layer in config.layers if isinstance(layer.mlp, MoEConfig))
+    stack, ours = (Stack(moe.router.num_experts), Transpose()), f"{OURS}.mlp.experts"
+    split = Split(axis=1, sizes=(moe.intermediate_size, moe.intermediate_size))
+    each = names or {part: f"{part}_proj" for part in ("gate", "up", "down")}
+    stacked = f"{THEIRS}.mlp.experts"
+    return (
+        *(
+            rename(f"{THEIRS}.{theirs}.{{expert}}.{name}.weight", f"{ours}.{part}_proj", *stack)
+            for part, name in each.items()
+        ),
+        WeightRule((f"{stacked}.gate_up_proj",), (f"{ours}.gate_proj", f"{ours}.up_proj"), (split, Transpose())),
+        rename(f"{stacked}.down_proj", f"{ours}.down_proj", Transpose()),
+    )
 
 
 def fused_qkv(config: DecoderConfig, name: str = "qkv_proj") -> tuple[WeightRule, ...]:

@@ -63,7 +63,9 @@ class HFConfig:
         """
         outer = HFConfig(_mapping("the config", config))
         text = HFConfig(outer.mapping("text_config")) if outer.has("text_config") else outer
-        model_type = text.text("model_type", "") or MODEL_TYPES.get(_architecture(text), "")
+        model_type = text.text("model_type", "")
+        if model_type not in ARCHITECTURES:  # none, or one of another project, such as Kimi K2's for DeepSeek-V3
+            model_type = MODEL_TYPES.get(_architecture(text), model_type)
         architecture = _architecture(outer) or _architecture(text) or ARCHITECTURES.get(model_type, "")
         return cls(
             _common_names(

@@ -87,6 +87,28 @@ ASSUMED: Mapping[str, Mapping[str, Any]] = {
         "layer_norm_eps": 1e-5,
         "tie_word_embeddings": True,
     },
+    "gpt_oss": {
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "attention_bias": True,
+        "sliding_window": 128,
+        "sliding_window_pattern": 2,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 4,
+        "swiglu_alpha": 1.702,
+        "swiglu_limit": 7.0,
+        "rope_theta": 150000.0,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
+    },
     "granite": {"num_key_value_heads": None},
     "granitemoehybrid": {
         "num_key_value_heads": None,
@@ -115,6 +137,15 @@ ASSUMED: Mapping[str, Mapping[str, Any]] = {
         },
     },
     "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    "mixtral": {
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
     "olmo2": {"num_key_value_heads": None, "rms_norm_eps": 1e-5},
     "olmo3": {
         "num_key_value_heads": None,
@@ -141,6 +172,16 @@ ASSUMED: Mapping[str, Mapping[str, Any]] = {
         "use_sliding_window": False,
         "max_window_layers": 28,
     },
+    "qwen3_moe": {
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "decoder_sparse_step": 1,
+        "moe_intermediate_size": 768,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 8,
+    },
     "smollm3": {
         "num_key_value_heads": 4,
         "max_position_embeddings": 32768,
@@ -153,6 +194,8 @@ ASSUMED: Mapping[str, Mapping[str, Any]] = {
 """What transformers 5 takes for a key that the file of a model type leaves out (`configuration_*.py` of that type)."""
 
 KEY_NAMES: Mapping[str, Mapping[str, str]] = {
+    "deepseek_v2": {"n_routed_experts": "num_local_experts"},
+    "deepseek_v3": {"n_routed_experts": "num_local_experts"},
     "gpt2": {
         "n_embd": "hidden_size",
         "n_layer": "num_hidden_layers",
@@ -163,18 +206,22 @@ KEY_NAMES: Mapping[str, Mapping[str, str]] = {
         "layer_norm_epsilon": "layer_norm_eps",
     },
     "granitemoehybrid": {"layers_block_type": "layer_types"},
+    "qwen3_moe": {"num_experts": "num_local_experts"},
 }
 """Keys that a model type has under a name of its own, and what most types call them."""
 
 ARCHITECTURES = {
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "gemma4_text": "Gemma4ForCausalLM",
     "glm": "GlmForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
+    "gpt_oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoehybrid": "GraniteMoeHybridForCausalLM",
     "llama": "LlamaForCausalLM",
@@ -188,12 +235,13 @@ ARCHITECTURES = {
     "phi3": "Phi3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
 """The architecture of each model type: a file may name only one of the two."""
 MODEL_TYPES = {architecture: model_type for model_type, architecture in ARCHITECTURES.items()}
 
-ALL_WINDOWED = ("mistral", "mixtral", "ministral", "ministral3", "phi3", "starcoder2")
+ALL_WINDOWED = ("mistral", "mixtral", "ministral", "ministral3", "phi3", "qwen3_moe", "starcoder2")
 """Model types whose every layer has the window, where the file has no `layer_types`."""
 LAST_WINDOWED = ("qwen2", "qwen3")
 """Model types whose layers from `max_window_layers` on have the window, where `use_sliding_window` is true."""
