@@ -141,7 +141,8 @@ class _Chunk(NamedTuple):
             raise ValueError("prefill_position is empty; a chunk has at least 1 row")
 
     def check_values(self) -> None:
-        start, length = int(self.positions[0]), int(self.length)
+        positions, length = np.asarray(jax.device_get(self.positions)), int(jax.device_get(self.length))
+        start = int(positions[0])
         if start < 0:
             raise ValueError(f"prefill_position[0]={start} must not be negative")
         if not start <= length <= start + self.rows:
@@ -149,7 +150,7 @@ class _Chunk(NamedTuple):
                 f"prefill_length={length} must lie in {start}..{start + self.rows}: it counts the tokens up to and "
                 f"including this chunk of {self.rows} rows, which starts at position {start}"
             )
-        if (np.asarray(self.positions)[: length - start] != np.arange(start, length)).any():
+        if (positions[: length - start] != np.arange(start, length)).any():
             raise ValueError(f"prefill_position must be consecutive over the chunk's tokens: {start}..{length - 1}")
 
 
@@ -179,7 +180,7 @@ class _Decodes(NamedTuple):
             )
 
     def check_values(self) -> None:
-        positions = np.asarray(self.positions)
+        positions = np.asarray(jax.device_get(self.positions))
         if positions.size and positions.min() < -1:
             at = positions.argmin()
             raise ValueError(f"decodes_position[{at}]={positions[at]} must be a position, or -1 for an idle sequence")

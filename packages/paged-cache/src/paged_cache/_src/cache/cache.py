@@ -26,6 +26,15 @@ class PagedAttentionCache:
 
     views: tuple[PagedAttentionCacheView, ...]
 
+    def check_not_donated(self) -> None:
+        """Check that the pages can still be used. Traced arrays are not checked.
+
+        Raises:
+            ValueError: they were donated to an earlier call.
+        """
+        for index, view in enumerate(self.views):
+            view.pages.check_not_donated(f"cache.views[{index}].pages")
+
     @classmethod
     def init_cache(
         cls,

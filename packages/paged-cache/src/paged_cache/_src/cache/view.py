@@ -83,9 +83,10 @@ class PagedAttentionCacheView:
         `jax.jit` with the view donated, nothing is copied.
 
         Raises:
-            ValueError: an argument does not fit the pages or the others. Values of the batch (page ids, lengths) are
-                checked where they are concrete, that is in eager code.
+            ValueError: an argument does not fit the pages or the others, or the view was donated to an earlier call.
+                Values of the batch (page ids, lengths) are checked where they are concrete, that is in eager code.
         """
+        self.pages.check_not_donated("view.pages")
         self._check_rows(key, value)
         self.check_batch(batch, key.shape[-3], sliding_window=1)  # only the pages of its own rows are written
         return dataclasses.replace(self, pages=self._write_pages(key, value, batch, backend))

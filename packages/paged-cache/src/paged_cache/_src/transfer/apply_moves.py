@@ -47,8 +47,8 @@ def apply_moves(
         host: the host pages for swapping, the same object each time; `None` without swapping.
 
     Raises:
-        ValueError: a page id does not exist, pages are swapped without `host`, or the cache has several replicas;
-            nothing is changed then. Or a host page that is read has never been written.
+        ValueError: a page id does not exist, pages are swapped without `host`, the cache has several replicas, or it
+            was donated to an earlier call; nothing is changed then. Or a host page that is read has never been written.
     """
     return apply_moves_by_replica(cache, [moves], host)
 
@@ -66,6 +66,7 @@ def apply_moves_by_replica(
             f"there are moves of {len(moves)} replicas, but the cache has {replicas}; give apply_moves_by_replica one "
             "list for each"
         )
+    cache.check_not_donated()
     # Replicas share no page, so their phases may run in any order.
     phases = list(itertools.zip_longest(*moves, fillvalue=_NOTHING))
     for phase in phases:
@@ -85,6 +86,7 @@ def warm_up_moves(cache: PagedAttentionCache, most: int, host: HostPages | None 
 
     With `host`, also compiles swapping, for any number of pages.
     """
+    cache.check_not_donated()
     for size in padded_sizes(most):
         cache = _copy(cache, send_ids(cache, np.zeros((cache.views[0].replicas, 2, size), np.int32)))
     return cache if host is None else compile_contents(cache)

@@ -134,5 +134,5 @@ class HostPages:
 
     def _to_host(self, parts: list[Array]) -> list[Array] | list[np.ndarray]:
         if self.memory_kind is None:
-            return [np.asarray(part) for part in parts]
+            return jax.device_get(parts)
         return jax.device_put(parts, [part.sharding.with_memory_kind(self.memory_kind) for part in parts])

@@ -37,9 +37,10 @@ def check_pool(cache: PagedAttentionCache, num_pages: int, replica: int) -> None
     """Check that the cache has pages for the manager, that it has the replica, and that its layers are alike.
 
     Raises:
-        ValueError: the cache has too few pages, or no such replica.
+        ValueError: the cache has too few pages, has no such replica, or was donated to an earlier call.
         NotImplementedError: the layers' pages are not all of one shape.
     """
+    cache.check_not_donated()
     check_alike(cache)
     view = cache.views[0]
     if not 0 <= replica < view.replicas:
@@ -172,7 +173,9 @@ def _place(cache: PagedAttentionCache, arrays: dict[str, np.ndarray], index: int
             heads = page if where is None else page[(slice(None), *where[1:])]
             return heads if replica_of(where, views) == replica else np.zeros_like(heads)
 
-        return jax.make_array_from_callback(like.shape, like.sharding, part)
+        parts = like.sharding.addressable_devices_indices_map(like.shape)
+        placed = jax.device_put([part(where) for where in parts.values()], list(parts))
+        return jax.make_array_from_single_device_arrays(like.shape, like.sharding, placed)
 
     return dataclasses.replace(shape, **{kind: place(kind, like) for kind, like in _kinds(shape).items()})
 
