@@ -104,12 +104,13 @@ def test_what_the_new_config_says(tmp_path):
     config = json.loads((tmp_path / "new" / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("llama", ["LlamaForCausalLM"])
     assert config["tie_word_embeddings"]
-    assert "eos_token_id" not in config
-    given = {**CONFIG, "quantization_config": None, "eos_token_id": [3]}
+    assert config["eos_token_id"] is None
+    given = {**CONFIG, "quantization_config": None, "eos_token_id": [3], "pad_token_id": None}
     convert_checkpoint(random_weights(), tmp_path / "other", config=given)
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     assert config["eos_token_id"] == [3]
     assert "quantization_config" not in config
+    assert config["pad_token_id"] is None  # not what transformers' class has for a key that is left out
 
 
 def test_the_language_model_of_a_larger_one(tmp_path):
@@ -123,7 +124,7 @@ def test_the_language_model_of_a_larger_one(tmp_path):
     }
     convert_checkpoint(random_weights(tied=True), tmp_path / "new", config=config)
     written = json.loads((tmp_path / "new" / "config.json").read_text())
-    assert written == {**CONFIG, "model_type": "llama", "tie_word_embeddings": True}
+    assert written == {**CONFIG, "model_type": "llama", "tie_word_embeddings": True, "eos_token_id": None}
 
 
 def test_files_of_the_tokenizer_come_along(tmp_path):

@@ -20,10 +20,13 @@ class Checkpoint:
 
 
 def random_model_weights(family, config):
-    """Weights of a model with this config by path."""
+    """Weights of a model with this config by path: multiples of 1/256, of which sums with whole numbers are exact."""
     model = nnx.eval_shape(lambda: family.build(config, param_dtype=np.float32, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
-    return {".".join(map(str, keys)): rng.normal(size=w.shape) for keys, w in nnx.to_flat_state(nnx.state(model))}
+    return {
+        ".".join(map(str, keys)): rng.integers(-512, 513, w.shape) / 256
+        for keys, w in nnx.to_flat_state(nnx.state(model))
+    }
 
 
 def load(checkpoint, shapes, rules):

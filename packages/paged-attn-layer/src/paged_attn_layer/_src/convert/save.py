@@ -230,11 +230,15 @@ def _write_config(
 
 
 def _plain_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The keys that have a value. Of a model with pictures, those of the language model: its weights alone are here."""
+    """The config of plain weights. Of a model with pictures it is that of the language model, all that is written.
+
+    A key that is `null` stays, for to transformers a key that is left out means something else.
+    """
     if text := text_settings(config):
         tied = HFConfig.of(config).flag("tie_word_embeddings", False)
         config = {"eos_token_id": config.get("eos_token_id"), **text, "tie_word_embeddings": tied}
-    return {key: value for key, value in config.items() if value is not None and (key, value) != ("eos_token_id", [])}
+    ends = {"eos_token_id": config.get("eos_token_id") or None}
+    return {key: value for key, value in {**config, **ends}.items() if key != "quantization_config"}
 
 
 def _num_bytes(weight: LazyArray, dtype: DTypeLike | None) -> int:
