@@ -29,6 +29,7 @@ from paged_attn_layer._src.models import (
     smollm3,
 )
 from paged_attn_layer._src.models.family import Family
+from paged_attn_layer._src.models.not_supported import what_is_missing
 from paged_cache import HFConfig
 
 FAMILIES = (
@@ -61,21 +62,22 @@ def find_family(config: HFConfig) -> Family:
     """The family of a config.json: by its `architectures`, or by its `model_type` if it has none.
 
     Raises:
-        NotImplementedError: the family is not supported; names it, and those that are.
+        NotImplementedError: the family is not supported; names it, those that are, and what it needs if that is known.
     """
     for family in FAMILIES:
         if config.architecture in family.architectures:
             return family
     name = config.architecture or config.model_type
     supported = ", ".join(name for family in FAMILIES for name in family.architectures)
-    raise NotImplementedError(f"architecture {name!r} is not supported; supported are {supported}")
+    missing = what_is_missing(config.architecture)
+    raise NotImplementedError(f"architecture {name!r} is not supported{missing}; supported are {supported}")
 
 
 def read_config(config: Mapping[str, Any]) -> Any:
     """The config of the family that a parsed config.json names: what the family's model is built from.
 
     >>> read_config({"model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96,
-    ...     "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 2}).head_dim
+    ...     "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 2}).layers[0].attention.head_dim
     8
 
     Raises:
