@@ -304,14 +304,29 @@ def test_the_check_of_an_output_leaves_the_file_as_it_is(prompts, tmp_path, caps
 
 
 @pytest.mark.parametrize(
-    "options", [["--plot", "{0}/a.png", "--json", "{0}/b/../a.png"], ["--json", "{0}/prompts.txt"]]
+    "options",
+    [["--plot", "{0}/a.png", "--json", "{0}/b/../a.png"], ["--json", "{0}/prompts.txt"], ["--json", "{0}/hard"]],
 )
 def test_two_options_of_one_path_are_refused(prompts, tmp_path, capsys, options):
     (tmp_path / "b").mkdir()
     path = prompts("red\n")
+    os.link(path, tmp_path / "hard")
     assert main(["--model", "nowhere", "--prompts", path, *[option.format(tmp_path) for option in options]]) == 2
     assert "are one file" in capsys.readouterr().err
     assert (tmp_path / "prompts.txt").read_text() == "red\n"
+
+
+def test_no_file_of_the_model_is_overwritten(model_dir, prompts, capsys):
+    config = model_dir / "config.json"
+    before = config.read_text()
+    assert main(["--model", str(model_dir), "--prompts", prompts("red\n"), "--json", str(config)]) == 2
+    assert "config.json is a file of --model" in capsys.readouterr().err
+    assert config.read_text() == before
+
+
+def test_a_directory_in_the_place_of_prompts(model_dir, capsys):
+    assert main(["--model", str(model_dir), "--prompts", str(model_dir)]) == 2
+    assert "is a directory; give a file with one prompt per line" in capsys.readouterr().err
 
 
 def test_a_disk_that_fills_up_later_costs_no_other_output(model_dir, prompts, tmp_path, capsys, monkeypatch):

@@ -196,3 +196,11 @@ def test_a_file_cut_short(path, keep):
 def test_no_file(path):
     with pytest.raises(ValueError, match=r"model.gguf is missing"):
         GGUFFile(path)
+
+
+def test_yarn_is_scaled_from_the_length_that_the_model_was_trained_for(path):
+    writer = gguf_writer(path, **{"rope.scaling.type": "yarn", "rope.scaling.original_context_length": 16})
+    writer.add_float32("llama.rope.scaling.factor", 4.0)
+    write_gguf(path, random_weights(), writer)
+    rope = read_config(GGUFFile(path).config).layers[0].attention.rope
+    assert (rope.rope_type, rope.factor, rope.original_max_position) == ("yarn", 4.0, 16)

@@ -115,3 +115,8 @@ def test_where_the_config_comes_from(tmp_path):
         load_model(tmp_path, config=CONFIG)
     with pytest.raises(NotImplementedError, match=r"config: architecture 'Other' is not supported"):
         load_model(random_weights(), config={**CONFIG, "architectures": ["Other"]})
+
+
+def test_names_that_are_no_texts():
+    with pytest.raises(ValueError, match="the name 3 of a weight must be a text"):
+        load_model({3: np.zeros(2, np.float32)}, config=CONFIG)

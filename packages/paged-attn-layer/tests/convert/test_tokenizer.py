@@ -19,7 +19,7 @@ def test_a_directory(tmp_path):
 def test_no_tokenizer(tmp_path):
     with pytest.raises(ValueError, match=r"has no tokenizer: none of tokenizer.json"):
         load_tokenizer(tmp_path)
-    with pytest.raises(ValueError, match=r"model.gguf is missing"):
+    with pytest.raises(ValueError, match=r"model.gguf does not exist"):
         load_tokenizer(tmp_path / "model.gguf")
 
 
@@ -48,4 +48,19 @@ def test_code_beside_a_tokenizer_is_not_run(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "mine.py").write_text("raise SystemExit('this ran')")
     with pytest.raises(ValueError, match="has a tokenizer that cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.gguf"])
+def test_nothing_there(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} does not exist; give a Hugging Face model directory or a .gguf file"):
+        load_tokenizer(tmp_path / name)
+
+
+def test_settings_of_a_wrong_type_are_told_when_it_is_loaded(tmp_path):
+    """They show in the first use only."""
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": "4096"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"has a tokenizer that cannot be read .*; download it again"):
         load_tokenizer(tmp_path)

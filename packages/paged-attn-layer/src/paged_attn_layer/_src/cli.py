@@ -168,6 +168,8 @@ def read_prompts(path: Path) -> list[PromptLine]:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; give a file with one prompt per line") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{path} is a directory; give a file with one prompt per line") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
     lines = [
@@ -208,9 +210,11 @@ def _check_outputs(args: argparse.Namespace, num_prompts: int) -> None:
     files = {"--prompts": args.prompts, "--model": args.model, "--json": args.json, "--plot": args.plot}
     given = [(name, path) for name, path in files.items() if path]
     for (name, path), (other, same) in itertools.combinations(given, 2):
-        if os.path.realpath(path) == os.path.realpath(same) and not path.is_dir():
+        if _is_one_file(path, same):
             raise ValueError(f"{name} and {other} are one file, {path}; give each its own")
     for path in filter(None, (args.plot, args.json)):
+        if path.exists() and args.model.is_dir() and any(_is_one_file(path, part) for part in args.model.iterdir()):
+            raise ValueError(f"{path} is a file of --model {args.model}; write to another")
         _check_writable(path)
     if args.plot:
         endings = optional_module("matplotlib.figure").Figure().canvas.get_supported_filetypes()
@@ -219,6 +223,13 @@ def _check_outputs(args: argparse.Namespace, num_prompts: int) -> None:
     if sys.stdout is None:
         raise OSError("standard output is closed, and the answers go there; send it to a file or to /dev/null")
     _print(f"{num_prompts} prompts of {args.prompts}, model {args.model}")
+
+
+def _is_one_file(path: Path, other: Path) -> bool:
+    """True if two paths name one file, by links too; a file that is not there yet has its path alone."""
+    if path.exists() and other.exists():
+        return path.samefile(other) and not path.is_dir()
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def _check_writable(path: Path) -> None:

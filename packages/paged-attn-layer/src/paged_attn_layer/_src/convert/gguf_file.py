@@ -51,6 +51,8 @@ _OUTPUT = "output.weight"
 """The tensor of the head. A file without it has a model whose head is the embedding."""
 
 
+_TRAINED = "original_max_position_embeddings"
+"""The key in a config.json of the length that a model was trained for before its positions were scaled."""
 _FREQ_FACTORS = "rope_freqs.weight"
 """Divisors of the rotary frequencies, one for each pair: how files of Llama 3.1 and later state their scaling."""
 
@@ -139,7 +141,10 @@ def _rope_scaling(found: Mapping[str, Any]) -> dict[str, Any]:
     """The scaling of positions; without a type it is linear. `rope.scale_linear` is the older name of the factor."""
     factor = found.get("rope.scaling.factor", found.get("rope.scale_linear")) or 1.0
     kind = found.get("rope.scaling.type", "linear")
-    return {} if kind == "none" or (kind == "linear" and factor == 1.0) else {"type": kind, "factor": factor}
+    if kind == "none" or (kind == "linear" and factor == 1.0):
+        return {}
+    trained = found.get("rope.scaling.original_context_length")
+    return {"type": kind, "factor": factor} | ({} if trained is None else {_TRAINED: trained})
 
 
 def _check_settings(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:

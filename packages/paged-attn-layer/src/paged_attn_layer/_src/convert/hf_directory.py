@@ -17,6 +17,8 @@ from paged_cache import HFConfig
 
 GENERATION_FILE = "generation_config.json"
 _QUANTISATION = "quantization_config"
+_LONGEST_NAME = 255
+"""Bytes of the longest file name that common systems allow."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 """Stored types of plain weights. Others (integers, float8, complex) are a model's only together with scales."""
 
@@ -136,7 +138,9 @@ def _weight_files(directory: pathlib.Path) -> dict[str, str]:
 
 def _is_bare_name(file: Any) -> bool:
     """True for the name of a file, without a directory or a drive, on any system."""
-    return isinstance(file, str) and file not in ("", "..") and pathlib.PureWindowsPath(file).name == file
+    if not isinstance(file, str) or file in ("", "..") or pathlib.PureWindowsPath(file).name != file:
+        return False
+    return "\0" not in file and len(file.encode(errors="surrogatepass")) <= _LONGEST_NAME
 
 
 def read_json(path: pathlib.Path, advice: str = "a Hugging Face model directory has one") -> Mapping[str, Any]:

@@ -57,6 +57,8 @@ def memory_weights(weights: Mapping[str, Any] | WeightFunction, config: Mapping[
     """
     if isinstance(weights, WeightFunction):
         return HFWeights("the function's weights", "config", config, weights.lazy())
+    if wrong := [name for name in weights if not isinstance(name, str)]:
+        raise ValueError(f"the name {wrong[0]!r} of a weight must be a text, as in Hugging Face's checkpoints")
     problems = [
         f"{name} is a {type(array).__name__} of type {getattr(array, 'dtype', None)}; "
         "it must be an array of floating numbers of 16 bits or more"

@@ -22,6 +22,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
         ModuleNotFoundError: transformers or gguf is not installed; says what to install.
     """
     path = pathlib.Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give a Hugging Face model directory or a .gguf file")
     if not path.is_dir():
         with needs_extra("hf"):
             from paged_attn_layer._src.convert.gguf_tokenizer import gguf_tokenizer  # noqa: PLC0415
