@@ -1,4 +1,4 @@
-"""The Granite family (Granite 3, dense Granite 4): Llama's form, with factors in four places."""
+"""The Granite family (Granite 3): Llama's form, with factors in four places."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The dense models of Granite 4's hybrid family: all layers are attention, and none has experts."""
+"""The Granite 4 family (dense models): Granite's form; models with Mamba layers or experts are refused."""
 
 import dataclasses
 
