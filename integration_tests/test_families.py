@@ -98,5 +98,6 @@ VARIANTS = [pytest.param(case, name, id=f"{case.model_type}-{name}") for case in
 
 @pytest.mark.parametrize(("case", "variant"), VARIANTS)
 def test_variants(case, variant, tmp_path):
-    parity = Parity(case, tmp_path, variant)
-    assert_close(parity.runner().feed(TEXT, [30, 1, 1, 5]), parity.expected)
+    """With the backend that compiles fastest: what differs between variants is the model, not its attention."""
+    parity = Parity(case, tmp_path, variant, backend="reference")
+    assert_close(parity.runner().feed(TEXT, [30, 7]), parity.expected)

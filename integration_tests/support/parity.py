@@ -21,7 +21,7 @@ ROWS = 40
 class Parity:
     """Both models of a case, saved by transformers and loaded by us. Made once for all tests of a family."""
 
-    def __init__(self, case: FamilyCase, directory, variant: str | None = None) -> None:
+    def __init__(self, case: FamilyCase, directory, variant: str | None = None, *, backend: str | None = None) -> None:
         self.case, self.directory = case, directory
         torch.manual_seed(0)
         config = transformers.AutoConfig.for_model(**case.config(variant))
@@ -31,6 +31,8 @@ class Parity:
                 _make_peaked(weight)
         self.hf.save_pretrained(directory)
         self.model = load_model(directory)
+        for layer in self.model.layers:
+            layer.attention.backend = backend
 
     @functools.cached_property
     def expected(self) -> np.ndarray:
