@@ -33,6 +33,16 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+MSCALE = {"mscale": 1.3, "mscale_all_dim": 0.7}
+LATENT = {
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 14,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 9,
+    "moe_intermediate_size": 20,
+    "first_k_dense_replace": 1,
+}
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 3.0}
 LOCAL_AND_GLOBAL = {"full_attention": LINEAR, "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 3.0}
@@ -238,6 +248,25 @@ CASES = (
         {
             "yarn": {"rope_parameters": YARN, "attention_bias": False, "swiglu_alpha": 0.9, "head_dim": 16},
             "llama3-full": {"rope_parameters": LLAMA3, "layer_types": ["full_attention"] * 3},
+        },
+    ),
+    FamilyCase(
+        "deepseek_v2",
+        {**LATENT, "q_lora_rank": 20, "n_routed_experts": 8, "num_experts_per_tok": 3, "topk_method": "greedy"}
+        | {"n_shared_experts": 2, "routed_scaling_factor": 1.5},
+        {
+            "groups-biases-yarn": {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
+            | {"q_lora_rank": None, "attention_bias": True, "rope_parameters": {**YARN, **MSCALE}}
+            | {"rms_norm_eps": 1e-3, "mlp_bias": True, "tie_word_embeddings": True},
+        },
+    ),
+    FamilyCase(
+        "deepseek_v3",
+        {**LATENT, "q_lora_rank": 20, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2}
+        | {"n_shared_experts": 1},
+        {
+            "yarn-halves": {"rope_parameters": {**YARN, **MSCALE}, "rope_interleave": False, "norm_topk_prob": False},
+            "kimi-k2": {"n_group": 1, "topk_group": 1, "q_lora_rank": None, "attention_bias": True},
         },
     ),
 )

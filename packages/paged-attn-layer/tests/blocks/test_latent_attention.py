@@ -71,10 +71,10 @@ def dense_layer(layer, hidden):
     if config.q_rank is None:
         q = project(layer.q_proj, hidden)
     else:
-        q = project(layer.q_b_proj, normed(layer.q_norm, project(layer.q_a_proj, hidden)))
+        q = project(layer.q_b_proj, normed(layer.q_a_norm, project(layer.q_a_proj, hidden)))
     q_nope, q_rot = np.split(q.reshape(n, config.num_heads, -1), [config.nope_dim], axis=-1)
     latent, k_rot = np.split(project(layer.kv_a_proj, hidden), [config.kv_rank], axis=-1)
-    latent, k_rot = normed(layer.kv_norm, latent), np.repeat(turned(k_rot[:, None]), config.num_heads, axis=1)
+    latent, k_rot = normed(layer.kv_a_norm, latent), np.repeat(turned(k_rot[:, None]), config.num_heads, axis=1)
     k_nope, v = (np.einsum("tr,hdr->thd", latent, weight(up)) for up in (layer.k_up, layer.v_up))
     q, k = np.concatenate([q_nope, turned(q_rot)], axis=-1), np.concatenate([k_nope, k_rot], axis=-1)
     return project(layer.o_proj, attention(q, k, v, scale=config.softmax_scale).reshape(n, -1))
@@ -109,11 +109,11 @@ def test_weights_have_the_names_and_shapes_that_checkpoints_convert_to():
     assert {"/".join(path): leaf[...].shape for path, leaf in nnx.to_flat_state(state)} == {
         "q_a_proj/kernel": (24, 12),
         "q_a_proj/bias": (12,),
-        "q_norm/scale": (12,),
+        "q_a_norm/scale": (12,),
         "q_b_proj/kernel": (12, 42),
         "kv_a_proj/kernel": (24, 26),
         "kv_a_proj/bias": (26,),
-        "kv_norm/scale": (20,),
+        "kv_a_norm/scale": (20,),
         "k_up": (3, 8, 20),
         "v_up": (3, 10, 20),
         "o_proj/kernel": (30, 24),

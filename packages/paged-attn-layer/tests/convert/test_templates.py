@@ -17,6 +17,8 @@ from paged_attn_layer._src.convert.templates import fill, parse, placeholders
         ("{n}.{m}.{n}", "3.4.3", {"n": "3", "m": "4"}),
         ("{n}.{m}.{n}", "3.4.4", None),
         ("{n}{n}1", "221", {"n": "2"}),
+        ("layers.61.{...}", "layers.61.mlp.gate.weight", {"...": "mlp.gate.weight"}),
+        ("layers.61.{...}", "layers.6.mlp.gate.weight", None),
     ],
 )
 def test_parse(template, name, values):

@@ -23,7 +23,23 @@ CONFIG = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 1000.0,
 }
+_LATENT = {
+    "num_key_value_heads": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 6,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 6,
+    "kv_lora_rank": 10,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 2,
+    "v_head_dim": 4,
+}
 FAMILY_KEYS = {
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": {**_LATENT, "n_group": 2, "topk_group": 2},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6},
     "granitemoehybrid": {"num_local_experts": 0, "layer_types": ["full_attention"] * 2},
 }
 """Keys by model type that a family's config must have beside `CONFIG`."""
@@ -48,7 +64,8 @@ def config_of(family, **settings):
 
 def read_tiny(model_type, **settings):
     """The config that our family of a model type makes of `CONFIG` with these settings."""
-    return read_config({**CONFIG, "architectures": None, "model_type": model_type, **settings})
+    keys = FAMILY_KEYS.get(model_type, {})
+    return read_config({**CONFIG, "architectures": None, "model_type": model_type, **keys, **settings})
 
 
 def random_weights(*, tied=False, qkv_bias=False):

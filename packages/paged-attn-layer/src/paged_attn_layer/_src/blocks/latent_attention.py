@@ -92,7 +92,7 @@ class LatentAttention(nnx.Module):
         q_nope . (K_h c) = (q_nope K_h) . c        sum_t p_t V_h c_t = V_h sum_t p_t c_t
 
     so the queries `[q_nope K_h, q_rot]` attend over the pages, and `V_h` is applied to what comes out. The weights are
-    `q_proj`, or `q_a_proj`, `q_norm` and `q_b_proj`; `kv_a_proj`, `kv_norm`; `k_up [heads, nope, rank]` (K),
+    `q_proj`, or `q_a_proj`, `q_a_norm` and `q_b_proj`; `kv_a_proj`, `kv_a_norm`; `k_up [heads, nope, rank]` (K),
     `v_up [heads, v, rank]` (V), and `o_proj`.
     """
 
@@ -121,10 +121,10 @@ class LatentAttention(nnx.Module):
             self.q_proj = linear(hidden, q_size, use_bias=False)
         else:
             self.q_a_proj = linear(hidden, config.q_rank, use_bias=config.use_bias)
-            self.q_norm = Norm(config.q_rank, config.latent_norm, param_dtype=param_dtype)
+            self.q_a_norm = Norm(config.q_rank, config.latent_norm, param_dtype=param_dtype)
             self.q_b_proj = linear(config.q_rank, q_size, use_bias=False)
         self.kv_a_proj = linear(hidden, rank + config.rope_dim, use_bias=config.use_bias)
-        self.kv_norm = Norm(rank, config.latent_norm, param_dtype=param_dtype)
+        self.kv_a_norm = Norm(rank, config.latent_norm, param_dtype=param_dtype)
         init = nnx.initializers.lecun_normal(in_axis=2, out_axis=1, batch_axis=0)
         self.k_up = nnx.Param(init(rngs(), (heads, config.nope_dim, rank), param_dtype))
         self.v_up = nnx.Param(init(rngs(), (heads, config.v_head_dim, rank), param_dtype))
@@ -181,7 +181,7 @@ class LatentAttention(nnx.Module):
     def _queries(self, hidden: Array, positions: Array) -> Float[Array, "*rows heads rank+rope"]:
         """What attends over the latent entries."""
         config = self.config
-        q = self.q_proj(hidden) if config.q_rank is None else self.q_b_proj(self.q_norm(self.q_a_proj(hidden)))
+        q = self.q_proj(hidden) if config.q_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(hidden)))
         q = q.reshape(*q.shape[:-1], config.num_heads, -1)
         q_nope, q_rot = q[..., : config.nope_dim], q[..., config.nope_dim :]
         absorbed = jnp.einsum("...hn,hnr->...hr", q_nope, self.k_up[...])
@@ -191,4 +191,4 @@ class LatentAttention(nnx.Module):
         """What the pages store of each token."""
         entry = self.kv_a_proj(hidden)[..., None, :]
         latent, k_rot = entry[..., : self.config.kv_rank], entry[..., self.config.kv_rank :]
-        return jnp.concatenate([self.kv_norm(latent), apply_rope(k_rot, positions, self.config.rope)], axis=-1)
+        return jnp.concatenate([self.kv_a_norm(latent), apply_rope(k_rot, positions, self.config.rope)], axis=-1)

@@ -1,6 +1,6 @@
 """Templates of weight names, such as `"layers.{layer}.attention.{q|k|v}_proj.kernel"`.
 
-A placeholder in braces stands for an integer (`{layer}`), or for one of some words (`{q|k|v}`).
+A placeholder in braces stands for an integer (`{layer}`), for one of some words (`{q|k|v}`), or for any text (`{...}`).
 """
 
 import functools
@@ -49,5 +49,5 @@ def _pattern(template: str) -> re.Pattern[str]:
             pattern += rf"(?:\{seen.index(part) + 1})"
         else:
             seen.append(part)
-            pattern += f"({part})" if "|" in part else r"(\d+)"
+            pattern += r"(.+)" if part == "..." else f"({part})" if "|" in part else r"(\d+)"
     return re.compile(pattern)

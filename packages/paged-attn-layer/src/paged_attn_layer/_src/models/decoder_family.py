@@ -16,6 +16,9 @@ SHARDINGS = (
     ("lm_head", ("vocab", None)),
     ("layers.{layer}.attention.{q|k|v}_proj.kernel", (None, "kv_heads")),
     ("layers.{layer}.attention.{q|k|v}_proj.bias", ("kv_heads",)),
+    ("layers.{layer}.attention.{q_a|kv_a}_proj.kernel", (None, None)),  # what they make is for all heads
+    ("layers.{layer}.attention.q_b_proj.kernel", (None, "kv_heads")),
+    ("layers.{layer}.attention.{k|v}_up", ("kv_heads", None, None)),
     ("layers.{layer}.attention.o_proj.kernel", ("kv_heads", None)),
     ("layers.{layer}.attention.sinks", ("kv_heads",)),
     ("layers.{layer}.mlp.{gate|up}_proj.kernel", (None, "mlp")),
@@ -32,7 +35,10 @@ SHARDINGS = (
     ("layers.{layer}.per_layer_input.gate_proj.kernel", (None, "per_layer_input")),
     ("layers.{layer}.per_layer_input.out_proj.kernel", ("per_layer_input", None)),
 )
-"""The axes of a `Decoder`'s weights. Query heads are split with the KV heads that they share."""
+"""The axes of a `Decoder`'s weights. Query heads are split with the KV heads that they share.
+
+Latent attention has keys and values of each head, made of a vector that every device holds.
+"""
 
 
 def axis_sizes(config: DecoderConfig, path: str) -> dict[str, int]:
@@ -45,9 +51,10 @@ def axis_sizes(config: DecoderConfig, path: str) -> dict[str, int]:
             "per_layer_vocab": config.per_layer_vocab_size or config.vocab_size,
         }
     layer = config.layers[int(rest[0])]
-    inputs, shared = layer.per_layer_input, layer.mlp.shared if isinstance(layer.mlp, MoEConfig) else None
+    attention, inputs = layer.attention, layer.per_layer_input
+    shared = layer.mlp.shared if isinstance(layer.mlp, MoEConfig) else None
     return {
-        "kv_heads": layer.attention.kv.num_kv_heads,
+        "kv_heads": attention.num_heads if attention.kv.latent else attention.kv.num_kv_heads,
         "mlp": layer.mlp.intermediate_size,
         "shared_mlp": 1 if shared is None else shared.intermediate_size,
         "per_layer_input": 1 if inputs is None else inputs.size,

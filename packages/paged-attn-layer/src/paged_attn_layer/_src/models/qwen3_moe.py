@@ -25,12 +25,20 @@ def read_config(config: HFConfig) -> DecoderConfig:
     moe = MoEConfig(
         router=chosen, expert=dataclasses.replace(mlp, intermediate_size=config.whole("moe_intermediate_size"))
     )
-    dense, interval = set(config.get("mlp_only_layers") or ()), config.whole("decoder_sparse_step")
+    dense, interval = _dense_layers(config), config.whole("decoder_sparse_step")
     layers = [
         LayerConfig(attention=each, mlp=mlp if index in dense or (index + 1) % interval else moe, pre_norm=norm)
         for index, each in enumerate(read_qwen3_attentions(config))
     ]
     return read_decoder(config, layers, norm)
+
+
+def _dense_layers(config: HFConfig) -> set[int]:
+    """The layers that have an MLP whatever the interval says."""
+    layers, given = config.whole("num_hidden_layers"), config.get("mlp_only_layers") or []
+    if not isinstance(given, list) or any(type(each) is not int or not 0 <= each < layers for each in given):
+        raise ValueError(f"mlp_only_layers={given!r} must be a list of layers from 0 to {layers - 1}")
+    return set(given)
 
 
 def weights(config: DecoderConfig) -> tuple[WeightRule, ...]:

@@ -91,6 +91,15 @@ def yarn_mscale(factor: float, multiplier: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1
 
 
+def read_latent_scale(config: HFConfig) -> float:
+    """The factor on the softmax scale of latent attention for longer sequences (DeepSeek's `mscale_all_dim`)."""
+    (rope,) = _all_parameters(config)
+    settings = HFConfig(rope)
+    if _rope_type(settings) == "default" or not settings.get("mscale_all_dim"):
+        return 1.0
+    return yarn_mscale(settings.number("factor"), settings.number("mscale_all_dim")) ** 2
+
+
 def read_yarn_factor(config: HFConfig, rope: HFConfig) -> float:
     """How many times longer than trained for the sequences get; `null` means what the two lengths say."""
     if rope.says("factor") and not rope.has("factor"):

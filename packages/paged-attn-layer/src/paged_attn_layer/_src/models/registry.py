@@ -7,6 +7,8 @@ from paged_attn_layer._src.convert.gguf_names import GGUFNames
 from paged_attn_layer._src.models import (
     cohere,
     cohere2,
+    deepseek_v2,
+    deepseek_v3,
     gemma2,
     gemma3,
     gemma4,
@@ -55,6 +57,8 @@ FAMILIES = (
     qwen3_moe.FAMILY,
     mixtral.FAMILY,
     gpt_oss.FAMILY,
+    deepseek_v2.FAMILY,
+    deepseek_v3.FAMILY,
 )
 
 
