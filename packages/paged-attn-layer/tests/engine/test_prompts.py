@@ -115,3 +115,11 @@ def test_a_chat_without_a_template_is_refused():
 def test_an_empty_text_is_refused(prompt):
     with pytest.raises(ValueError, match="the prompt is empty"):
         encode_text(tokenizer(), prompt, None)
+
+
+@pytest.mark.parametrize(
+    "message", [{"role": "a\ud800"}, {"role": "user", "content": [{"type": "text", "text": "a\ud800"}]}]
+)
+def test_half_of_a_surrogate_pair_anywhere_in_a_message(message):
+    with pytest.raises(ValueError, match="message 1 of the prompt has half of a surrogate pair at character 1"):
+        encode_chat(tokenizer(CHATML), [{"role": "user", "content": "hi"}, message])

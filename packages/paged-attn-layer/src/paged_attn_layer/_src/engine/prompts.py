@@ -1,6 +1,6 @@
 """Turns a prompt into token ids: a text, or the messages of a chat."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from paged_attn_layer._src.engine import checks
@@ -30,9 +30,18 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], chat: bool | 
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f'message {index} of the prompt is {message!r}; it must be like {{"role": "user", ...}}')
-        if isinstance(message.get("content"), str):
-            checks.text(f"message {index} of the prompt", message["content"])
+        for text in _texts(message):
+            checks.text(f"message {index} of the prompt", text)
     return _in_template(tokenizer, messages, tokenize=True)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a message, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part)
 
 
 def encode_text(tokenizer: Tokenizer, prompt: str, chat: bool | None) -> list[int]:
