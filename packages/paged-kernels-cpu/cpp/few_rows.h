@@ -13,8 +13,10 @@
 
 namespace paged {
 
-template <class T, class Stored>
+// `Reader` is `InPlace` or `Unpacked`.
+template <class T, class Reader>
 class FewRows {
+  using Stored = typename Reader::Stored;
   using Element = typename Stored::Element;
   static constexpr int width = T::width;
   static constexpr int vectors = Stored::vectors;
@@ -27,7 +29,7 @@ class FewRows {
         pages_(call.pages),
         block_(block),
         state_(state),
-        stored_(call.pages),
+        reader_(call),
         q_stride_(round_up(pages_.k_dim)),
         v_stride_(round_up(pages_.v_dim)) {
     q_ = scratch(ScratchFor::few_rows, block.rows() * (q_stride_ + v_stride_) + sub_rows * key_block);
@@ -75,17 +77,21 @@ class FewRows {
   void walk(KeyRange keys) {
     Entries<Element> both[2];
     Entries<Element>*now = &both[0], *next = &both[1];
-    KeyRange part{keys.begin, std::min(keys.begin + key_block, keys.end)};
-    find_entries(call_, block_.seq, block_.kv_head, part, *now);
+    const int64_t step = keys_at_once();
+    KeyRange part{keys.begin, std::min(keys.begin + step, keys.end)};
+    reader_.find(call_, block_.seq, block_.kv_head, part, *now);
     while (!part.empty()) {
-      const KeyRange later{part.end, std::min(part.end + key_block, keys.end)};
+      const KeyRange later{part.end, std::min(part.end + step, keys.end)};
       next->count = 0;
-      if (!later.empty()) find_entries(call_, block_.seq, block_.kv_head, later, *next);
+      if (!later.empty()) reader_.find(call_, block_.seq, block_.kv_head, later, *next);
       attend(part, *now, *next);
       std::swap(now, next);
       part = later;
     }
   }
+
+  // Returns the keys of a key block: those that a level-one cache holds.
+  int64_t keys_at_once() const { return std::clamp<int64_t>(32768 / pages_.entry_bytes / 16 * 16, 16, key_block); }
 
   void attend(KeyRange keys, const Entries<Element>& now, const Entries<Element>& next) {
     for (int64_t j = 0; j < block_.rows(); j += sub_rows) {
@@ -140,7 +146,7 @@ class FewRows {
 #pragma GCC unroll 16
       for (int token = 0; token < tokens; ++token) {
         Floats<T> k[vectors];
-        stored_.read(entries[token], lane, k);
+        reader_.stored.read(entries[token], lane, k);
         multiply_block<rows, tokens>(q + lane, k, token, products);
       }
     }
@@ -148,7 +154,7 @@ class FewRows {
 #pragma GCC unroll 16
     for (int token = 0; token < tokens; ++token) {
       Floats<T> k[vectors];
-      stored_.read_some(entries[token], lane, pages_.k_dim - lane, k);
+      reader_.stored.read_some(entries[token], lane, pages_.k_dim - lane, k);
       multiply_block<rows, tokens>(q + lane, k, token, products);
     }
   }
@@ -164,55 +170,46 @@ class FewRows {
     }
   }
 
-  // Starts to bring the values of these entries into the cache.
   void fetch_values(const Element* const* entries, int tokens) const {
-    if (pages_.latent) return;
-    for (int token = 0; token < tokens; ++token) fetch(entries[token], pages_.v_start, pages_.v_dim);
+    if (!reader_.v_is_apart()) return;
+    for (int token = 0; token < tokens; ++token) reader_.fetch(entries[token], reader_.v_start, pages_.v_dim);
   }
-
-  void fetch(const Element* entry, int64_t lane, int64_t count) const {
-    const char* bytes = reinterpret_cast<const char*>(entry) + lane * pages_.entry_bytes / lanes_of_entry();
-    const int64_t size = count * pages_.entry_bytes / lanes_of_entry();
-    for (int64_t at = 0; at < size; at += 64) __builtin_prefetch(bytes + at);
-  }
-
-  int64_t lanes_of_entry() const { return pages_.type == KvType::int4 ? 2 * pages_.storage_lanes : pages_.storage_lanes; }
 
   // Adds the weighted values of the keys to `values_`.
   template <int rows>
   void weighted_sum(int64_t j, const Entries<Element>& keys, const Entries<Element>& next) {
     constexpr int together = std::max(1, (width == 16 ? 16 : 8) / (rows * vectors));  // accumulators fit in registers
     float* values = values_ + j * v_stride_;
-    if (j == 0) fetch_keys(next);
+    const Entries<Element>* to_fetch = j == 0 ? &next : nullptr;
     int64_t lane = 0;
     for (; lane + together * lanes <= pages_.v_dim; lane += together * lanes) {
-      add_columns<rows, together, false>(values + lane, lane, keys);
+      add_columns<rows, together, false>(values + lane, lane, keys, to_fetch);
     }
-    for (; lane + lanes <= pages_.v_dim; lane += lanes) add_columns<rows, 1, false>(values + lane, lane, keys);
-    if (lane < pages_.v_dim) add_columns<rows, 1, true>(values + lane, lane, keys);
-  }
-
-  void fetch_keys(const Entries<Element>& keys) const {
-    for (int64_t i = 0; i < keys.count; ++i) fetch(keys.at[i], 0, pages_.k_dim);
+    for (; lane + lanes <= pages_.v_dim; lane += lanes) add_columns<rows, 1, false>(values + lane, lane, keys, to_fetch);
+    if (lane < pages_.v_dim) add_columns<rows, 1, true>(values + lane, lane, keys, to_fetch);
   }
 
   // The same for `blocks` blocks of lanes from `lane` on; `partial` if V ends within the block.
+  //
+  // Fetches these lanes of the next keys, a few at a time: the memory is then busy all the while.
   template <int rows, int blocks, bool partial>
-  void add_columns(float* values, int64_t lane, const Entries<Element>& keys) const {
+  void add_columns(float* values, int64_t lane, const Entries<Element>& keys, const Entries<Element>* next) const {
+    const int64_t fetched = next ? next->count : 0;
     constexpr int columns = blocks * vectors;
     Floats<T> sum[rows][columns];
     for (int row = 0; row < rows; ++row) {
       for (int c = 0; c < columns; ++c) sum[row][c] = load<T>(values + row * v_stride_ + c * width);
     }
     for (int64_t i = 0; i < keys.count; ++i) {
+      if (i < fetched) reader_.fetch(next->at[i], lane, blocks * lanes);
 #pragma GCC unroll 16
       for (int b = 0; b < blocks; ++b) {
         Floats<T> v[vectors];
-        const int64_t from = pages_.v_start + lane + b * lanes;
+        const int64_t from = reader_.v_start + lane + b * lanes;
         if constexpr (partial) {
-          stored_.read_some(keys.at[i], from, pages_.v_dim - lane, v);
+          reader_.stored.read_some(keys.at[i], from, pages_.v_dim - lane, v);
         } else {
-          stored_.read(keys.at[i], from, v);
+          reader_.stored.read(keys.at[i], from, v);
         }
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {
@@ -232,7 +229,7 @@ class FewRows {
   const Pages& pages_;
   const Block& block_;
   const SoftmaxState state_;
-  const Stored stored_;
+  Reader reader_;
   const int64_t q_stride_;
   const int64_t v_stride_;
   float* q_;       // [rows, q_stride]
@@ -240,9 +237,9 @@ class FewRows {
   float* s_;       // [sub_rows, key_block]: logits, then weights
 };
 
-template <class T, template <class> class Stored>
+template <class T, class Reader>
 void attend_few_rows(const AttentionCall& call, const Block& block, KeyRange keys, SoftmaxState state) {
-  FewRows<T, Stored<T>>(call, block, state).run(keys);
+  FewRows<T, Reader>(call, block, state).run(keys);
 }
 
 }  // namespace paged

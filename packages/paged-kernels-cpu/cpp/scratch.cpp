@@ -34,7 +34,7 @@ struct Memory {
 }  // namespace
 
 float* scratch(ScratchFor purpose, int64_t floats) {
-  thread_local Memory memories[3];
+  thread_local Memory memories[4];
   return memories[static_cast<int>(purpose)].of_size(floats);
 }
 

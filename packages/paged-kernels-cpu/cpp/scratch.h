@@ -5,7 +5,7 @@
 
 namespace paged {
 
-enum class ScratchFor : int { state, few_rows, many_rows };
+enum class ScratchFor : int { state, few_rows, many_rows, unpacked };
 
 // Returns this thread's memory of at least `floats` floats for one purpose. It is kept until the thread ends, and its
 // next user overwrites it.

@@ -117,4 +117,28 @@ struct Int4 {
   int64_t half;
 };
 
+// Returns the lanes a0 b0 a1 b1 ... of two vectors, as two vectors.
+template <class T, int... lane>
+PAGED_INLINE void zip(Floats<T>* x, std::integer_sequence<int, lane...>) {
+  const Floats<T> even = x[0], odd = x[1];
+  x[0] = __builtin_shufflevector(even, odd, (lane / 2 + lane % 2 * T::width)...);
+  x[1] = __builtin_shufflevector(even, odd, (lane / 2 + lane % 2 * T::width + T::width / 2)...);
+}
+
+// Reads the `size` lanes of `entry` from `lane` on as floats in their own order. Writes whole blocks, padded with zeros.
+template <class T, class Stored>
+PAGED_INLINE void unpack(const Stored& stored, const typename Stored::Element* entry, int64_t lane, int64_t size, float* to) {
+  constexpr int block = Stored::vectors * T::width;
+  for (int64_t i = 0; i < size; i += block) {
+    Floats<T> x[Stored::vectors];
+    if (i + block <= size) {
+      stored.read(entry, lane + i, x);
+    } else {
+      stored.read_some(entry, lane + i, size - i, x);
+    }
+    if constexpr (Stored::even_odd) zip<T>(x, std::make_integer_sequence<int, T::width>{});
+    for (int vector = 0; vector < Stored::vectors; ++vector) store<T>(to + i + vector * T::width, x[vector]);
+  }
+}
+
 }  // namespace paged

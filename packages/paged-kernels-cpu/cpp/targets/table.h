@@ -8,9 +8,17 @@ namespace paged {
 
 template <class T>
 constexpr Kernels kernels_of(const char* name) {
-  return {name,
-          {attend_few_rows<T, Float32>, attend_few_rows<T, BFloat16>, attend_few_rows<T, Float16>, attend_few_rows<T, Int8>,
-           attend_few_rows<T, Float8E4M3>, attend_few_rows<T, Float8E5M2>, attend_few_rows<T, Int4>}};
+  Kernels kernels{};
+  kernels.name = name;
+  auto& few = kernels.few_rows;  // in the order of KvType
+  few[0] = attend_few_rows<T, InPlace<T, Float32>>;
+  few[1] = attend_few_rows<T, InPlace<T, BFloat16>>;
+  few[2] = attend_few_rows<T, Unpacked<T, Float16>>;
+  few[3] = attend_few_rows<T, InPlace<T, Int8>>;
+  few[4] = attend_few_rows<T, Unpacked<T, Float8E4M3>>;
+  few[5] = attend_few_rows<T, Unpacked<T, Float8E5M2>>;
+  few[6] = attend_few_rows<T, Unpacked<T, Int4>>;
+  return kernels;
 }
 
 }  // namespace paged
