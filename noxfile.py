@@ -169,6 +169,13 @@ def bench_cache(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_load(session: nox.Session) -> None:
+    """Time loading beside transformers, for a checkpoint of 2.2 GB that it makes. Not part of the checks."""
+    install_layers(session, LAYERS[-1], "torch", "accelerate")
+    session.run("python", "tools/bench_load.py", *session.posargs, env={"JAX_PLATFORMS": "cpu"})
+
+
+@nox.session
 def tpu_cost(session: nox.Session) -> None:
     """Estimate the cost of our TPU kernels and jax's with the TPU compiler. Takes hours. Not part of the checks."""
     install_layers(session, "paged-kernels", "libtpu", "matplotlib")

@@ -296,7 +296,8 @@ class Interleave(Operation):
                     start = first * self.count + place - last.start
                     array.fill(out[..., start :: self.count], (*rest, slice(first, stop)))
 
-        return LazyArray((*shape[:-1], shape[-1] * self.count), _common_dtype(run), fill)
+        whole = (*shape[:-1], shape[len(shape) - 1] * self.count)
+        return LazyArray(whole, _common_dtype(run), fill)
 
 
 @dataclasses.dataclass(frozen=True)

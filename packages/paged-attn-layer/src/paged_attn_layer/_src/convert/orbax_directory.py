@@ -70,5 +70,5 @@ def _lazy(checkpoint: pathlib.Path, driver: str, path: str) -> LazyArray:
         with reading(checkpoint):
             return np.atleast_1d((array[start:stop] if array.shape else array).read().result())
 
-    chunk = (*(array.chunk_layout.read_chunk.shape or ()), 1)[0]
+    chunk = next(iter(array.chunk_layout.read_chunk.shape or ()), None) or 1  # rows; an array without axes has none
     return LazyArray.of_rows(array.shape, array.dtype.numpy_dtype, rows, at_once=chunk)

@@ -1,11 +1,15 @@
 """Puts weights on their devices, a shard at a time."""
 
+import collections
+from collections.abc import Iterator
+from typing import Any
+
 import jax
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from paged_attn_layer._src.convert.lazy import Index, LazyArray
+from paged_attn_layer._src.convert.lazy import Index, LazyArray, Shape
 
 
 def place(weight: LazyArray, dtype: DTypeLike, sharding: Sharding | None = None) -> Array:
@@ -25,10 +29,10 @@ def place(weight: LazyArray, dtype: DTypeLike, sharding: Sharding | None = None)
     return jax.make_array_from_single_device_arrays(weight.shape, sharding, shards)
 
 
-def _devices_by_part(shape: tuple[int, ...], sharding: Sharding) -> list[tuple[Index, list[jax.Device]]]:
+def _devices_by_part(shape: Shape, sharding: Sharding) -> Iterator[tuple[Index, list[Any]]]:
     """Each different part, with the devices of this process that hold it."""
-    parts: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    parts = collections.defaultdict(list)
     for device, index in sharding.addressable_devices_indices_map(shape).items():
-        ends = tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
-        parts.setdefault(ends, []).append(device)
-    return [(tuple(slice(*ends) for ends in part), devices) for part, devices in parts.items()]
+        parts[tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))].append(device)
+    for ends, devices in parts.items():
+        yield tuple(slice(*each) for each in ends), devices

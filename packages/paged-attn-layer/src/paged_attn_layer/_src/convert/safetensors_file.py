@@ -9,6 +9,7 @@ import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -84,7 +85,8 @@ def write_file(path: pathlib.Path, tensors: Mapping[str, LazyArray], dtype: DTyp
         ValueError: a type has no name in the format.
         OSError: the file cannot be written.
     """
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, tensor in tensors.items():
         start, end = end, end + stored_bytes(tensor, dtype)
         header[name] = {
