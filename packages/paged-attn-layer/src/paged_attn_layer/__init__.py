@@ -3,9 +3,12 @@
 from paged_attn_layer._src.attention.attend import Attended, attend, prepare
 from paged_attn_layer._src.attention.mesh import on_mesh
 from paged_attn_layer._src.blocks.attention import AttentionConfig, PagedAttention
-from paged_attn_layer._src.blocks.mlp import MLPConfig
+from paged_attn_layer._src.blocks.latent_attention import LatentAttentionConfig
+from paged_attn_layer._src.blocks.mlp import ClampedGLU, MLPConfig
+from paged_attn_layer._src.blocks.moe import MoEConfig
 from paged_attn_layer._src.blocks.norm import NormConfig
 from paged_attn_layer._src.blocks.rope import RopeConfig, apply_rope
+from paged_attn_layer._src.blocks.router import RouterConfig
 from paged_attn_layer._src.convert.load import load_model
 from paged_attn_layer._src.convert.memory_source import WeightFunction
 from paged_attn_layer._src.convert.save import ConversionReport, convert_checkpoint, save_model
@@ -41,6 +44,7 @@ __all__ = [
     "AttentionOutput",
     "AttentionRegistry",
     "CausalLM",
+    "ClampedGLU",
     "Completion",
     "ConversionError",
     "ConversionReport",
@@ -51,13 +55,16 @@ __all__ = [
     "EngineStats",
     "Family",
     "FinishReason",
+    "LatentAttentionConfig",
     "LayerConfig",
     "MLPConfig",
+    "MoEConfig",
     "NormConfig",
     "PagedAttention",
     "PagedAttn",
     "Request",
     "RopeConfig",
+    "RouterConfig",
     "StepRecord",
     "Tokenizer",
     "WeightFunction",

@@ -20,7 +20,9 @@ _SIZES = ("hidden_size", "num_heads", "kv_rank", "nope_dim", "rope_dim", "v_head
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentAttentionConfig:
-    """Sizes of a layer of multi-head latent attention. Static and hashable; Hugging Face's names are in brackets.
+    """Sizes of a layer of multi-head latent attention. Static and hashable.
+
+    Hugging Face's names are in brackets.
 
     Raises:
         ValueError: a size is below 1, or the rotary embedding does not fit `rope_dim`.
