@@ -1,6 +1,6 @@
 """Every call that computes works under the settings that careful projects switch on, with the same results.
 
-All tests run with `jax_numpy_rank_promotion="raise"` and `jax_numpy_dtype_promotion="strict"` (the root's conftest.py).
+All tests run with `jax_numpy_rank_promotion="raise"` and `jax_numpy_dtype_promotion="strict"` (conftest.py).
 """
 
 import contextlib

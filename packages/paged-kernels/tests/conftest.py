@@ -23,3 +23,10 @@ def forget_compilations() -> Iterator[None]:
     """Each executable holds memory maps. A process may have about 65 thousand; with more, XLA's compiler crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def strict_promotion() -> Iterator[None]:
+    """No test promotes ranks or types implicitly, as careful projects demand of their libraries."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield

@@ -273,3 +273,12 @@ class TestDataParallel:
         )
         with pytest.raises(ValueError, match="split over data_axis='dp'; give a stacked RaggedBatch"):
             PagedAttn()(*rows, view, metadata)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_pages_that_were_donated_are_refused_by_name(count):
+    view = view_on(STEP, mesh_of(count))
+    jax.tree.map(lambda array: array.delete(), view.pages)
+    rows = [jnp.ones((TOKENS, heads, view.pages.head_dim), jnp.float32) for heads in (16, 8, 8)]
+    with pytest.raises(ValueError, match=r"view\.pages\.data is deleted: it was donated to an earlier call"):
+        attend(*rows, view, STEP.batch)

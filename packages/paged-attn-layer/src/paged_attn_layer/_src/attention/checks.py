@@ -17,11 +17,12 @@ def check_call(
     *,
     head_params: HeadParams,
 ) -> None:
-    """Refuse arrays that do not fit each other.
+    """Refuse arrays that do not fit each other, and pages that were donated to an earlier call.
 
     Raises:
         ValueError: names what does not fit, what it is, and what it must be.
     """
+    view.pages.check_not_donated("view.pages")
     ragged = batch if isinstance(batch, RaggedBatch) else batch.batch
     lead = (*_check_replicas(ragged, view), "tokens")
     check_queries(q, lead, view, "a RaggedBatch")

@@ -70,7 +70,7 @@ class CompiledStep:
         """Send a step to the device and run it; the next token of each sequence slot, on the host."""
         sent = jax.device_put(batch, self._replicated)  # the one transfer
         next_tokens, self._cache = self._run(self._weights, self._owned_cache(), sent)
-        return np.asarray(next_tokens)
+        return jax.device_get(next_tokens)
 
     def drop_cache(self) -> None:
         """Free the cache, whatever is left of it after a call that failed. The next call begins with an empty one."""
