@@ -5,6 +5,7 @@ from tiny_checkpoints import CONFIG, finish, gguf_writer, random_weights, write_
 
 from paged_attn_layer import read_config
 from paged_attn_layer._src.convert.gguf_file import GGUFFile
+from paged_cache import HFConfig
 
 
 @pytest.fixture
@@ -204,3 +205,36 @@ def test_yarn_is_scaled_from_the_length_that_the_model_was_trained_for(path):
     write_gguf(path, random_weights(), writer)
     rope = read_config(GGUFFile(path).config).layers[0].attention.rope
     assert (rope.rope_type, rope.factor, rope.original_max_position) == ("yarn", 4.0, 16)
+
+
+def test_granites_factors_are_in_its_settings(path):
+    scales = {"attention.scale": 0.25, "embedding_scale": 12.0, "residual_scale": 0.5, "logit_scale": 8.0}
+    finish(gguf_writer(path, "granite", **scales))
+    config = read_config(GGUFFile(path).config)
+    attention = config.layers[0].attention
+    assert (attention.softmax_scale, config.embed_scale, config.logit_scale) == (0.25, 12.0, 0.125)
+    assert config.layers[0].residual_multiplier == 0.5
+
+
+def test_every_fourth_layer_of_smollm3_has_no_rotary_embedding(path):
+    """The file does not say so."""
+    finish(gguf_writer(path, "smollm3", block_count=5))
+    layers = read_config(GGUFFile(path).config).layers
+    assert [layer.attention.rope is not None for layer in layers] == [True, True, True, False, True]
+
+
+def test_a_file_of_olmo_2_with_windows_is_refused(path):
+    """llama.cpp writes OLMo 3 so."""
+    finish(gguf_writer(path, "olmo2", **{"attention.sliding_window": 8}))
+    with pytest.raises(NotImplementedError, match=r"of olmo2 that are not supported: attention.sliding_window"):
+        GGUFFile(path)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "granite", "smollm3", "olmo2"])
+def test_files_of_an_architecture_are_read_as_its_family(path, architecture):
+    writer = gguf_writer(path, architecture)
+    writer.add_tensor("blk.0.attn_q.bias", np.zeros(16, np.float32))
+    finish(writer)
+    config = GGUFFile(path).config
+    assert config["attention_bias"] is True
+    assert HFConfig.of(config).model_type == architecture

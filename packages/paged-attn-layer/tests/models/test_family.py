@@ -1,5 +1,6 @@
 """What must hold for the declarations of every family."""
 
+import gguf
 import pytest
 from family_weights import Checkpoint, assert_equal, load, random_model_weights
 from tiny_checkpoints import CONFIG, config_of
@@ -29,5 +30,11 @@ def test_gguf_tensors_and_back_are_the_same(family, settings):
     rules = family.gguf.tensors(CONFIG)
     shapes = {name: weight.shape for name, weight in checkpoint.items()}
     tensors = dict(export_weights(checkpoint, rules))
-    assert not any(name.startswith("model.") for name in tensors)
+    assert tensors.keys() == {name_in_gguf(family.gguf.architecture, name) for name in checkpoint}
     assert_equal(load(Checkpoint(tensors), shapes, rules), checkpoint)
+
+
+def name_in_gguf(architecture, name):
+    """What the `gguf` package, which llama.cpp's converter uses, calls a Hugging Face weight."""
+    (kind,) = (kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    return gguf.get_tensor_name_map(kind, CONFIG["num_hidden_layers"]).get_name(name, (".weight", ".bias"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from paged_attn_layer._src.convert.gguf_names import GGUFNames
 from paged_attn_layer._src.models import llama
 from paged_attn_layer._src.models.decoder_config import DecoderConfig, LayerConfig
 from paged_attn_layer._src.models.decoder_family import decoder_family
@@ -34,4 +35,15 @@ FAMILY = decoder_family(
     model_types=("granite",),
     read_config=read_config,
     weights=llama.weights,
+    gguf=GGUFNames(
+        architecture="granite",
+        tensors=llama.gguf_tensors,
+        settings=(
+            ("attention.scale", "attention_multiplier"),
+            ("embedding_scale", "embedding_multiplier"),
+            ("residual_scale", "residual_multiplier"),
+            ("logit_scale", "logits_scaling"),  # what logits are divided by, as in a config.json
+        ),
+        switches=llama.GGUF_BIASES,
+    ),
 )

@@ -67,6 +67,9 @@ def gguf_tensors(config: Mapping[str, Any]) -> tuple[WeightRule, ...]:
     )
 
 
+GGUF_BIASES = (("blk.0.attn_q.bias", "attention_bias"), ("blk.0.ffn_up.bias", "mlp_bias"))
+"""Tensors that a file has if the key is true."""
+
 FAMILY = decoder_family(
     architectures=("LlamaForCausalLM",),
     model_types=("llama",),
@@ -75,6 +78,6 @@ FAMILY = decoder_family(
     gguf=GGUFNames(
         architecture="llama",
         tensors=gguf_tensors,
-        switches=(("blk.0.attn_q.bias", "attention_bias"), ("blk.0.ffn_up.bias", "mlp_bias")),
+        switches=GGUF_BIASES,
     ),
 )

@@ -1,8 +1,12 @@
 """The OLMo 2 family: norms after attention and MLP instead of before, and queries and keys normalised as a whole."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from paged_attn_layer._src.convert.weights import WeightRule
+from paged_attn_layer._src.convert.gguf_names import GGUFNames
+from paged_attn_layer._src.convert.weights import WeightRule, rename
+from paged_attn_layer._src.models import qwen3
 from paged_attn_layer._src.models.decoder_config import DecoderConfig, LayerConfig
 from paged_attn_layer._src.models.decoder_family import decoder_family
 from paged_attn_layer._src.models.read_decoder import read_attentions, read_decoder, read_mlp, read_norm
@@ -38,9 +42,20 @@ def weights(config: DecoderConfig) -> tuple[WeightRule, ...]:
     )
 
 
+def gguf_tensors(config: Mapping[str, Any]) -> tuple[WeightRule, ...]:
+    """The tensors of a file of architecture `olmo2`, all in Hugging Face's order."""
+    theirs, ours = "blk.{layer}", "model.layers.{layer}"
+    return (
+        rename(f"{theirs}.post_attention_norm.weight", f"{ours}.post_attention_layernorm.weight"),
+        rename(f"{theirs}.post_ffw_norm.weight", f"{ours}.post_feedforward_layernorm.weight"),
+        *qwen3.gguf_tensors(config),
+    )
+
+
 FAMILY = decoder_family(
     architectures=("Olmo2ForCausalLM",),
     model_types=("olmo2",),
     read_config=read_config,
     weights=weights,
+    gguf=GGUFNames(architecture="olmo2", tensors=gguf_tensors, switches=(("blk.0.attn_q.bias", "attention_bias"),)),
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from paged_attn_layer._src.convert.gguf_names import GGUFNames
 from paged_attn_layer._src.models import llama
 from paged_attn_layer._src.models.decoder_config import DecoderConfig
 from paged_attn_layer._src.models.decoder_family import decoder_family
@@ -25,4 +26,6 @@ FAMILY = decoder_family(
     model_types=("smollm3",),
     read_config=read_config,
     weights=llama.weights,
+    # A file does not say which layers have no rotary embedding: every fourth, as in a config.json that leaves it out.
+    gguf=GGUFNames(architecture="smollm3", tensors=llama.gguf_tensors, switches=llama.GGUF_BIASES),
 )
