@@ -32,6 +32,7 @@ SHARDINGS = (
     ("layers.{layer}.mlp.experts.down_proj", (None, "mlp", None)),
     ("layers.{layer}.mlp.experts.down_bias", (None, None)),
     ("per_layer_inputs.embed.embedding", ("per_layer_vocab", None)),
+    ("per_layer_inputs.proj.kernel", (None, None)),  # small, and each layer's part is needed by all devices
     ("layers.{layer}.per_layer_input.gate_proj.kernel", (None, "per_layer_input")),
     ("layers.{layer}.per_layer_input.out_proj.kernel", ("per_layer_input", None)),
 )
