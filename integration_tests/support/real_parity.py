@@ -44,7 +44,7 @@ def count_ties(
     model: CausalLM, tokenizer: Tokenizer, hf_logits: Logits, prompts: Sequence[list[int]], new_tokens: int
 ) -> int:
     """Returns how many of our greedy tokens are not Hugging Face's. Checks that those are near ties."""
-    config = EngineConfig(max_seqs=len(prompts), max_sequence_length=128, prefill_chunk=64)
+    config = EngineConfig(max_seqs=len(prompts), max_sequence_length=160, prefill_chunk=64)
     engine = Engine(model, tokenizer=tokenizer, config=config)
     completions = engine.generate(prompts, max_new_tokens=new_tokens, ignore_end_tokens=True)
     pairs = zip(prompts, completions, strict=True)
