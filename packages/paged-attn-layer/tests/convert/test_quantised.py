@@ -50,6 +50,13 @@ def test_fp8_experts_in_one_array(tmp_path):
     np.testing.assert_array_equal(weight, q.astype(np.float32) * np.repeat(scale, 4, axis=1))
 
 
+def test_fp8_experts_with_one_scale_each(tmp_path):
+    q, scale = fp8((3, 8, 5)), np.float32([1, 2, 3]).reshape(3, 1, 1)
+    block = {**FP8, "weight_block_size": None}
+    weight = weight_of(tmp_path, "experts", {"experts": q, "experts_scale_inv": scale}, block)
+    np.testing.assert_array_equal(weight, q.astype(np.float32) * scale)
+
+
 def test_mxfp4(tmp_path):
     """The numbers of the specification: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives, times a power of two."""
     rng = np.random.default_rng(0)
@@ -99,6 +106,11 @@ def test_a_model_in_fp8(tmp_path):
             {"a.weight": fp8((4, 6)), "a.weight_scale_inv": np.ones((1, 1), np.float32)},
             FP8,
             r"a.weight_scale_inv has shape \(1, 1\), which must be \(1, 2\) for \(4, 6\)",
+        ),
+        (
+            {"a.weight": fp8((4,)), "a.weight_scale_inv": np.ones((1,), np.float32)},
+            {**FP8, "weight_block_size": None},
+            r"a.weight has shape \(4,\) and scales, and must have rows and columns",
         ),
         (
             {"a_blocks": np.ones((2, 3, 1, 16), np.uint8)},

@@ -42,7 +42,8 @@ class HFDirectory(HFWeights):
         kinds = (*_FLOATS, *(quantisation.kinds if quantisation else ()))
         weights, problems = _read_shards(directory, kinds)
         if quantisation:
-            weights, more = quantisation.dequantise(weights)
+            with reading(directory):
+                weights, more = quantisation.dequantise(weights)
             problems += more
             config = {**set_setting(config, _QUANTISATION, None), _QUANTISATION: None}
         super().__init__(str(directory), str(settings_from), config, weights, problems)

@@ -87,6 +87,9 @@ def _from_fp8(stored: Weights, block: Shape | None) -> tuple[Weights, list[str]]
         elif scale is None:
             weights[name] = None
             problems.append(f"{name} is stored as {weight.dtype}, and its {name + _SCALE} is missing or unreadable")
+        elif len(weight.shape) < 2:
+            weights[name] = None
+            problems.append(f"{name} has shape {weight.shape} and scales, and must have rows and columns")
         elif scale.shape not in (want := _scale_shapes(weight.shape, block)):
             weights[name] = None
             problems.append(f"{name + _SCALE} has shape {scale.shape}, which must be {want[0]} for {weight.shape}")
@@ -97,9 +100,9 @@ def _from_fp8(stored: Weights, block: Shape | None) -> tuple[Weights, list[str]]
 
 def _scale_shapes(shape: Shape, block: Shape | None) -> tuple[Shape, ...]:
     """The shapes that the scales of a weight may have."""
+    *outer, rows, columns = shape
     if block is None:
-        return (), (1,), (1, 1)
-    *outer, rows, columns = shape if len(shape) > 1 else (0, 0)
+        return ((*outer, 1, 1),) if outer else ((1,), (), (1, 1))
     return ((*outer, -(-rows // block[0]), -(-columns // block[1])),)
 
 
