@@ -38,7 +38,7 @@ class Attention {
     const bool whole = block.parts == 1;
     float* memory = whole ? scratch(ScratchFor::state, state_size_of(block.rows())) : memory_of(block, item.part);
     const SoftmaxState state = SoftmaxState::in(memory, block.rows());
-    kernels_.few_rows[static_cast<int>(call_.pages.type)](call_, block, item.keys, state);
+    kernels_.for_block(call_.pages.type, block)(call_, block, item.keys, state);
     if (whole) {
       finish(block, state);
     } else if (items_left_[item.block].fetch_sub(1, std::memory_order_acq_rel) == 1) {

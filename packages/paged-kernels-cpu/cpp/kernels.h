@@ -11,7 +11,12 @@ using ItemKernel = void (*)(const AttentionCall& call, const Block& block, KeyRa
 
 struct Kernels {
   const char* name;
-  ItemKernel few_rows[num_kv_types];
+  ItemKernel few_rows[num_kv_types];   // for blocks of at most `few_rows` rows
+  ItemKernel many_rows[num_kv_types];  // for the others
+
+  ItemKernel for_block(KvType type, const Block& block) const {
+    return (block.rows() <= paged::few_rows ? few_rows : many_rows)[static_cast<int>(type)];
+  }
 };
 
 const Kernels& portable_kernels();

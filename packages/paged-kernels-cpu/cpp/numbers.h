@@ -79,6 +79,18 @@ static inline float load_row_element(const void* rows, RowType type, int64_t ind
   return type == RowType::bf16 ? bfloat16_to_float(bits) : widen(bits, half_format);
 }
 
+// Reads `size` elements of rows of q, k or v from `from` on as floats.
+static inline void load_row(const void* rows, RowType type, int64_t from, int64_t size, float* to) {
+  if (type == RowType::f32) {
+    std::memcpy(to, static_cast<const float*>(rows) + from, size * sizeof(float));
+  } else if (type == RowType::bf16) {
+    const uint16_t* bits = static_cast<const uint16_t*>(rows) + from;
+    for (int64_t i = 0; i < size; ++i) to[i] = bfloat16_to_float(bits[i]);
+  } else {
+    for (int64_t i = 0; i < size; ++i) to[i] = load_row_element(rows, type, from + i);
+  }
+}
+
 // Writes element `index` of the output.
 static inline void store_row_element(void* rows, RowType type, int64_t index, float value) {
   if (type == RowType::f32) {

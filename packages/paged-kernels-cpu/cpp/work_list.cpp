@@ -3,8 +3,11 @@
 namespace paged {
 namespace {
 
-constexpr int64_t least_chunk_bytes = 128 << 10, most_chunk_bytes = 1 << 20;
 constexpr int64_t items_per_thread = 4;
+// A chunk of a block with few rows reads this much.
+constexpr int64_t least_chunk_bytes = 128 << 10, most_chunk_bytes = 1 << 20;
+// A chunk of a block with many rows has at least so many keys, or all.
+constexpr int64_t least_chunk_keys = 512;
 
 int64_t round_up_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -15,10 +18,22 @@ KeyRange keys_of_block(const AttentionCall& call, const Block& block) {
   return keys_of_rows(call, block.seq, first, last);
 }
 
-// Returns the bytes that a block reads, or would read in the time that it computes.
+// Returns the bytes that a block reads for a key, or would read in the time that it computes.
+int64_t cost_of_key(const AttentionCall& call, const Block& block) {
+  return call.pages.entry_bytes * round_up_divide(block.rows(), few_rows);
+}
+
 int64_t cost(const AttentionCall& call, const Block& block) {
-  const int64_t per_key = call.pages.entry_bytes * round_up_divide(block.rows(), few_rows);
-  return per_key * keys_of_block(call, block).size();
+  return cost_of_key(call, block) * keys_of_block(call, block).size();
+}
+
+// Returns the keys of a chunk that costs about `share`.
+int64_t chunk_keys(const AttentionCall& call, const Block& block, int64_t share) {
+  if (call.chunk_keys) return call.chunk_keys;
+  const int64_t fair = share / cost_of_key(call, block);
+  if (block.rows() > few_rows) return std::max(fair, least_chunk_keys);
+  const int64_t least = least_chunk_bytes / call.pages.entry_bytes, most = most_chunk_bytes / call.pages.entry_bytes;
+  return std::max<int64_t>(1, std::clamp(fair, least, most));
 }
 
 std::vector<Block> blocks_of(const AttentionCall& call, const std::vector<Sequence>& seqs) {
@@ -35,13 +50,12 @@ std::vector<Block> blocks_of(const AttentionCall& call, const std::vector<Sequen
   return blocks;
 }
 
-// Adds the items of a block: its keys in chunks of at most `chunk_bytes`.
-void add_items(const AttentionCall& call, WorkList& work, int64_t index, int64_t chunk_bytes) {
+// Adds the items of a block: its keys in chunks of about the same size.
+void add_items(const AttentionCall& call, WorkList& work, int64_t index, int64_t share) {
   Block& block = work.blocks[index];
   const KeyRange keys = keys_of_block(call, block);
-  const int64_t chunks = std::max<int64_t>(1, round_up_divide(cost(call, block), chunk_bytes));
-  const int64_t chunk = call.chunk_keys ? call.chunk_keys : std::max<int64_t>(1, round_up_divide(keys.size(), chunks));
-  block.parts = std::max<int64_t>(1, round_up_divide(keys.size(), chunk));
+  block.parts = std::max<int64_t>(1, round_up_divide(keys.size(), chunk_keys(call, block, share)));
+  const int64_t chunk = round_up_divide(keys.size(), block.parts);
   for (int64_t part = 0; part < block.parts; ++part) {
     const int64_t begin = keys.begin + part * chunk;
     work.items.push_back({index, part, {begin, std::min(keys.end, begin + chunk)}});
@@ -75,10 +89,10 @@ WorkList make_work_list(const AttentionCall& call, const std::vector<Sequence>& 
   work.blocks = blocks_of(call, seqs);
   int64_t total = 0;
   for (const Block& block : work.blocks) total += cost(call, block);
-  const int64_t share = total / (threads * items_per_thread);
-  const int64_t chunk_bytes = threads == 1 ? INT64_MAX : std::clamp(share, least_chunk_bytes, most_chunk_bytes);
+  const int64_t share = threads == 1 ? INT64_MAX : total / (threads * items_per_thread);
   work.items.reserve(work.blocks.size());
-  for (size_t i = 0; i < work.blocks.size(); ++i) add_items(call, work, static_cast<int64_t>(i), chunk_bytes);
+  // The last blocks of a prompt see the most keys. They come first, so that no thread waits for one of them at the end.
+  for (int64_t i = static_cast<int64_t>(work.blocks.size()) - 1; i >= 0; --i) add_items(call, work, i, share);
   return work;
 }
 

@@ -3,6 +3,7 @@
 
 #include "../few_rows.h"
 #include "../kernels.h"
+#include "../many_rows.h"
 
 namespace paged {
 
@@ -18,6 +19,14 @@ constexpr Kernels kernels_of(const char* name) {
   few[4] = attend_few_rows<T, Unpacked<T, Float8E4M3>>;
   few[5] = attend_few_rows<T, Unpacked<T, Float8E5M2>>;
   few[6] = attend_few_rows<T, Unpacked<T, Int4>>;
+  auto& many = kernels.many_rows;
+  many[0] = attend_many_rows<T, Float32>;
+  many[1] = attend_many_rows<T, BFloat16>;
+  many[2] = attend_many_rows<T, Float16>;
+  many[3] = attend_many_rows<T, Int8>;
+  many[4] = attend_many_rows<T, Float8E4M3>;
+  many[5] = attend_many_rows<T, Float8E5M2>;
+  many[6] = attend_many_rows<T, Int4>;
   return kernels;
 }
 

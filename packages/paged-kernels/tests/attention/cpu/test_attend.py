@@ -40,6 +40,16 @@ def test_equals_dense_attention(names, target):
     assert_equals_oracle(make_named_case(*names), SPECS[names[2]], backend=on_target(target), block_sizes=SMALL)
 
 
+MANY_ROWS = [names for names in ALL_CASES[1:] if not names[0].startswith("decode")]
+
+
+@pytest.mark.parametrize(("names", "target"), in_turns(MANY_ROWS[::2]))
+def test_blocks_of_many_rows_equal_dense_attention(names, target):
+    """Blocks of more than 16 rows are computed as matrix products."""
+    sizes = BlockSizes(q_rows=30, kv_pages=3)
+    assert_equals_oracle(make_named_case(*names), SPECS[names[2]], backend=on_target(target), block_sizes=sizes)
+
+
 @pytest.mark.parametrize(("names", "target"), in_turns(ALL_CASES[1::7]))
 def test_default_block_sizes_equal_dense_attention(names, target):
     assert_equals_oracle(make_named_case(*names), SPECS[names[2]], backend=on_target(target))
