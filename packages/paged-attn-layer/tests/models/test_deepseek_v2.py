@@ -55,3 +55,8 @@ def test_norms_of_latent_vectors_have_an_epsilon_of_their_own():
 def test_what_is_not_supported_is_refused_by_name(settings, message):
     with pytest.raises(NotImplementedError, match=re.escape(message)):
         read_tiny("deepseek_v2", **settings)
+
+
+def test_latent_attention_has_rotary_embedding():
+    with pytest.raises(ValueError, match="rope_parameters gives null for full_attention; latent attention must have"):
+        read_tiny("deepseek_v2", rope_parameters={"full_attention": None})

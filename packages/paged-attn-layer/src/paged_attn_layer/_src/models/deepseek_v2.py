@@ -1,6 +1,7 @@
 """The DeepSeek-V2 family: latent attention; the first layers dense, the others with experts and shared experts."""
 
 import dataclasses
+from typing import cast
 
 from paged_attn_layer._src.blocks.latent_attention import LatentAttentionConfig
 from paged_attn_layer._src.blocks.mlp import MLPConfig
@@ -52,6 +53,9 @@ def read_latent_attention(config: HFConfig, *, interleaved: bool) -> LatentAtten
     heads = config.whole("num_attention_heads")
     check_fixed(config, {"num_key_value_heads": heads})
     nope, rope = config.whole("qk_nope_head_dim"), config.whole("qk_rope_head_dim")
+    turning = read_rope(config, rope, interleaved=interleaved)
+    if turning is None:
+        raise ValueError("rope_parameters gives null for full_attention; latent attention must have rotary settings")
     return LatentAttentionConfig(
         hidden_size=config.whole("hidden_size"),
         num_heads=heads,
@@ -61,7 +65,7 @@ def read_latent_attention(config: HFConfig, *, interleaved: bool) -> LatentAtten
         rope_dim=rope,
         v_head_dim=config.whole("v_head_dim"),
         latent_norm=_LATENT_NORM,
-        rope=read_rope(config, rope, interleaved=interleaved),
+        rope=turning,
         use_bias=config.flag("attention_bias", False),
         softmax_scale=(nope + rope) ** -0.5 * read_latent_scale(config),
     )
@@ -107,7 +111,8 @@ def check_fixed(config: HFConfig, values: dict[str, object]) -> None:
 
 def weights(config: DecoderConfig) -> tuple[WeightRule, ...]:
     """The rules of a DeepSeek-V2 model. `kv_b_proj` has the keys' and the values' matrix of each head in turn."""
-    theirs, ours, attention = f"{THEIRS}.self_attn", f"{OURS}.attention", config.layers[0].attention
+    theirs, ours = f"{THEIRS}.self_attn", f"{OURS}.attention"
+    attention = cast(LatentAttentionConfig, config.layers[0].attention)
     heads, nope, rank = attention.num_heads, attention.nope_dim, attention.kv_rank
     parts = (nope, attention.v_head_dim)
     up = Reshape((heads * sum(parts), rank), (heads, sum(parts), rank)), Split(axis=1, sizes=parts)

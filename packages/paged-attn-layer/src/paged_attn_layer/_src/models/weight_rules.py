@@ -78,8 +78,8 @@ def experts(
 def fused_qkv(config: DecoderConfig, name: str = "qkv_proj") -> tuple[WeightRule, ...]:
     """Queries, keys and values as one linear layer, in this order."""
     attention = config.layers[0].attention
-    kv_size = attention.num_kv_heads * attention.head_dim
-    sizes = (attention.num_heads * attention.head_dim, kv_size, kv_size)
+    kv_size = attention.kv.num_kv_heads * attention.kv.head_dim
+    sizes = (attention.num_heads * attention.kv.head_dim, kv_size, kv_size)
     return _fused(f"self_attn.{name}", tuple(f"attention.{part}_proj" for part in "qkv"), sizes)
 
 
