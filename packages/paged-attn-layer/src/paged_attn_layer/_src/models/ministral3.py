@@ -1,4 +1,4 @@
-"""The Ministral 3 family: Llama's form, with yarn and queries that grow with their position."""
+"""The Ministral 3 family (also the text of Mistral Small 3): yarn, and queries that grow with their position."""
 
 import dataclasses
 
@@ -11,8 +11,8 @@ from paged_cache import HFConfig
 
 
 def read_config(config: HFConfig) -> DecoderConfig:
-    """The config of a Ministral 3 model."""
-    growth = _read_growth(config)
+    """The config of a Ministral 3 model, or of the text part of a model that sees pictures, which may be a Mistral."""
+    growth = _read_growth(config) if config.model_type == "ministral3" else None
     attentions = [dataclasses.replace(each, query_growth=growth) for each in read_attentions(config)]
     return read_pre_norm_decoder(config, attentions)
 
@@ -23,7 +23,7 @@ def _read_growth(config: HFConfig) -> QueryGrowth:
 
 
 FAMILY = decoder_family(
-    architectures=("Ministral3ForCausalLM",),
+    architectures=("Ministral3ForCausalLM", "Mistral3ForConditionalGeneration"),
     model_types=("ministral3",),
     read_config=read_config,
     weights=llama.weights,

@@ -23,7 +23,7 @@ MISSING: Mapping[str, tuple[str, ...]] = {
     ),
     "pictures and sound": (
         *("Glm4vForConditionalGeneration", "Idefics3ForConditionalGeneration", "LlavaForConditionalGeneration"),
-        *("Mistral3ForConditionalGeneration", "MllamaForConditionalGeneration", "PaliGemmaForConditionalGeneration"),
+        *("MllamaForConditionalGeneration", "PaliGemmaForConditionalGeneration"),
         *("Phi4MultimodalForCausalLM", "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
         *("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"),
         *("SmolVLMForConditionalGeneration", "VoxtralForConditionalGeneration"),
