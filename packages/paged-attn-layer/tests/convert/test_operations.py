@@ -10,8 +10,6 @@ from paged_attn_layer._src.convert.operations import (
     Interleave,
     Permute,
     Reshape,
-    RotaryHalvesToPairs,
-    RotaryPairsToHalves,
     Split,
     Stack,
     Transpose,
@@ -20,6 +18,7 @@ from paged_attn_layer._src.convert.operations import (
     reverse_all,
     shapes_after_all,
 )
+from paged_attn_layer._src.convert.rotary_rows import RotaryHalvesToPairs, RotaryPairsToHalves
 
 sizes = st.integers(1, 4)
 
@@ -106,13 +105,6 @@ def test_a_sum_is_cast_after_it_is_made():
     """0.99609375 + 1 is 2 in bfloat16."""
     (result,) = apply_all([Add(-1.0)], [np.array([1.99609375], np.float32)])
     assert result.read(dtype="bfloat16") == 0.99609375
-
-
-def test_rows_of_two_heads_for_rotary():
-    """Four rows a head: pairs (0, 1) and (2, 3) become (0, 2) and (1, 3)."""
-    rows = np.arange(8)
-    np.testing.assert_array_equal(apply(RotaryPairsToHalves(2), rows)[0], [0, 2, 1, 3, 4, 6, 5, 7])
-    np.testing.assert_array_equal(apply(RotaryHalvesToPairs(2), np.arange(12))[0][:6], [0, 3, 1, 4, 2, 5])
 
 
 def test_several_in_turn():

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
-from paged_attn_layer._src.convert.operations import RotaryPairsToHalves
+from paged_attn_layer._src.convert.rotary_rows import RotaryPairsToHalves
 from paged_attn_layer._src.convert.weights import WeightRule, rename
 from paged_attn_layer._src.models.decoder_config import DecoderConfig
 from paged_attn_layer._src.models.decoder_family import decoder_family
