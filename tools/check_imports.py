@@ -19,7 +19,8 @@ THIRD_PARTY = {
     "paged_cache": {"jax", "jaxtyping", "numpy", "safetensors"},
     "paged_attn_layer": {
         *("jax", "jaxtyping", "numpy", "flax", "eformer", "ml_dtypes"),
-        *("transformers", "tokenizers", "safetensors", "gguf", "tqdm", "matplotlib"),
+        *("transformers", "tokenizers", "safetensors", "gguf", "tqdm", "matplotlib", "orbax", "tensorstore"),
+        "paged_generate",  # the entries of its commands are modules of their own
     },
 }
 """Distributions that each package may import, besides itself, the standard library and the layers below."""
