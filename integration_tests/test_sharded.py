@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 from checkpoints import save_random
+from family_cases import CASES, TEXT
 from jax.sharding import Mesh
 from paged_runner import PagedRunner, serve_greedy
+from parity import Parity, assert_close
 from safetensors.numpy import save_file
 
 from paged_attn_layer import load_model
@@ -69,3 +71,21 @@ def test_heads_that_split(small, devices):
     kernel, up = model.layers[0].attention.q_proj.kernel[...], model.layers[0].mlp.up_proj.kernel[...]
     assert kernel.sharding.shard_shape(kernel.shape)[1] == (64 // devices if devices in (1, 2, 4) else 64)
     assert up.sharding.shard_shape(up.shape)[1] == 96 // devices
+
+
+@pytest.fixture(scope="module", params=["gpt_oss", "deepseek_v3"])
+def experts(request, tmp_path_factory):
+    case = next(case for case in CASES if case.model_type == request.param)
+    return Parity(case, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.mark.parametrize(("sizes", "names"), [((1, 2), ("dp", "ep")), ((2, 2), ("ep", "tp"))], ids=["1x2", "2x2"])
+def test_experts_that_split(experts, sizes, names):
+    """Experts are split over `ep`; what is within an expert is split over `tp`, as heads are."""
+    mesh = Mesh(np.array(jax.devices()[: sizes[0] * sizes[1]]).reshape(sizes), names)
+    model = load_model(experts.directory, mesh=mesh)
+    runner = PagedRunner(model, mesh=mesh, tokens=(40,), max_seqs=3, page_size=4, pages_per_seq=12)
+    assert_close(runner.feed(TEXT, [30, 1, 1, 5]), experts.expected)
+    up = model.layers[-1].mlp.experts.up_proj[...]
+    counts = [whole // part for whole, part in zip(up.shape, up.sharding.shard_shape(up.shape), strict=True)]
+    assert counts == [2, 1, mesh.shape.get("tp", 1)]

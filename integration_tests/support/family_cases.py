@@ -243,7 +243,7 @@ CASES = (
     ),
     FamilyCase(
         "gpt_oss",
-        {"num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 10, "sliding_window": 6, "swiglu_limit": 1.5}
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 10, "sliding_window": 6, "swiglu_limit": 1.5}
         | {"initializer_range": 2.0},  # of the sinks, so that they matter beside peaked attention
         {
             "yarn": {"rope_parameters": YARN, "attention_bias": False, "swiglu_alpha": 0.9, "head_dim": 16},

@@ -126,6 +126,28 @@ def test_a_prepared_batch_is_made_once_and_serves_every_layer(count):
     assert compilations.total == 0
 
 
+ONE = dataclasses.replace(STEP, q_heads=6, kv_heads=1)
+"""A step whose query heads all share one KV head."""
+
+
+@pytest.mark.parametrize(("step", "count"), [(STEP, 2), (ONE, 2), (ONE, 3)], ids=["heads", "one-2", "one-3"])
+def test_a_batch_prepared_on_a_mesh_knows_each_devices_heads(step, count):
+    view, heads = view_on(step, mesh_of(count), "tp" if step.kv_heads > 1 else None), step.heads()
+    q, k, v = step.rows(TOKENS)
+    sizes = {"tokens": TOKENS, "q_heads": step.q_heads, "q_dtype": q.dtype}
+    prepared = prepare(step.batch, view, **sizes, head_params=heads)
+    attended = attend(q, k, v, view, prepared, head_params=heads)
+    options = {"sinks": heads.sinks, "alibi_slopes": heads.alibi_slopes}
+    assert_allclose(attended.out, step.expected(TOKENS, **options), **TOLERANCE)
+    assert part_of(attended.out)[1] == step.q_heads // count
+
+
+def test_heads_of_one_kv_head_are_whole_where_the_mesh_does_not_divide_them():
+    output = forward(PagedAttn(), *ONE.rows(TOKENS), view_on(ONE, mesh_of(4), None), ONE.batch)
+    check(output, ONE)
+    assert part_of(output.attention_outputs)[1] == ONE.q_heads
+
+
 def test_parameters_of_too_few_heads_are_refused_where_heads_are_whole():
     with pytest.raises(ValueError, match=r"head_params.sinks \(6,\) must be \(16,\): one for each head of q"):
         PagedAttn()(*STEP.rows(TOKENS), view_on(STEP, mesh_of(2)), STEP.batch, head_params=THREE.heads())

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from dense import TOLERANCE, attention
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose
 
 from paged_attn_layer._src.blocks.latent_attention import LatentAttention, LatentAttentionConfig
@@ -98,6 +100,25 @@ def test_a_prepared_batch_gives_the_same():
     prepared = layer.prepare(batch, empty_view(), hidden)
     out, _ = step(*nnx.split(layer), hidden, jnp.arange(5, dtype=jnp.int32), empty_view(), prepared)
     assert_allclose(out, dense_layer(layer, hidden), **TOLERANCE)
+
+
+def test_on_a_mesh_each_device_has_some_heads():
+    """The latent vectors are on every device, and the sum over heads is all that is communicated."""
+    mesh = Mesh(np.array(jax.devices()[:3]), ("tp",))
+    layer, hidden = make(), hidden_of(5)
+    specs = {"q_b_proj": P(None, "tp"), "k_up": P("tp"), "v_up": P("tp"), "o_proj": P("tp", None)}
+    graph, state = nnx.split(layer)
+    for path, weight in nnx.to_flat_state(state):
+        weight.set_value(jax.device_put(weight[...], NamedSharding(mesh, specs.get(path[0], P()))))
+    view = dataclasses.replace(empty_view(), mesh=mesh)
+    view, hidden = jax.device_put((view, hidden), NamedSharding(mesh, P()))
+    batch = RaggedBatch.from_lists(PAGES, [5], [5])
+    prepared = layer.prepare(batch, view, hidden)
+    compiled = step.lower(graph, state, hidden, jnp.arange(5, dtype=jnp.int32), view, prepared).compile()
+    out, _ = compiled(state, hidden, jnp.arange(5, dtype=jnp.int32), view, prepared)
+    assert_allclose(out, dense_layer(layer, np.asarray(hidden)), **TOLERANCE)
+    assert len(re.findall(r" all-reduce(-start)?\(", compiled.as_text())) == 1
+    assert "all-gather" not in compiled.as_text()
 
 
 def test_a_token_is_one_latent_vector_and_its_value_is_the_start():

@@ -1,4 +1,6 @@
 import dataclasses
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +8,17 @@ import numpy as np
 import pytest
 from dense import TOLERANCE
 from flax import nnx
+from jax.sharding import Mesh
 from numpy.testing import assert_allclose
 
 from paged_attn_layer._src.blocks.mlp import ClampedGLU, MLPConfig
 from paged_attn_layer._src.blocks.moe import MoE, MoEConfig
 from paged_attn_layer._src.blocks.router import RouterConfig
+from paged_cache import PagedAttentionCacheView
+from paged_kernels import KVPages
 
 EXPERT = MLPConfig(hidden_size=6, intermediate_size=10)
+GPT_OSS = dataclasses.replace(EXPERT, use_bias=True, activation=ClampedGLU(alpha=1.5, limit=2.0))
 CONFIG = MoEConfig(router=RouterConfig(num_experts=5, experts_per_token=2), expert=EXPERT)
 ROWS = 2 * np.random.default_rng(0).standard_normal((19, 6)).astype(np.float32)
 
@@ -29,7 +35,7 @@ def make(**changes):
 def dense_moe(moe, rows):
     """Row by row and expert by expert, in float64."""
     choice, config, outs = moe.router(rows), moe.config, []
-    weights = {path[-1]: np.asarray(w[...], np.float64) for path, w in nnx.to_flat_state(nnx.state(moe.experts))}
+    weights = {name: np.asarray(weight, np.float64) for name, weight in moe.experts.weights().items()}
 
     def expert(e, x):
         gate, up = (x @ weights[f"{name}_proj"][e] + bias(name, e) for name in ("gate", "up"))
@@ -54,7 +60,7 @@ def dense_moe(moe, rows):
     "changes",
     [
         {},
-        {"expert": dataclasses.replace(EXPERT, use_bias=True, activation=ClampedGLU(alpha=1.5, limit=2.0))},
+        {"expert": GPT_OSS},
         {"shared": MLPConfig(hidden_size=6, intermediate_size=7)},
     ],
     ids=["plain", "gpt-oss", "shared"],
@@ -76,6 +82,48 @@ def test_an_expert_that_no_row_chooses_is_not_read():
     for expert in set(range(5)) - chosen:
         moe.experts.up_proj[...] = moe.experts.up_proj[...].at[expert].set(jnp.nan)
     assert np.isfinite(run(*nnx.split(moe), ROWS[:1])).all()
+
+
+MESHES = {
+    "1x2": ((1, 2), ("dp", "ep")),
+    "2x2": ((2, 2), ("dp", "ep")),
+    "ep-tp": ((2, 2), ("ep", "tp")),
+    "tp": ((2,), ("tp",)),
+    "not-divided": ((3,), ("ep",)),
+}
+
+
+def view_on(mesh):
+    pages = KVPages.zeros(4, 8, 1, 8, jnp.float32)
+    return PagedAttentionCacheView(pages, mesh=mesh, data_axis="dp" if "dp" in mesh.shape else None)
+
+
+@pytest.mark.parametrize(("sizes", "names"), MESHES.values(), ids=MESHES)
+def test_on_a_mesh_it_gives_the_same_with_one_sum(sizes, names):
+    moe = make(expert=GPT_OSS, router=dataclasses.replace(CONFIG.router, num_experts=8))
+    mesh = Mesh(np.array(jax.devices()[: math.prod(sizes)]).reshape(sizes), names)
+    replicas = mesh.shape.get("dp", 1)
+    x = ROWS[:18].reshape(replicas, -1, 6) if "dp" in names else ROWS[:18]
+    compiled = jax.jit(moe.__call__).lower(x, view_on(mesh)).compile()
+    assert_allclose(compiled(x, view_on(mesh)).reshape(18, 6), dense_moe(moe, ROWS[:18]), **TOLERANCE)
+    is_split = any(moe.config.axes_on(mesh))
+    assert len(re.findall(r" all-reduce(-start)?\(", compiled.as_text())) == is_split
+    assert "all-gather" not in compiled.as_text()
+
+
+def test_experts_over_the_data_axis_are_refused():
+    moe = make(expert_axes=("dp",), router=dataclasses.replace(CONFIG.router, num_experts=8))
+    mesh = Mesh(np.array(jax.devices()[:2]), ("dp",))
+    with pytest.raises(NotImplementedError, match="experts split over 'dp', the data axis of the cache"):
+        moe(ROWS[:18].reshape(2, 9, 6), view_on(mesh))
+
+
+def test_which_axes_split_it():
+    config = dataclasses.replace(CONFIG, expert_axes=("x", "y"), mlp_axes=("y",))
+    mesh = Mesh(np.array(jax.devices()[:2]).reshape(1, 2), ("x", "y"))
+    assert config.axes_on(mesh) == ((), ("y",)), "5 experts on 2 devices, 10 numbers within an expert"
+    eight = dataclasses.replace(config, router=dataclasses.replace(CONFIG.router, num_experts=8))
+    assert eight.axes_on(mesh) == (("x", "y"), ()), "no axis splits two axes of a weight"
 
 
 def test_weights_have_the_names_and_shapes_that_checkpoints_convert_to():

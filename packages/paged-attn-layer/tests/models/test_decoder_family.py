@@ -1,11 +1,13 @@
 import jax
 import numpy as np
 import pytest
+from eformer.escale import PartitionAxis, PartitionManager
 from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from tiny_checkpoints import CONFIG, config_of
+from tiny_checkpoints import CONFIG, config_of, read_tiny
 
+from paged_attn_layer._src.models.decoder_family import with_mesh_axes
 from paged_attn_layer._src.models.registry import FAMILIES, find_family, read_config
 from paged_cache import HFConfig
 
@@ -30,6 +32,15 @@ def test_specs(path, two, three):
     config = read_config(CONFIG)
     for devices, want in ((2, two), (3, three)):
         assert family.partition_spec(path, config, Mesh(np.array(jax.devices()[:devices]), ("tp",))) == want
+
+
+def test_a_models_experts_know_the_mesh_axes():
+    config = read_tiny("qwen3_moe")
+    manager = PartitionManager(PartitionAxis(expert_axis="x", head_axis="y"))
+    moe = with_mesh_axes(config, manager).layers[0].mlp
+    assert (moe.expert_axes, moe.mlp_axes) == (("x",), ("y",))
+    assert with_mesh_axes(config, None) == config
+    assert with_mesh_axes(read_tiny("llama"), manager) == read_tiny("llama")
 
 
 NEVER_SPLIT = {"router", "down_bias", "q_a_proj", "kv_a_proj", "per_layer_inputs"}

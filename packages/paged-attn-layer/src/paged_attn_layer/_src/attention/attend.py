@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from paged_attn_layer._src.attention.checks import check_call
+from paged_attn_layer._src.attention.mesh import axis_size, query_axis
 from paged_cache import PagedAttentionCacheView
 from paged_kernels import (
     AttentionSpec,
@@ -62,7 +63,8 @@ def attend(  # noqa: PLR0917 - the three rows, then what they are attended over
         data_axis        replicas                                  pages                          replicas
         head_axis                          q_heads                        kv_heads                on every device
 
-    Without a data axis, `q`, `k`, `v` and `batch` have no `replicas` axis. Query heads lie with their KV head.
+    Without a data axis, `q`, `k`, `v` and `batch` have no `replicas` axis. Query heads lie with their KV head. Query
+    heads that all share one KV head, as with latent pages, are split over `"tp"`; each device has all of the pages.
 
     Args:
         q: the queries of this step's tokens.
@@ -85,8 +87,7 @@ def attend(  # noqa: PLR0917 - the three rows, then what they are attended over
         view.check_batch(batch, q.shape[-3], spec.sliding_window, writes=k is not None)
     rows, pages = (q, k, v), view.pages
     if view.mesh is not None:  # jax.jit refuses arrays that lie on one device alone, so they are placed before it
-        specs = (view.rows_spec, view.pages_spec, view.batch_spec, _heads_spec(view))
-        places = tuple(NamedSharding(view.mesh, spec) for spec in specs)
+        places = jax.tree.map(lambda spec: NamedSharding(view.mesh, spec), _in_specs(view, q.shape[-2]))
         rows, pages, batch, head_params = jax.device_put((rows, pages, batch, head_params), places)
     placed = dataclasses.replace(view, pages=pages)
     out, lse, pages = _attend(rows, placed, batch, head_params, spec=spec, backend=backend, return_lse=return_lse)
@@ -123,10 +124,11 @@ def prepare(
         NotImplementedError: no backend can compute this.
     """
     spec, pages = spec or AttentionSpec(), local_pages(view)
+    local_heads = q_heads // (1 if view.mesh is None else axis_size(view.mesh, query_axis(view, q_heads)))
     facts = StepFacts(
         spec=spec,
         tokens=tokens,
-        q_heads=q_heads * pages.num_kv_heads // view.pages.num_kv_heads,  # of one device
+        q_heads=local_heads,
         q_dtype=jnp.dtype(q_dtype),
         backend=backend,
     )
@@ -134,6 +136,7 @@ def prepare(
         return facts.prepare(batch, pages, head_params)
     view.check_batch(batch, tokens, spec.sliding_window)  # here, where values are known: on devices they are traced
     placed = jax.device_put(batch, NamedSharding(view.mesh, view.batch_spec))
+    head_params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((local_heads,), leaf.dtype), head_params)
     shapes, shape_tree = jax.tree.flatten((view, pages, head_params))
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in shapes)
     return _prepare_on_mesh(placed, facts=facts, shapes=shapes, shape_tree=shape_tree)
@@ -213,8 +216,9 @@ def _attend(
 
     if view.mesh is None:
         return attend_part(rows, view.pages, batch, head_params)
-    in_specs = (view.rows_spec, view.pages_spec, view.batch_spec, _heads_spec(view))
-    out_specs = (view.rows_spec, PartitionSpec(*view.rows_spec[:-1]), view.pages_spec)
+    in_specs = _in_specs(view, rows[0].shape[-2])
+    q_spec = in_specs[0][0]
+    out_specs = (q_spec, PartitionSpec(*q_spec[:-1]), view.pages_spec)
     return _on_devices(attend_part, view, in_specs, out_specs)(rows, view.pages, batch, head_params)
 
 
@@ -242,9 +246,11 @@ def _on_devices(function, view: PagedAttentionCacheView, in_specs, out_specs):
     return jax.shard_map(function, mesh=view.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def _heads_spec(view: PagedAttentionCacheView) -> PartitionSpec:
-    """How parameters `[q_heads]` are split: as the queries that they belong to."""
-    return PartitionSpec(view.head_axis)
+def _in_specs(view: PagedAttentionCacheView, q_heads: int) -> tuple[Any, ...]:
+    """How rows (q, k, v), pages, batch and head parameters are split."""
+    heads = query_axis(view, q_heads)
+    q_spec = PartitionSpec(*view.rows_spec[:-2], heads, None)
+    return (q_spec, view.rows_spec, view.rows_spec), view.pages_spec, view.batch_spec, PartitionSpec(heads)
 
 
 def _without_replicas(view: PagedAttentionCacheView, arrays):

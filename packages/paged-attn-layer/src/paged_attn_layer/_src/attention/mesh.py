@@ -1,6 +1,7 @@
 """Which devices a call is split over: the one rule that every path follows."""
 
 import dataclasses
+import math
 import warnings
 from typing import cast
 
@@ -37,6 +38,22 @@ def on_mesh(
         return dataclasses.replace(view, mesh=concrete)
     manager = cast(LayerTwoManager | None, partition_manager)  # eformer types its modes more narrowly than str
     return dataclasses.replace(view, mesh=concrete, head_axis=kv_head_axis(concrete, view.pages.num_kv_heads, manager))
+
+
+def query_axis(view: PagedAttentionCacheView, q_heads: int) -> str | tuple[str, ...] | None:
+    """Returns the mesh axis over which query heads are split: that of their KV heads.
+
+    Query heads that all share one KV head are split over `"tp"`, if it divides them. Each device has the pages whole.
+    """
+    if view.mesh is None or view.head_axis is not None or view.pages.num_kv_heads > 1:
+        return view.head_axis
+    return kv_head_axis(view.mesh, q_heads)
+
+
+def axis_size(mesh: AnyMesh, axis: str | tuple[str, ...] | None) -> int:
+    """Returns the number of parts that an axis, or several together, splits into; 1 for `None`."""
+    names = (axis,) if isinstance(axis, str) else (axis or ())
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def resolve_mesh(given: AnyMesh | None, view_mesh: AnyMesh | None) -> AnyMesh | None:

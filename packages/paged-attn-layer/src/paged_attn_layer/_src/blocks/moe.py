@@ -1,15 +1,24 @@
 """A mixture of experts in place of an MLP: each token is computed by a few of many MLPs."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
+from paged_attn_layer._src.attention.mesh import AnyMesh, on_mesh
 from paged_attn_layer._src.blocks.grouped_dot import grouped_dot
 from paged_attn_layer._src.blocks.mlp import MLP, MLPConfig
 from paged_attn_layer._src.blocks.router import Choice, Router, RouterConfig
+from paged_cache import PagedAttentionCacheView
+
+ExpertWeights = Mapping[str, Array]
+"""The weights of `Experts` by name, or one device's part of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +38,10 @@ class MoEConfig:
     """Each of the experts."""
     shared: MLPConfig | None = None
     """The expert that computes every token; several of them are one that is as wide as all. `None` if there is none."""
+    expert_axes: tuple[str, ...] = ("ep",)
+    """Axes of a mesh over which the experts are split, if the mesh has them and they divide the experts."""
+    mlp_axes: tuple[str, ...] = ("tp",)
+    """Axes of a mesh over which each expert is split, if the mesh has them and they divide `intermediate_size`."""
 
     def __post_init__(self) -> None:
         if not self.expert.gated:
@@ -48,9 +61,19 @@ class MoEConfig:
         """Size of the rows within one expert."""
         return self.expert.intermediate_size
 
+    def axes_on(self, mesh: AnyMesh) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The axes of a mesh over which the experts are split, and those over which each expert is."""
+        experts = _axes_that_divide(mesh, self.expert_axes, self.router.num_experts)
+        mlp = () if set(experts) & set(self.mlp_axes) else self.mlp_axes
+        return experts, _axes_that_divide(mesh, mlp, self.intermediate_size)
+
 
 class MoE(nnx.Module):
-    """A mixture of experts as `MoEConfig` writes it: `router`, `experts`, and `shared` if there is a shared one."""
+    """A mixture of experts as `MoEConfig` writes it: `router`, `experts`, and `shared` if there is a shared one.
+
+    On a mesh, each device computes the part of the sum that its experts give, for all rows of its replica. The parts
+    are added by one `psum`; nothing else is communicated.
+    """
 
     def __init__(self, config: MoEConfig, *, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -59,11 +82,46 @@ class MoE(nnx.Module):
         if config.shared is not None:
             self.shared = MLP(config.shared, param_dtype=param_dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*rows hidden"]) -> Float[Array, "*rows hidden"]:
-        """The output for each row."""
-        rows = x.reshape(-1, self.config.hidden_size)
-        out = self.experts(rows, self.router(rows)).reshape(x.shape)
+    def __call__(
+        self, x: Float[Array, "*rows hidden"], cache_view: PagedAttentionCacheView | None = None
+    ) -> Float[Array, "*rows hidden"]:
+        """The output for each row.
+
+        Args:
+            x: the rows; with a leading `replicas` axis where the cache is split over a data axis.
+            cache_view: a layer's pages, which say what mesh there is; `None` without one.
+
+        Raises:
+            NotImplementedError: the experts and the rows are split over the same axis.
+        """
+        view = None if cache_view is None else on_mesh(cache_view)
+        if view is None or view.mesh is None:
+            out = _mixture(self.router, self.config.expert, self.experts.weights(), x)
+        else:
+            out = self._on_devices(x, view.mesh, view.data_axis)
         return out if self.config.shared is None else out + self.shared(x)
+
+    def _on_devices(self, x: Array, mesh: AnyMesh, data_axis: str | None) -> Array:
+        expert_axes, mlp_axes = self.config.axes_on(mesh)
+        if data_axis in expert_axes + mlp_axes:
+            raise NotImplementedError(
+                f"experts split over {data_axis!r}, the data axis of the cache, are not supported; split them over "
+                "another axis of the mesh"
+            )
+        router_graph, router_weights = nnx.split(self.router)
+
+        def part(x: Array, router_weights: nnx.State, weights: ExpertWeights) -> Array:
+            if mlp_axes and "down_bias" in weights:  # the devices' sums are added: one of them has the bias
+                weights = {**weights, "down_bias": weights["down_bias"] * (jax.lax.axis_index(mlp_axes) == 0)}
+            first = jax.lax.axis_index(expert_axes) * len(weights["up_proj"]) if expert_axes else 0
+            out = _mixture(nnx.merge(router_graph, router_weights), self.config.expert, weights, x, first)
+            return jax.lax.psum(out, expert_axes + mlp_axes) if expert_axes or mlp_axes else out
+
+        weights, rows = self.experts.weights(), PartitionSpec(data_axis)
+        specs = {name: _spec(name, expert_axes or None, mlp_axes or None) for name in weights}
+        # The loops over blocks of rows carry no replication types, so shard_map cannot check them.
+        split = jax.shard_map(part, mesh=mesh, in_specs=(rows, PartitionSpec(), specs), out_specs=rows, check_vma=False)
+        return split(x, router_weights, weights)
 
 
 class Experts(nnx.Module):
@@ -86,19 +144,63 @@ class Experts(nnx.Module):
             self.up_bias = nnx.Param(jnp.zeros((num_experts, config.intermediate_size), param_dtype))
             self.down_bias = nnx.Param(jnp.zeros(narrow, param_dtype))
 
-    def __call__(self, x: Float[Array, "rows hidden"], choice: Choice) -> Float[Array, "rows hidden"]:
-        """The weighted sum of what each row's experts give."""
-        experts = choice.experts.reshape(-1)
-        order = jnp.argsort(experts)  # pairs of a row and one of its experts, those of expert 0 first
-        sizes = jnp.bincount(experts, length=self.gate_proj.shape[0]).astype(jnp.int32)
-        by_expert = self._mlp(x[order // choice.experts.shape[1]], experts[order], sizes)
-        each = jnp.zeros_like(by_expert).at[order].set(by_expert).reshape(*choice.experts.shape, -1)
-        return (each.astype(jnp.float32) * choice.weights[..., None]).sum(1).astype(x.dtype)
+    def weights(self) -> ExpertWeights:
+        """All weights by name."""
+        kinds = ("proj", "bias") if self.config.use_bias else ("proj",)
+        names = [f"{part}_{kind}" for kind in kinds for part in ("gate", "up", "down")]
+        return {name: getattr(self, name)[...] for name in names}
 
-    def _mlp(self, x: Array, experts: Int32[Array, "*pairs"], sizes: Int32[Array, "*experts"]) -> Array:
-        """The MLP of each row's expert; rows of one expert are together."""
-        gate, up = grouped_dot(x, self.gate_proj[...], sizes), grouped_dot(x, self.up_proj[...], sizes)
-        if self.config.use_bias:
-            gate, up = gate + self.gate_bias[...][experts], up + self.up_bias[...][experts]
-        out = grouped_dot(self.config.activate(up, gate), self.down_proj[...], sizes)
-        return out + self.down_bias[...][experts] if self.config.use_bias else out
+
+def _mixture(
+    router: Router,
+    config: MLPConfig,
+    weights: ExpertWeights,
+    x: Float[Array, "*rows hidden"],
+    first: int | Int32[Array, ""] = 0,
+) -> Float[Array, "*rows hidden"]:
+    """The weighted sum of what some of each row's experts give: the `first` and those after it, which `weights` has."""
+    rows = x.reshape(-1, x.shape[-1])
+    choice, count = router(rows), len(weights["up_proj"])
+    experts = choice.experts.reshape(-1) - first
+    experts = jnp.where((experts >= 0) & (experts < count), experts, count)  # `count` is any that is not here
+    order = jnp.argsort(experts)  # pairs of a row and one of its experts, those of the first expert first
+    sizes = jnp.bincount(experts, length=count + 1)[:count].astype(jnp.int32)
+    by_expert = _expert_mlps(config, weights, rows[order // choice.experts.shape[1]], experts[order], sizes)
+    by_expert = jnp.where((experts[order] < count)[:, None], by_expert, jnp.zeros((), x.dtype))
+    each = jnp.zeros_like(by_expert).at[order].set(by_expert).reshape(*choice.experts.shape, -1)
+    return _weighted(each, choice).astype(x.dtype).reshape(x.shape)
+
+
+def _weighted(each: Float[Array, "rows k hidden"], choice: Choice) -> Float[Array, "rows hidden"]:
+    return (each.astype(jnp.float32) * choice.weights[..., None]).sum(1)
+
+
+def _expert_mlps(
+    config: MLPConfig,
+    weights: ExpertWeights,
+    x: Array,
+    experts: Int32[Array, "*pairs"],
+    sizes: Int32[Array, "*experts"],
+) -> Array:
+    """The MLP of each row's expert; rows of one expert are together."""
+
+    def project(name: str, x: Array) -> Array:
+        out = grouped_dot(x, weights[f"{name}_proj"], sizes)
+        return out + weights[f"{name}_bias"].at[experts].get(mode="clip") if config.use_bias else out
+
+    return project("down", config.activate(project("up", x), project("gate", x)))
+
+
+def _spec(name: str, experts: tuple[str, ...] | None, mlp: tuple[str, ...] | None) -> PartitionSpec:
+    """How an expert weight is split: `gate` and `up` make the rows within an expert, `down` takes them."""
+    if name == "down_bias":
+        return PartitionSpec(experts)
+    if name == "down_proj":
+        return PartitionSpec(experts, mlp)
+    return PartitionSpec(experts, mlp) if name.endswith("bias") else PartitionSpec(experts, None, mlp)
+
+
+def _axes_that_divide(mesh: AnyMesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
+    """Those of the axes that the mesh has; none if they do not divide the size."""
+    present = tuple(axis for axis in axes if axis in mesh.shape)
+    return () if size % math.prod(mesh.shape[axis] for axis in present) else present

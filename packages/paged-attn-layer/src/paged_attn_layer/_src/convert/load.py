@@ -55,7 +55,7 @@ def load_model(
         config: with arrays, the content of the model's `config.json`; with a path, it must be left out.
         dtype: type of the weights; the model computes in it.
         mesh: the devices to split the weights over, as the family says; `None` puts them on the default device.
-        partition_manager: names the mesh axis to split over; `None` means `"tp"`.
+        partition_manager: names the mesh axes to split over; `None` means `"tp"`, and `"ep"` for experts.
         max_positions: the longest sequence to be served; `None` means the length that the model was trained for.
             Rotary embedding of type `dynamic` or `longrope` has other frequencies for longer ones.
         progress: show a bar with bytes and rate on standard error (needs tqdm).
@@ -69,7 +69,7 @@ def load_model(
     """
     check_dtype(dtype)
     _check_mesh(mesh)
-    matched = match_checkpoint(open_checkpoint(source, config), dtype, max_positions)
+    matched = match_checkpoint(open_checkpoint(source, config), dtype, max_positions, partition_manager)
     with byte_progress("loading", matched.num_bytes(dtype), show=progress) as advance:
         for path, weight in matched.weights():
             variable = matched.variables[path]  # of another type than the rest, where the model wants it so
@@ -116,7 +116,12 @@ class MatchedCheckpoint:
         return NamedSharding(mesh, spec)
 
 
-def match_checkpoint(source: WeightSource, dtype: DTypeLike, max_positions: int | None = None) -> MatchedCheckpoint:
+def match_checkpoint(
+    source: WeightSource,
+    dtype: DTypeLike,
+    max_positions: int | None = None,
+    partition_manager: PartitionManager | None = None,
+) -> MatchedCheckpoint:
     """Finds the place of each weight of the model in a checkpoint. Nothing is read.
 
     Raises:
@@ -124,6 +129,8 @@ def match_checkpoint(source: WeightSource, dtype: DTypeLike, max_positions: int 
         NotImplementedError: the architecture, or a setting that changes the result, is not supported.
     """
     family, config = _read_settings(source, max_positions)
+    # eformer annotates its modes, which are strings, as int.
+    config = family.with_mesh_axes(config, partition_manager)  # pyright: ignore[reportArgumentType]
     graph, state = nnx.split(abstract_model(family, config, dtype))
     variables = variables_by_path(state)
     shapes = {path: variable.shape for path, variable in variables.items()}

@@ -71,10 +71,13 @@ class DecoderLayer(nnx.Module):
         after = self._add(hidden, _normed(attended, self.attention_post_norm))
         if not self.config.parallel:
             normed = _normed(after, self.mlp_norm)
-        after = self._add(after, _normed(self.mlp(normed), self.mlp_post_norm))
+        after = self._add(after, _normed(self._feed_forward(normed, view), self.mlp_post_norm))
         if inputs is not None:
             after = self.per_layer_input(after, inputs)
         return after * self.scalar[...].reshape((1,) * after.ndim) if self.config.has_scalar else after, view
+
+    def _feed_forward(self, normed: Array, view: PagedAttentionCacheView) -> Array:
+        return self.mlp(normed, view) if isinstance(self.mlp, MoE) else self.mlp(normed)
 
     def _add(self, hidden: Array, change: Array) -> Array:
         return hidden + self.config.residual_multiplier * change

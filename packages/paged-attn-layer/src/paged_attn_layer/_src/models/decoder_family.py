@@ -1,14 +1,16 @@
 """What families of `Decoder`s have in common: the model, and how its weights are split over a mesh."""
 
+import dataclasses
 from collections.abc import Callable
 
 from paged_attn_layer._src.blocks.moe import MoEConfig
 from paged_attn_layer._src.convert.gguf_names import GGUFNames
 from paged_attn_layer._src.convert.weights import WeightRule
 from paged_attn_layer._src.models.decoder import Decoder
-from paged_attn_layer._src.models.decoder_config import DecoderConfig
+from paged_attn_layer._src.models.decoder_config import DecoderConfig, LayerConfig
 from paged_attn_layer._src.models.family import Family
-from paged_cache import HFConfig
+from paged_attn_layer._src.models.sharding import EXPERTS, expert_axes, head_axes
+from paged_cache import HFConfig, PartitionManager
 
 SHARDINGS = (
     ("embed.embedding", ("vocab", None)),
@@ -27,10 +29,10 @@ SHARDINGS = (
     ("layers.{layer}.mlp.shared.{gate|up}_proj.kernel", (None, "shared_mlp")),
     ("layers.{layer}.mlp.shared.down_proj.kernel", ("shared_mlp", None)),
     ("layers.{layer}.mlp.router.kernel", (None, None)),  # small, and each device needs all of it
-    ("layers.{layer}.mlp.experts.{gate|up}_proj", (None, None, "mlp")),
-    ("layers.{layer}.mlp.experts.{gate|up}_bias", (None, "mlp")),
-    ("layers.{layer}.mlp.experts.down_proj", (None, "mlp", None)),
-    ("layers.{layer}.mlp.experts.down_bias", (None, None)),
+    ("layers.{layer}.mlp.experts.{gate|up}_proj", (EXPERTS, None, "mlp")),
+    ("layers.{layer}.mlp.experts.{gate|up}_bias", (EXPERTS, "mlp")),
+    ("layers.{layer}.mlp.experts.down_proj", (EXPERTS, "mlp", None)),
+    ("layers.{layer}.mlp.experts.down_bias", (EXPERTS, None)),
     ("per_layer_inputs.embed.embedding", ("per_layer_vocab", None)),
     ("per_layer_inputs.proj.kernel", (None, None)),  # small, and each layer's part is needed by all devices
     ("layers.{layer}.per_layer_input.gate_proj.kernel", (None, "per_layer_input")),
@@ -53,13 +55,26 @@ def axis_sizes(config: DecoderConfig, path: str) -> dict[str, int]:
         }
     layer = config.layers[int(rest[0])]
     attention, inputs = layer.attention, layer.per_layer_input
-    shared = layer.mlp.shared if isinstance(layer.mlp, MoEConfig) else None
+    moe = layer.mlp if isinstance(layer.mlp, MoEConfig) else None
+    shared = None if moe is None else moe.shared
     return {
+        EXPERTS: 1 if moe is None else moe.router.num_experts,
         "kv_heads": attention.num_heads if attention.kv.latent else attention.kv.num_kv_heads,
         "mlp": layer.mlp.intermediate_size,
         "shared_mlp": 1 if shared is None else shared.intermediate_size,
         "per_layer_input": 1 if inputs is None else inputs.size,
     }
+
+
+def with_mesh_axes(config: DecoderConfig, partition_manager: PartitionManager | None) -> DecoderConfig:
+    """The config whose experts are split over the mesh axes that the partition manager names."""
+    axes = {"expert_axes": expert_axes(partition_manager), "mlp_axes": head_axes(partition_manager)}
+
+    def renamed(layer: LayerConfig) -> LayerConfig:
+        moe = layer.mlp
+        return dataclasses.replace(layer, mlp=dataclasses.replace(moe, **axes)) if isinstance(moe, MoEConfig) else layer
+
+    return dataclasses.replace(config, layers=tuple(map(renamed, config.layers)))
 
 
 def decoder_family(
@@ -79,5 +94,6 @@ def decoder_family(
         weights=weights,
         shardings=SHARDINGS,
         axis_sizes=axis_sizes,
+        with_mesh_axes=with_mesh_axes,
         gguf=gguf,
     )

@@ -47,6 +47,8 @@ class Family:
 
     Query heads go with the KV heads they share. Layers may differ.
     """
+    with_mesh_axes: Callable[[Any, PartitionManager | None], Any] = lambda config, _manager: config
+    """The config with the names of mesh axes that the model itself uses, as the partition manager has them."""
     gguf: GGUFNames | None = None
     """How a GGUF file of the family is read; `None` if it cannot be."""
 
