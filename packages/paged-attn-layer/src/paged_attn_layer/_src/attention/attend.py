@@ -86,8 +86,9 @@ def attend(  # noqa: PLR0917 - the three rows, then what they are attended over
     if isinstance(batch, RaggedBatch):  # a prepared one was checked when it was made
         view.check_batch(batch, q.shape[-3], spec.sliding_window, writes=k is not None)
     rows, pages = (q, k, v), view.pages
-    if view.mesh is not None:  # jax.jit refuses arrays that lie on one device alone, so they are placed before it
-        places = jax.tree.map(lambda spec: NamedSharding(view.mesh, spec), _in_specs(view, q.shape[-2]))
+    mesh = view.mesh
+    if mesh is not None:  # jax.jit refuses arrays that lie on one device alone, so they are placed before it
+        places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _in_specs(view, q.shape[-2]))
         rows, pages, batch, head_params = jax.device_put((rows, pages, batch, head_params), places)
     placed = dataclasses.replace(view, pages=pages)
     out, lse, pages = _attend(rows, placed, batch, head_params, spec=spec, backend=backend, return_lse=return_lse)
