@@ -7,10 +7,11 @@ import pytest
 import transformers
 from checkpoints import torch_logits
 from family_cases import CASES, TEXT
+from flax import nnx
 from parity import PAGE_SIZE, TOLERANCE, Parity, assert_close, changed_by
 from safetensors.numpy import load_file
 
-from paged_attn_layer import Engine, EngineConfig, save_model
+from paged_attn_layer import Engine, EngineConfig, load_model, save_model
 
 NEW_TOKENS = 6
 
@@ -83,6 +84,16 @@ def test_what_we_write_is_the_checkpoint_and_transformers_reads_it(parity, tmp_p
         np.testing.assert_array_equal(written[name], array)
     hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back", attn_implementation="eager")
     np.testing.assert_array_equal(torch_logits(hf, TEXT), parity.expected)
+
+
+def test_a_live_state_dict_gives_the_same_weights(parity):
+    """Its names may be others than a checkpoint's: experts are stacked, gate and up as one."""
+    config = json.loads((parity.directory / "config.json").read_text())
+    model = load_model(parity.hf.state_dict(), config=config)
+    pairs = zip(nnx.to_flat_state(nnx.state(model)), nnx.to_flat_state(nnx.state(parity.model)), strict=True)
+    for (path, weight), (other, expected) in pairs:
+        assert path == other
+        np.testing.assert_array_equal(weight[...], expected[...])
 
 
 def test_every_weight_changes_the_logits(parity):
