@@ -112,7 +112,8 @@ class MoE(nnx.Module):
 
         def part(x: Array, router_weights: nnx.State, weights: ExpertWeights) -> Array:
             if mlp_axes and "down_bias" in weights:  # the devices' sums are added: one of them has the bias
-                weights = {**weights, "down_bias": weights["down_bias"] * (jax.lax.axis_index(mlp_axes) == 0)}
+                bias, is_first = weights["down_bias"], jax.lax.axis_index(mlp_axes) == 0
+                weights = {**weights, "down_bias": jnp.where(is_first, bias, jnp.zeros_like(bias))}
             first = jax.lax.axis_index(expert_axes) * len(weights["up_proj"]) if expert_axes else 0
             out = _mixture(nnx.merge(router_graph, router_weights), self.config.expert, weights, x, first)
             return jax.lax.psum(out, expert_axes + mlp_axes) if expert_axes or mlp_axes else out
