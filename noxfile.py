@@ -120,7 +120,10 @@ def integration(session: nox.Session) -> None:
     oracle = "packages/paged-kernels/tests/attention/test_reference.py::test_equals_torch"  # torch is only here
     on_cpu = [f"packages/paged-kernels/tests/{tests}" for tests in ("attention/xla", "page_write/test_api.py")]
     # loadfile: the real model is loaded once per test file.
-    run_pytest(session, "--dist", "loadfile", "-m", ORDINARY, oracle, *on_cpu, "integration_tests")
+    families = [f"integration_tests/test_{name}.py" for name in ("families", "convert")]
+    apart = [f"--ignore={path}" for path in families]
+    run_pytest(session, "--dist", "loadfile", "-m", ORDINARY, oracle, *on_cpu, "integration_tests", *apart)
+    run_pytest(session, "-m", ORDINARY, *families, env=quick(session))  # many small models: most of it is compiling
 
 
 @nox.session
