@@ -46,14 +46,17 @@ def model(path):
 
 
 @pytest.fixture(scope="module")
-def hf(path, tmp_path_factory):
-    """transformers' model, its weights read into memory so that the directory can go."""
-    directory = tmp_path_factory.mktemp("model")
-    convert_checkpoint(path, directory)
-    found = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
-    for file in directory.iterdir():
-        file.unlink()  # a file that is mapped into memory stays there
-    return found
+def directory(path, tmp_path_factory):
+    new = tmp_path_factory.mktemp("model")
+    convert_checkpoint(path, new)
+    yield new
+    for file in new.iterdir():
+        file.unlink()  # pytest would keep a gigabyte
+
+
+@pytest.fixture(scope="module")
+def hf(directory):
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
 
 
 def test_greedy_texts_agree_through_the_engine(model, tokenizer, hf):
@@ -83,13 +86,11 @@ def test_the_converted_directory_is_what_transformers_reads_from_the_file(path, 
 
 
 @pytest.mark.slow
-def test_the_tokenizer_is_hugging_faces(path, tokenizer):
+def test_the_tokenizers_are_hugging_faces(path, directory, tokenizer):
+    """That of the file, and that of the directory that is written from it."""
     theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    for text in (
-        *TEXTS,
-        "  two  spaces\n\n\t ünï 漢字 🙂",
-        "<start_of_turn>user\nhi<end_of_turn>\n",
-        "<unused3>[multimodal]",
-    ):
-        assert tokenizer.encode(text) == theirs.encode(text)
+    written = load_tokenizer(directory)
+    special = ("  two  spaces\n\n\t ünï 漢字 🙂", "<start_of_turn>user\nhi<end_of_turn>\n", "<unused3>[multimodal]")
+    for text in (*TEXTS, *special):
+        assert tokenizer.encode(text) == written.encode(text) == theirs.encode(text)
         assert tokenizer.decode(tokenizer.encode(text)[1:]) == text
