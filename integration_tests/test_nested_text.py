@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import transformers
+from family_cases import YARN
 from paged_runner import PagedRunner
 from parity import PAGE_SIZE, assert_close
 from safetensors import safe_open
@@ -34,7 +35,23 @@ def gemma4():
     return transformers.Gemma4ForConditionalGeneration(transformers.Gemma4Config(text_config=text, **ids))
 
 
-@pytest.mark.parametrize("make", [gemma3, gemma4])
+def mistral3(**text):
+    """Mistral Small 3, or Ministral 3. Whether the head is tied is a setting of the whole."""
+    pictures = {**PICTURES, "model_type": "pixtral", "head_dim": 8}
+    text = {key: value for key, value in {**SIZES, **text}.items() if key != "layer_types"}
+    config = transformers.Mistral3Config(text_config=text, vision_config=pictures, tie_word_embeddings=False)
+    return transformers.Mistral3ForConditionalGeneration(config)
+
+
+def mistral_small_3():
+    return mistral3(model_type="mistral", sliding_window=None)
+
+
+def ministral_3():
+    return mistral3(model_type="ministral3", rope_parameters={**YARN, "llama_4_scaling_beta": 0.3})
+
+
+@pytest.mark.parametrize("make", [gemma3, gemma4, mistral_small_3, ministral_3])
 def test_its_logits_are_transformers(tmp_path, make):
     torch.manual_seed(0)
     hf = make().eval()
@@ -52,5 +69,7 @@ def test_its_logits_are_transformers(tmp_path, make):
         runner = PagedRunner(model, tokens=(16,), max_seqs=1, page_size=PAGE_SIZE, pages_per_seq=4)
         assert_close(runner.feed(TEXT, [10, 3]), expected)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "text", local_files_only=True)
+    written = json.loads((tmp_path / "text" / "config.json").read_text())
+    assert written["architectures"] == [type(again).__name__]
     with torch.no_grad():
         torch.testing.assert_close(again(torch.tensor([TEXT])).logits[0], torch.from_numpy(expected))

@@ -28,7 +28,7 @@ class Parity:
         self.hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
         with torch.no_grad():
             for weight in self.hf.state_dict().values():
-                make_peaked(weight)
+                _make_peaked(weight)
         self.hf.save_pretrained(directory)
         self.model = load_model(directory)
         for layer in self.model.layers:
@@ -68,7 +68,7 @@ def changed_by(parity: Parity, weight: torch.Tensor) -> float:
     return float(np.abs(changed - parity.expected).max() / np.ptp(parity.expected))
 
 
-def make_peaked(weight: torch.Tensor) -> None:
+def _make_peaked(weight: torch.Tensor) -> None:
     """Random weights so large that attention looks at few tokens; norms, biases and sinks that are not 0 or 1."""
     if not weight.is_floating_point():
         return

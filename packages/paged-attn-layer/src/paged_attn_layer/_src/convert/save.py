@@ -222,7 +222,9 @@ def _write_config(
             "the GGUF file lists divisors of the rotary frequencies (rope_freqs.weight), for which transformers' "
             'config.json has no key; use to="orbax"'
         )
-    written = {"architectures": [family.architectures[0]], "model_type": family.model_types[0], **_plain_config(config)}
+    plain = _plain_config(config)
+    architecture = HFConfig.of(plain).architecture or family.architectures[0]
+    written = {"architectures": [architecture], "model_type": family.model_types[0], **plain}
     if dtype is not None:
         written["dtype"] = jnp.dtype(dtype).name
         written.pop("torch_dtype", None)
