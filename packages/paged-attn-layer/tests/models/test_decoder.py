@@ -12,11 +12,15 @@ from tiny_checkpoints import CONFIG
 from paged_attn_layer import (
     AttentionConfig,
     CausalLM,
+    ClampedGLU,
     DecoderConfig,
+    LatentAttentionConfig,
     LayerConfig,
     MLPConfig,
+    MoEConfig,
     NormConfig,
     RopeConfig,
+    RouterConfig,
     read_config,
 )
 from paged_attn_layer._src.blocks.attention import QueryGrowth
@@ -113,6 +117,44 @@ MODELS = {
     ],
     "per-layer-inputs": [dataclasses.replace(layer(), per_layer_input=OWN, has_scalar=True)] * 2,
 }
+EXPERTS = {
+    "gpt-oss": [
+        layer(
+            mlp=MoEConfig(
+                router=RouterConfig(num_experts=4, experts_per_token=2, use_bias=True, renormalise=True),
+                expert=dataclasses.replace(MLP, use_bias=True, activation=ClampedGLU(alpha=1.5, limit=2.0)),
+            )
+        )
+    ],
+    "deepseek": [
+        LayerConfig(
+            attention=LatentAttentionConfig(
+                hidden_size=16,
+                num_heads=4,
+                q_rank=6,
+                kv_rank=10,
+                nope_dim=4,
+                rope_dim=2,
+                v_head_dim=5,
+                latent_norm=NORM,
+            ),
+            mlp=MoEConfig(
+                router=RouterConfig(
+                    num_experts=4,
+                    experts_per_token=2,
+                    score="sigmoid",
+                    use_choice_bias=True,
+                    groups=2,
+                    group_score="two_largest",
+                ),
+                expert=MLP,
+                shared=MLP,
+            ),
+            pre_norm=NORM,
+        )
+    ],
+}
+"""Layers that are compared with transformers in `integration_tests`, and block by block in `tests/blocks`."""
 AROUND = {
     "sandwich-offset": {"embed_scale": 4.0, "logit_soft_cap": 3.0, "tie_word_embeddings": True},
     "parallel-layer-norm": {"logit_scale": 0.25, "final_norm": NormConfig(kind="layer")},
@@ -150,7 +192,7 @@ def test_the_residual_multiplier_is_of_every_addition():
 def test_no_array_is_broadcast_or_promoted_silently():
     """Each model is traced under jax's strictest settings."""
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-        for name, layers in MODELS.items():
+        for name, layers in (MODELS | EXPERTS).items():
             lower(make_of(layers, **AROUND.get(name, {})))
 
 
