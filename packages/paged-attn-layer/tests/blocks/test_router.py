@@ -27,10 +27,10 @@ def expected(router, x):
     logits = x @ kernel + (np.asarray(router.bias[...], np.float64) if config.use_bias else 0)
     scores = 1 / (1 + np.exp(-logits)) if config.score == "sigmoid" else np.exp(logits) / np.exp(logits).sum()
     biased = scores + (np.asarray(router.choice_bias[...], np.float64) if config.use_choice_bias else 0)
-    groups = np.array_split(np.arange(config.num_experts), config.groups)
+    groups = np.array_split(np.arange(config.num_experts), config.expert_groups)
     count = 1 if config.group_score == "largest" else 2
     groups.sort(key=lambda group: -sum(sorted(biased[group])[-count:]))
-    allowed = np.concatenate(groups[: config.groups_chosen])
+    allowed = np.concatenate(groups[: config.groups_per_token])
     experts = allowed[np.argsort(-biased[allowed])][: config.experts_per_token]
     weights = scores[experts]
     return experts, config.scale * (weights / weights.sum() if config.renormalise else weights)
@@ -41,8 +41,14 @@ def expected(router, x):
     [
         {},
         {"renormalise": True, "use_bias": True},
-        {"groups": 4, "groups_chosen": 2, "scale": 2.5},
-        {"score": "sigmoid", "groups": 4, "groups_chosen": 2, "group_score": "two_largest", "use_choice_bias": True}
+        {"expert_groups": 4, "groups_per_token": 2, "scale": 2.5},
+        {
+            "score": "sigmoid",
+            "expert_groups": 4,
+            "groups_per_token": 2,
+            "group_score": "two_largest",
+            "use_choice_bias": True,
+        }
         | {"renormalise": True, "scale": 2.5},
     ],
     ids=["softmax", "gpt-oss", "deepseek-v2", "deepseek-v3"],
@@ -72,10 +78,13 @@ def test_the_choice_bias_stays_float32_in_a_model_of_16_bits():
     ("changes", "message"),
     [
         ({"experts_per_token": 0}, "experts_per_token=0 must be from 1 to 12"),
-        ({"groups": 4, "experts_per_token": 4}, "experts_per_token=4 must be from 1 to 3"),
-        ({"groups": 5}, "groups=5 must be at least 1 and divide num_experts=12"),
-        ({"groups": 3, "groups_chosen": 4}, "groups_chosen=4 must be from 1 to groups=3"),
-        ({"groups": 12, "group_score": "two_largest", "experts_per_token": 1}, "groups=12 must have at least two"),
+        ({"expert_groups": 4, "experts_per_token": 4}, "experts_per_token=4 must be from 1 to 3"),
+        ({"expert_groups": 5}, "expert_groups=5 must be at least 1 and divide num_experts=12"),
+        ({"expert_groups": 3, "groups_per_token": 4}, "groups_per_token=4 must be from 1 to expert_groups=3"),
+        (
+            {"expert_groups": 12, "group_score": "two_largest", "experts_per_token": 1},
+            "expert_groups=12 must have at least two",
+        ),
         ({"score": "relu"}, "score='relu' must be"),
         ({"group_score": "mean"}, "group_score='mean' must be"),
     ],

@@ -144,7 +144,7 @@ EXPERTS = {
                     experts_per_token=2,
                     score="sigmoid",
                     use_choice_bias=True,
-                    groups=2,
+                    expert_groups=2,
                     group_score="two_largest",
                 ),
                 expert=MLP,

@@ -19,8 +19,8 @@ def test_the_first_layers_are_dense_and_the_others_share_an_expert():
 def test_groups_are_read_where_the_method_has_them():
     grouped = {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}
     router = read_tiny("deepseek_v2", **grouped).layers[1].mlp.router
-    assert (router.groups, router.groups_chosen, router.group_score) == (2, 1, "largest")
-    assert read_tiny("deepseek_v2", n_group=2, topk_group=1).layers[1].mlp.router.groups == 1
+    assert (router.expert_groups, router.groups_per_token, router.group_score) == (2, 1, "largest")
+    assert read_tiny("deepseek_v2", n_group=2, topk_group=1).layers[1].mlp.router.expert_groups == 1
 
 
 def test_yarn_scales_the_logits_too():

@@ -8,7 +8,12 @@ from paged_attn_layer._src.models import deepseek_v3
 
 def test_the_router():
     router = read_tiny("deepseek_v3").layers[1].mlp.router
-    assert (router.score, router.group_score, router.groups, router.scale) == ("sigmoid", "two_largest", 2, 2.5)
+    assert (router.score, router.group_score, router.expert_groups, router.scale) == (
+        "sigmoid",
+        "two_largest",
+        2,
+        2.5,
+    )
     assert router.use_choice_bias
     assert router.renormalise
 

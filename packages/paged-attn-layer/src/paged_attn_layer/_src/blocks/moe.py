@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
 from paged_attn_layer._src.attention.mesh import AnyMesh, on_mesh
-from paged_attn_layer._src.blocks.grouped_dot import grouped_dot
+from paged_attn_layer._src.blocks.expert_dot import expert_dot
 from paged_attn_layer._src.blocks.mlp import MLP, MLPConfig
 from paged_attn_layer._src.blocks.router import Choice, Router, RouterConfig
 from paged_cache import PagedAttentionCacheView
@@ -186,7 +186,7 @@ def _expert_mlps(
     """The MLP of each row's expert; rows of one expert are together."""
 
     def project(name: str, x: Array) -> Array:
-        out = grouped_dot(x, weights[f"{name}_proj"], sizes)
+        out = expert_dot(x, weights[f"{name}_proj"], sizes)
         return out + weights[f"{name}_bias"].at[experts].get(mode="clip") if config.use_bias else out
 
     return project("down", config.activate(project("up", x), project("gate", x)))

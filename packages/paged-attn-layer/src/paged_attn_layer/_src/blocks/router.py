@@ -20,9 +20,9 @@ class RouterConfig:
         chosen = the experts_per_token experts with the largest s + choice_bias, within the chosen groups
         weight = scale s[chosen]          divided by the sum of s[chosen] if renormalise
 
-    With groups, the experts form `groups` groups of equal size. Those `groups_chosen` count whose largest `s +
-    choice_bias`, or the sum of their two largest, is largest. A softmax over all experts that is renormalised is the
-    softmax over the chosen ones.
+    The experts form `expert_groups` groups of equal size, of which a token takes the best `groups_per_token`. A group
+    is as good as its largest `s + choice_bias`, or the sum of its two largest. A softmax over all experts that is
+    renormalised is the softmax over the chosen ones.
 
     Raises:
         ValueError: a number does not fit the others; names it.
@@ -36,8 +36,10 @@ class RouterConfig:
     """True if there is a bias of each expert, added before the score."""
     use_choice_bias: bool = False
     """True if there is a bias of each expert that decides which are chosen, and does not change the weights."""
-    groups: int = 1
-    groups_chosen: int = 1
+    expert_groups: int = 1
+    """How many groups the experts form."""
+    groups_per_token: int = 1
+    """How many groups have the experts that can be chosen for a token."""
     group_score: Literal["largest", "two_largest"] = "largest"
     """What a group counts: its largest expert, or the sum of its two largest."""
     renormalise: bool = False
@@ -50,13 +52,14 @@ class RouterConfig:
             raise ValueError(f"score={self.score!r} must be 'softmax' or 'sigmoid'")
         if self.group_score not in ("largest", "two_largest"):
             raise ValueError(f"group_score={self.group_score!r} must be 'largest' or 'two_largest'")
-        if self.groups < 1 or self.num_experts % self.groups:
-            raise ValueError(f"groups={self.groups} must be at least 1 and divide num_experts={self.num_experts}")
-        if not 1 <= self.groups_chosen <= self.groups:
-            raise ValueError(f"groups_chosen={self.groups_chosen} must be from 1 to groups={self.groups}")
-        if self.groups > 1 and self.group_score == "two_largest" and self.num_experts < 2 * self.groups:
-            raise ValueError(f"groups={self.groups} must have at least two of the {self.num_experts} experts each")
-        most = self.num_experts // self.groups * self.groups_chosen
+        groups = self.expert_groups
+        if groups < 1 or self.num_experts % groups:
+            raise ValueError(f"expert_groups={groups} must be at least 1 and divide num_experts={self.num_experts}")
+        if not 1 <= self.groups_per_token <= groups:
+            raise ValueError(f"groups_per_token={self.groups_per_token} must be from 1 to expert_groups={groups}")
+        if groups > 1 and self.group_score == "two_largest" and self.num_experts < 2 * groups:
+            raise ValueError(f"expert_groups={groups} must have at least two of the {self.num_experts} experts each")
+        most = self.num_experts // groups * self.groups_per_token
         if not 1 <= self.experts_per_token <= most:
             raise ValueError(
                 f"experts_per_token={self.experts_per_token} must be from 1 to {most}, the experts that can be chosen"
@@ -118,10 +121,10 @@ class Router(nnx.Module):
 
 def _within_groups(scores: Float[Array, "rows experts"], config: RouterConfig) -> Float[Array, "rows experts"]:
     """The scores, -inf for experts of groups that are not chosen."""
-    if config.groups == config.groups_chosen:
+    if config.expert_groups == config.groups_per_token:
         return scores
-    grouped = scores.reshape(-1, config.groups, config.num_experts // config.groups)
+    grouped = scores.reshape(-1, config.expert_groups, config.num_experts // config.expert_groups)
     largest, _ = jax.lax.top_k(grouped, 1 if config.group_score == "largest" else 2)
-    _, chosen = jax.lax.top_k(largest.sum(-1), config.groups_chosen)
-    is_chosen = jax.nn.one_hot(chosen, config.groups, dtype=bool).any(axis=1)
+    _, chosen = jax.lax.top_k(largest.sum(-1), config.groups_per_token)
+    is_chosen = jax.nn.one_hot(chosen, config.expert_groups, dtype=bool).any(axis=1)
     return jnp.where(is_chosen[..., None], grouped, -jnp.inf).reshape(scores.shape)

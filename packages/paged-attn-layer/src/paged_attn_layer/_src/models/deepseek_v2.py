@@ -37,8 +37,8 @@ def _router(config: HFConfig) -> RouterConfig:
     return RouterConfig(
         num_experts=config.whole("num_local_experts"),
         experts_per_token=config.whole("num_experts_per_tok"),
-        groups=config.whole("n_group") if grouped else 1,
-        groups_chosen=config.whole("topk_group") if grouped else 1,
+        expert_groups=config.whole("n_group") if grouped else 1,
+        groups_per_token=config.whole("topk_group") if grouped else 1,
         scale=config.number("routed_scaling_factor"),
     )
 
