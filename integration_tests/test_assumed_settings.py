@@ -10,7 +10,11 @@ from paged_attn_layer import read_config
 
 SIZES = {"vocab_size": 101, "hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 32}
 """What no file leaves out. All default numbers of KV heads divide these heads."""
-NEEDED = {"granitemoehybrid": {"layer_types": ["full_attention"] * 5, "num_local_experts": 0, "mamba_n_heads": 32}}
+NEEDED = {
+    "granitemoehybrid": {"layer_types": ["full_attention"] * 5, "num_local_experts": 0, "mamba_n_heads": 32},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "deepseek_v3": {"num_key_value_heads": 32},
+}
 """By model type: without these the defaults are a model that is not supported."""
 
 
