@@ -222,6 +222,8 @@ CASES = (
         | {"layer_types": ["sliding_attention", "full_attention"] * 2, "use_double_wide_mlp": True}
         | {"hidden_size_per_layer_input": 5, "vocab_size_per_layer_input": 101, "final_logit_softcapping": 9.0},
         {
+            "experts": {"enable_moe_block": True, "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 20}
+            | {"num_kv_shared_layers": 0},
             "values-are-keys": {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "num_kv_shared_layers": 0}
             | {"hidden_size_per_layer_input": 0, "tie_word_embeddings": False, "attention_bias": True},
         },

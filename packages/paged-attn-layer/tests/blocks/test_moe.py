@@ -13,11 +13,13 @@ from numpy.testing import assert_allclose
 
 from paged_attn_layer._src.blocks.mlp import ClampedGLU, MLPConfig
 from paged_attn_layer._src.blocks.moe import MoE, MoEConfig
+from paged_attn_layer._src.blocks.norm import NormConfig
 from paged_attn_layer._src.blocks.router import RouterConfig
 from paged_cache import PagedAttentionCacheView
 from paged_kernels import KVPages
 
 EXPERT = MLPConfig(hidden_size=6, intermediate_size=10)
+SHARED = MLPConfig(hidden_size=6, intermediate_size=7)
 GPT_OSS = dataclasses.replace(EXPERT, use_bias=True, activation=ClampedGLU(alpha=1.5, limit=2.0))
 CONFIG = MoEConfig(router=RouterConfig(num_experts=5, experts_per_token=2), expert=EXPERT)
 ROWS = 2 * np.random.default_rng(0).standard_normal((19, 6)).astype(np.float32)
@@ -49,11 +51,20 @@ def dense_moe(moe, rows):
     def bias(name, e):
         return weights[f"{name}_bias"][e] if config.expert.use_bias else 0
 
+    def norm(x, module):
+        if module is None:
+            return x
+        return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + module.config.eps) * np.asarray(module.scale[...])
+
     for row, x in enumerate(rows.astype(np.float64)):
+        normed = norm(x, moe.expert_norm)
         pairs = zip(choice.experts[row].tolist(), choice.weights[row].tolist(), strict=True)
-        outs.append(sum(weight * expert(e, x) for e, weight in pairs))
-    shared = 0 if config.shared is None else np.asarray(moe.shared(rows))
-    return np.stack(outs) + shared
+        outs.append(sum(weight * expert(e, normed) for e, weight in pairs))
+    outs = norm(np.stack(outs), moe.expert_post_norm)
+    if config.shared is None:
+        return outs
+    shared = np.asarray(moe.shared(norm(rows, moe.shared_norm).astype(np.float32)))
+    return outs + norm(shared, moe.shared_post_norm)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +72,11 @@ def dense_moe(moe, rows):
     [
         {},
         {"expert": GPT_OSS},
-        {"shared": MLPConfig(hidden_size=6, intermediate_size=7)},
+        {"shared": SHARED},
+        {"shared": SHARED, "norm": NormConfig(eps=0.1)},
+        {"norm": NormConfig()},
     ],
-    ids=["plain", "gpt-oss", "shared"],
+    ids=["plain", "gpt-oss", "shared", "gemma4", "norms"],
 )
 def test_each_row_is_computed_by_its_experts(changes):
     moe = make(**changes)
@@ -100,7 +113,7 @@ def view_on(mesh):
 
 @pytest.mark.parametrize(("sizes", "names"), MESHES.values(), ids=MESHES)
 def test_on_a_mesh_it_gives_the_same_with_one_sum(sizes, names):
-    moe = make(expert=GPT_OSS, router=dataclasses.replace(CONFIG.router, num_experts=8))
+    moe = make(expert=GPT_OSS, norm=NormConfig(), router=dataclasses.replace(CONFIG.router, num_experts=8))
     mesh = Mesh(np.array(jax.devices()[: math.prod(sizes)]).reshape(sizes), names)
     replicas = mesh.shape.get("dp", 1)
     x = ROWS[:18].reshape(replicas, -1, 6) if "dp" in names else ROWS[:18]

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
+from paged_attn_layer._src.blocks.norm import NormConfig
 from paged_attn_layer._src.blocks.router import Router, RouterConfig
 
 CONFIG = RouterConfig(num_experts=12, experts_per_token=3)
@@ -24,7 +25,9 @@ def make(**changes):
 def expected(router, x):
     """The experts and weights of one row, in float64, by sorting."""
     config, kernel = router.config, np.asarray(router.kernel[...], np.float64)
-    logits = x @ kernel + (np.asarray(router.bias[...], np.float64) if config.use_bias else 0)
+    if config.norm is not None:
+        x = x / np.sqrt(np.mean(x.astype(np.float64) ** 2) + config.norm.eps) * np.asarray(router.norm.scale[...])
+    logits = config.logit_scale * (x @ kernel) + (np.asarray(router.bias[...], np.float64) if config.use_bias else 0)
     scores = 1 / (1 + np.exp(-logits)) if config.score == "sigmoid" else np.exp(logits) / np.exp(logits).sum()
     biased = scores + (np.asarray(router.choice_bias[...], np.float64) if config.use_choice_bias else 0)
     groups = np.array_split(np.arange(config.num_experts), config.expert_groups)
@@ -33,7 +36,8 @@ def expected(router, x):
     allowed = np.concatenate(groups[: config.groups_per_token])
     experts = allowed[np.argsort(-biased[allowed])][: config.experts_per_token]
     weights = scores[experts]
-    return experts, config.scale * (weights / weights.sum() if config.renormalise else weights)
+    own = np.asarray(router.expert_scale[...])[experts] if config.use_expert_scale else 1
+    return experts, own * config.scale * (weights / weights.sum() if config.renormalise else weights)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +54,9 @@ def expected(router, x):
             "use_choice_bias": True,
         }
         | {"renormalise": True, "scale": 2.5},
+        {"norm": NormConfig(eps=0.1), "logit_scale": 0.7, "use_expert_scale": True, "renormalise": True},
     ],
-    ids=["softmax", "gpt-oss", "deepseek-v2", "deepseek-v3"],
+    ids=["softmax", "gpt-oss", "deepseek-v2", "deepseek-v3", "gemma4"],
 )
 def test_experts_and_weights_of_each_row(changes):
     router = make(**changes)

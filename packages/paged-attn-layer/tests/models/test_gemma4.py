@@ -54,6 +54,16 @@ def test_values_are_keys_in_full_attention_alone():
     assert [(each.values_are_keys, each.num_kv_heads) for each in attentions] == [(False, 2), (True, 1)]
 
 
+def test_experts_beside_the_mlp():
+    sizes = {"num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 6}
+    moe = read_config(settings(enable_moe_block=True, **sizes)).layers[0].mlp
+    assert (moe.router.num_experts, moe.router.experts_per_token, moe.router.logit_scale) == (5, 2, 1 / 4)
+    assert (moe.router.renormalise, moe.router.use_expert_scale) == (True, True)
+    assert (moe.expert.intermediate_size, moe.shared.intermediate_size, moe.norm, moe.router.norm) == (
+        *(6, 24, moe.norm, moe.norm),
+    )
+
+
 @pytest.mark.parametrize("size", [0, None])
 def test_no_inputs_of_layers(size):
     model = read_config(settings(hidden_size_per_layer_input=size))
@@ -68,7 +78,6 @@ def test_only_pictures_see_later_tokens():
     ("changes", "message"),
     [
         ({"use_bidirectional_attention": "all"}, 'use_bidirectional_attention="all" is not supported'),
-        ({"enable_moe_block": True}, "enable_moe_block=True is not supported"),
         ({"hidden_activation": "quick_gelu"}, "activation 'quick_gelu' is not supported"),
         ({"rope_parameters": {"sliding_attention": {"partial_rotary_factor": 0.5}}}, "partial_rotary_factor=0.5"),
     ],

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int32
 from paged_attn_layer._src.attention.mesh import AnyMesh, on_mesh
 from paged_attn_layer._src.blocks.expert_dot import expert_dot
 from paged_attn_layer._src.blocks.mlp import MLP, MLPConfig
+from paged_attn_layer._src.blocks.norm import Norm, NormConfig, normed
 from paged_attn_layer._src.blocks.router import Choice, Router, RouterConfig
 from paged_cache import PagedAttentionCacheView
 
@@ -38,6 +39,11 @@ class MoEConfig:
     """Each of the experts."""
     shared: MLPConfig | None = None
     """The expert that computes every token; several of them are one that is as wide as all. `None` if there is none."""
+    norm: NormConfig | None = None
+    """What normalises rows before the experts and before the shared one, and what each of the two gives (Gemma 4).
+
+    The router then gets the rows as they are.
+    """
     expert_axes: tuple[str, ...] = ("ep",)
     """Axes of a mesh over which the experts are split, if the mesh has them and they divide the experts."""
     mlp_axes: tuple[str, ...] = ("tp",)
@@ -79,7 +85,13 @@ class MoE(nnx.Module):
         self.config = config
         self.router = Router(config.hidden_size, config.router, param_dtype=param_dtype, rngs=rngs)
         self.experts = Experts(config.router.num_experts, config.expert, param_dtype=param_dtype, rngs=rngs)
+
+        def norm() -> Norm | None:
+            return None if config.norm is None else Norm(config.hidden_size, config.norm, param_dtype=param_dtype)
+
+        self.expert_norm, self.expert_post_norm = norm(), norm()
         if config.shared is not None:
+            self.shared_norm, self.shared_post_norm = norm(), norm()
             self.shared = MLP(config.shared, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(
@@ -96,10 +108,13 @@ class MoE(nnx.Module):
         """
         view = None if cache_view is None else on_mesh(cache_view)
         if view is None or view.mesh is None:
-            out = _mixture(self.router, self.config.expert, self.experts.weights(), x)
+            out = _mixture((self.router, self.expert_norm), self.config.expert, self.experts.weights(), x)
         else:
             out = self._on_devices(x, view.mesh, view.data_axis)
-        return out if self.config.shared is None else out + self.shared(x)
+        out = normed(out, self.expert_post_norm)
+        if self.config.shared is None:
+            return out
+        return out + normed(self.shared(normed(x, self.shared_norm)), self.shared_post_norm)
 
     def _on_devices(self, x: Array, mesh: AnyMesh, data_axis: str | None) -> Array:
         expert_axes, mlp_axes = self.config.axes_on(mesh)
@@ -108,21 +123,21 @@ class MoE(nnx.Module):
                 f"experts split over {data_axis!r}, the data axis of the cache, are not supported; split them over "
                 "another axis of the mesh"
             )
-        router_graph, router_weights = nnx.split(self.router)
+        whole_graph, whole_weights = nnx.split((self.router, self.expert_norm))  # every device has all of these
 
-        def part(x: Array, router_weights: nnx.State, weights: ExpertWeights) -> Array:
+        def part(x: Array, whole_weights: nnx.State, weights: ExpertWeights) -> Array:
             if mlp_axes and "down_bias" in weights:  # the devices' sums are added: one of them has the bias
                 bias, is_first = weights["down_bias"], jax.lax.axis_index(mlp_axes) == 0
                 weights = {**weights, "down_bias": jnp.where(is_first, bias, jnp.zeros_like(bias))}
             first = jax.lax.axis_index(expert_axes) * len(weights["up_proj"]) if expert_axes else 0
-            out = _mixture(nnx.merge(router_graph, router_weights), self.config.expert, weights, x, first)
+            out = _mixture(nnx.merge(whole_graph, whole_weights), self.config.expert, weights, x, first)
             return jax.lax.psum(out, expert_axes + mlp_axes) if expert_axes or mlp_axes else out
 
         weights, rows = self.experts.weights(), PartitionSpec(data_axis)
         specs = {name: _spec(name, expert_axes or None, mlp_axes or None) for name in weights}
         # The loops over blocks of rows carry no replication types, so shard_map cannot check them.
         split = jax.shard_map(part, mesh=mesh, in_specs=(rows, PartitionSpec(), specs), out_specs=rows, check_vma=False)
-        return split(x, router_weights, weights)
+        return split(x, whole_weights, weights)
 
 
 class Experts(nnx.Module):
@@ -153,15 +168,16 @@ class Experts(nnx.Module):
 
 
 def _mixture(
-    router: Router,
+    router_and_norm: tuple[Router, Norm | None],
     config: MLPConfig,
     weights: ExpertWeights,
     x: Float[Array, "*rows hidden"],
     first: int | Int32[Array, ""] = 0,
 ) -> Float[Array, "*rows hidden"]:
     """The weighted sum of what some of each row's experts give: the `first` and those after it, which `weights` has."""
-    rows = x.reshape(-1, x.shape[-1])
-    choice, count = router(rows), len(weights["up_proj"])
+    router, norm = router_and_norm
+    rows, count = x.reshape(-1, x.shape[-1]), len(weights["up_proj"])
+    choice, rows = router(rows), normed(rows, norm)
     experts = choice.experts.reshape(-1) - first
     experts = jnp.where((experts >= 0) & (experts < count), experts, count)  # `count` is any that is not here
     order = jnp.argsort(experts)  # pairs of a row and one of its experts, those of the first expert first

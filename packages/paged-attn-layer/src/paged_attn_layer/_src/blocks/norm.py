@@ -74,6 +74,11 @@ class Norm(nnx.Module):
         return out.astype(x.dtype)
 
 
+def normed(x: Float[Array, "*rows size"], norm: Norm | None) -> Float[Array, "*rows size"]:
+    """The rows, normalised if there is a norm."""
+    return x if norm is None else norm(x)
+
+
 def _as_row(weight: nnx.Param, ndim: int) -> Array:
     """The weight in float32, with as many axes as the rows."""
     return weight[...].astype(jnp.float32).reshape((1,) * (ndim - weight.ndim) + weight.shape)

@@ -9,6 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
+from paged_attn_layer._src.blocks.norm import Norm, NormConfig
+
 _SMALLEST_SUM = 1e-20
 
 
@@ -16,9 +18,9 @@ _SMALLEST_SUM = 1e-20
 class RouterConfig:
     """How experts are chosen for a token with hidden row `x`. Static and hashable.
 
-        s = score(x W + bias)             a score of each expert
+        s = score(logit_scale norm(x) W + bias)        a score of each expert
         chosen = the experts_per_token experts with the largest s + choice_bias, within the chosen groups
-        weight = scale s[chosen]          divided by the sum of s[chosen] if renormalise
+        weight = scale s[chosen]          divided by the sum of s[chosen] if renormalise, and times expert_scale[chosen]
 
     The experts form `expert_groups` groups of equal size, of which a token takes the best `groups_per_token`. A group
     is as good as its largest `s + choice_bias`, or the sum of its two largest. A softmax over all experts that is
@@ -42,6 +44,11 @@ class RouterConfig:
     """How many groups have the experts that can be chosen for a token."""
     group_score: Literal["largest", "two_largest"] = "largest"
     """What a group counts: its largest expert, or the sum of its two largest."""
+    norm: NormConfig | None = None
+    """How rows are normalised before their scores; `None` leaves them as they are."""
+    logit_scale: float = 1.0
+    use_expert_scale: bool = False
+    """True if there is a factor of each expert on its weights."""
     renormalise: bool = False
     """True if the weights of a token are made to sum to `scale`."""
     scale: float = 1.0
@@ -78,7 +85,8 @@ class Choice(NamedTuple):
 class Router(nnx.Module):
     """Chooses experts for rows, as `RouterConfig` writes it, in float32.
 
-    Its weights are `kernel [hidden, experts]`, and `bias [experts]` and `choice_bias [experts]` where there are any.
+    Its weights are `kernel [hidden, experts]`, and where there are any `bias`, `choice_bias` and `expert_scale`, all
+    `[experts]`, and those of the `norm`.
     """
 
     def __init__(
@@ -97,6 +105,9 @@ class Router(nnx.Module):
         self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs(), shape, param_dtype))
         if config.use_bias:
             self.bias = nnx.Param(jnp.zeros(config.num_experts, param_dtype))
+        self.norm = None if config.norm is None else Norm(hidden_size, config.norm, param_dtype=param_dtype)
+        if config.use_expert_scale:
+            self.expert_scale = nnx.Param(jnp.ones(config.num_experts, param_dtype))
         if config.use_choice_bias:
             self.choice_bias = nnx.Param(jnp.zeros(config.num_experts, jnp.float32))
 
@@ -108,12 +119,15 @@ class Router(nnx.Module):
         weights = jnp.take_along_axis(scores, experts, axis=-1)
         if config.renormalise:
             weights = weights / (weights.sum(-1, keepdims=True) + _SMALLEST_SUM)
+        if config.use_expert_scale:
+            weights = weights * self.expert_scale[...].astype(jnp.float32)[experts]
         return Choice(experts, weights * config.scale)
 
     def _scores(self, x: Array) -> Float[Array, "rows experts"]:
         # A TPU would multiply in bfloat16 without `precision`, and choose other experts.
-        kernel = self.kernel[...].astype(jnp.float32)
-        logits = jnp.dot(x.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)
+        kernel, rows = self.kernel[...].astype(jnp.float32), x if self.norm is None else self.norm(x)
+        logits = jnp.dot(rows.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)
+        logits = logits * self.config.logit_scale
         if self.config.use_bias:
             logits = logits + self.bias[...].astype(jnp.float32)[None]
         return jax.nn.sigmoid(logits) if self.config.score == "sigmoid" else jax.nn.softmax(logits, axis=-1)

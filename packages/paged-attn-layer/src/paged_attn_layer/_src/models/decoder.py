@@ -14,7 +14,7 @@ from paged_attn_layer._src.blocks.attention import AttentionConfig, PagedAttenti
 from paged_attn_layer._src.blocks.latent_attention import LatentAttention, LatentAttentionConfig
 from paged_attn_layer._src.blocks.mlp import MLP, MLPConfig
 from paged_attn_layer._src.blocks.moe import MoE, MoEConfig
-from paged_attn_layer._src.blocks.norm import Norm, NormConfig
+from paged_attn_layer._src.blocks.norm import Norm, NormConfig, normed
 from paged_attn_layer._src.blocks.per_layer_input import PerLayerInput, PerLayerInputs
 from paged_attn_layer._src.models.decoder_config import DecoderConfig, LayerConfig
 from paged_cache import CacheSpec, PagedAttentionCache, PagedAttentionCacheView
@@ -41,7 +41,8 @@ class DecoderLayer(nnx.Module):
         self.attention_norm = norm(config.pre_norm)
         self.attention = _attention(config.attention, backend=backend, param_dtype=param_dtype, rngs=rngs)
         self.attention_post_norm = norm(config.post_norm)
-        self.mlp_norm = None if config.parallel else norm(config.pre_norm)
+        normalises = isinstance(config.mlp, MoEConfig) and config.mlp.norm is not None
+        self.mlp_norm = None if config.parallel or normalises else norm(config.pre_norm)
         self.mlp = _mlp(config.mlp, param_dtype=param_dtype, rngs=rngs)
         self.mlp_post_norm = norm(config.post_norm)
         if config.per_layer_input is not None:
@@ -66,18 +67,18 @@ class DecoderLayer(nnx.Module):
             batch: which rows belong to which sequence.
             inputs: the layer's own input for each token, if its config has `per_layer_input`.
         """
-        normed = _normed(hidden, self.attention_norm)
-        attended, view = self.attention(normed, positions, view, batch)
-        after = self._add(hidden, _normed(attended, self.attention_post_norm))
+        before = normed(hidden, self.attention_norm)
+        attended, view = self.attention(before, positions, view, batch)
+        after = self._add(hidden, normed(attended, self.attention_post_norm))
         if not self.config.parallel:
-            normed = _normed(after, self.mlp_norm)
-        after = self._add(after, _normed(self._feed_forward(normed, view), self.mlp_post_norm))
+            before = normed(after, self.mlp_norm)
+        after = self._add(after, normed(self._feed_forward(before, view), self.mlp_post_norm))
         if inputs is not None:
             after = self.per_layer_input(after, inputs)
         return after * self.scalar[...].reshape((1,) * after.ndim) if self.config.has_scalar else after, view
 
-    def _feed_forward(self, normed: Array, view: PagedAttentionCacheView) -> Array:
-        return self.mlp(normed, view) if isinstance(self.mlp, MoE) else self.mlp(normed)
+    def _feed_forward(self, rows: Array, view: PagedAttentionCacheView) -> Array:
+        return self.mlp(rows, view) if isinstance(self.mlp, MoE) else self.mlp(rows)
 
     def _add(self, hidden: Array, change: Array) -> Array:
         return hidden + self.config.residual_multiplier * change
@@ -224,10 +225,6 @@ def _mlp(config: MLPConfig | MoEConfig, *, param_dtype: DTypeLike, rngs: nnx.Rng
     if isinstance(config, MoEConfig):
         return MoE(config, param_dtype=param_dtype, rngs=rngs)
     return MLP(config, param_dtype=param_dtype, rngs=rngs)
-
-
-def _normed(x: Array, norm: Norm | None) -> Array:
-    return x if norm is None else norm(x)
 
 
 def _check_cache(spec: CacheSpec, cache: PagedAttentionCache, batches: tuple[RaggedBatch, ...]) -> None:

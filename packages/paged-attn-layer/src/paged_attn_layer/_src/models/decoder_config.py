@@ -31,7 +31,7 @@ class LayerConfig:
     attention: AttentionConfig | LatentAttentionConfig
     mlp: MLPConfig | MoEConfig
     pre_norm: NormConfig | None
-    """What `pre` computes; `None` leaves the rows as they are."""
+    """What `pre` computes; `None` leaves the rows as they are. Experts with norms of their own get none of this."""
     post_norm: NormConfig | None = None
     """What `post` computes; `None` leaves the rows as they are."""
     parallel: bool = False

@@ -4,7 +4,10 @@ import dataclasses
 
 from paged_attn_layer._src.blocks.attention import AttentionConfig
 from paged_attn_layer._src.blocks.mlp import MLPConfig
+from paged_attn_layer._src.blocks.moe import MoEConfig
 from paged_attn_layer._src.blocks.per_layer_input import PerLayerInputConfig
+from paged_attn_layer._src.blocks.router import RouterConfig
+from paged_attn_layer._src.convert.operations import Split, Transpose
 from paged_attn_layer._src.convert.weights import WeightRule, linear, rename, unused
 from paged_attn_layer._src.models import gemma2
 from paged_attn_layer._src.models.decoder_config import DecoderConfig, LayerConfig
@@ -18,13 +21,11 @@ def read_config(config: HFConfig) -> DecoderConfig:
     """The config of a Gemma 4 model."""
     if config.get("use_bidirectional_attention") == "all":
         raise NotImplementedError('use_bidirectional_attention="all" is not supported; a decoder sees earlier tokens')
-    if config.flag("enable_moe_block", False):
-        raise NotImplementedError("enable_moe_block=True is not supported: layers with an MLP and experts are missing")
     norm, inputs = read_norm(config), _per_layer_input(config)
     layers = [
         LayerConfig(
             attention=each,
-            mlp=_mlp(config, each),
+            mlp=_experts(config, each) if config.flag("enable_moe_block", False) else _mlp(config, each),
             pre_norm=norm,
             post_norm=norm,
             per_layer_input=inputs,
@@ -64,6 +65,21 @@ def _mlp(config: HFConfig, attention: AttentionConfig) -> MLPConfig:
     return dataclasses.replace(mlp, intermediate_size=2 * mlp.intermediate_size) if wide else mlp
 
 
+def _experts(config: HFConfig, attention: AttentionConfig) -> MoEConfig:
+    """Experts beside the MLP, each with norms of its own."""
+    mlp, norm = _mlp(config, attention), read_norm(config)
+    router = RouterConfig(
+        num_experts=config.whole("num_experts"),
+        experts_per_token=config.whole("top_k_experts"),
+        norm=norm,
+        logit_scale=mlp.hidden_size**-0.5,
+        renormalise=True,
+        use_expert_scale=True,
+    )
+    expert = dataclasses.replace(mlp, intermediate_size=config.whole("moe_intermediate_size"))
+    return MoEConfig(router=router, expert=expert, shared=mlp, norm=norm)
+
+
 def _per_layer_input(config: HFConfig) -> PerLayerInputConfig | None:
     """`hidden_size_per_layer_input` of 0 or `null` means none."""
     if not config.get("hidden_size_per_layer_input"):
@@ -88,6 +104,28 @@ def weights(config: DecoderConfig) -> tuple[WeightRule, ...]:
         *linear(f"{THEIRS}.per_layer_projection", f"{OURS}.per_layer_input.out_proj"),
         layer_norm("post_per_layer_input_norm", "per_layer_input.norm"),
         rename(f"{THEIRS}.layer_scalar", f"{OURS}.scalar"),
+        *_expert_weights(config),
+    )
+
+
+def _expert_weights(config: DecoderConfig) -> tuple[WeightRule, ...]:
+    """The rules of layers with experts beside the MLP."""
+    moe, ours = config.layers[0].mlp, f"{OURS}.mlp.experts"
+    if not isinstance(moe, MoEConfig):
+        return ()
+    split = Split(axis=1, sizes=(moe.intermediate_size, moe.intermediate_size))
+    both = (f"{ours}.gate_proj", f"{ours}.up_proj")
+    return (
+        *linear(f"{THEIRS}.mlp.{{gate|up|down}}_proj", f"{OURS}.mlp.shared.{{gate|up|down}}_proj"),
+        layer_norm("pre_feedforward_layernorm", "mlp.shared_norm"),
+        layer_norm("post_feedforward_layernorm_1", "mlp.shared_post_norm"),
+        layer_norm("pre_feedforward_layernorm_2", "mlp.expert_norm"),
+        layer_norm("post_feedforward_layernorm_2", "mlp.expert_post_norm"),
+        rename(f"{THEIRS}.router.scale", f"{OURS}.mlp.router.norm.scale"),
+        *linear(f"{THEIRS}.router.proj", f"{OURS}.mlp.router"),
+        rename(f"{THEIRS}.router.per_expert_scale", f"{OURS}.mlp.router.expert_scale"),
+        WeightRule((f"{THEIRS}.experts.gate_up_proj",), both, (split, Transpose())),
+        rename(f"{THEIRS}.experts.down_proj", f"{ours}.down_proj", Transpose()),
     )
 
 
