@@ -91,7 +91,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def tpu_aot(session: nox.Session) -> None:
-    """Compile kernels, operator and model with the real TPU compiler. Needs no TPU. All cases: -- -m aot."""
+    """Compile kernels, operator and models with the real TPU compiler. Needs no TPU. All cases: -- -m aot."""
     install_layers(session, LAYERS[-1], "libtpu", *TEST_TOOLS)
     tests = [f"packages/{name}/tests/aot" for name in LAYERS]
     run_pytest(session, "-m", "aot and not slow", *tests, TOOL_TESTS)

@@ -20,6 +20,13 @@ of 128 or 256. The model lets several DMAs exceed HBM's bandwidth, so ratios use
 kernels that jax ships, with bounds checks on as they ship, at the best of a few block sizes. docs/kernels/cost.md
 explains all figures.
 
+    python tools/tpu_cost.py --model llama-3-8b --topology v5e:2x4 --seqs 32 --context 4096 --chunk 2048
+
+--model compiles whole decode and prefill steps of a model for a slice, without weights. It prints the memory of each
+device, the pages that fit, the collectives with their bytes, and an estimate of each step: the greater of HBM's and the
+matrix units' least time for the weights, plus attention by the cost model (its limit where that has no figure). The
+estimate leaves out the time of the collectives, and has never been checked on a chip.
+
 --time measures instead: it runs the calls on the attached TPU and prints microseconds per call. For decode that is the
 larger of the two batches. This has never been run on a TPU.
 """
@@ -29,7 +36,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from tpu_costing import report, timing
+from tpu_costing import model_cost, report, timing
 from tpu_costing.calls import Contestant, peers
 from tpu_costing.child_process import ChildError, in_three_words
 from tpu_costing.chips import LIMITS
@@ -43,11 +50,21 @@ def main() -> None:
     if options.list:
         for group, names in GROUPS.items():
             print(f"{group}:", *names, sep="\n  ")
+    elif options.model:
+        print_model(options)
     elif options.time:
         print_times(options)
     else:
         groups = print_estimates(options)
         write_files(options, groups)
+
+
+def print_model(options: argparse.Namespace) -> None:
+    """Compile the steps of a model, and print what they need."""
+    try:
+        print(*model_cost.lines(options.run, attention=not options.no_attention), sep="\n")
+    except ChildError as error:
+        sys.exit(f"{options.model} on {options.topology} does not compile: {error}")
 
 
 def print_estimates(options: argparse.Namespace) -> list[list[Result]]:
@@ -96,13 +113,32 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--cache", type=Path, metavar="FOLDER", help="keep figures in this folder until sources or versions change"
     )
+    model_options(parser)
     options = parser.parse_args()
     try:
+        options.run = model_run(options) if options.model else None
         options.workloads = choose(options.names)
         options.ours = our_contestant(options.blocks)
     except ValueError as error:
         parser.error(str(error))
     return options
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of --model."""
+    parser.add_argument("--model", metavar="NAME", help=f"cost a whole model: {', '.join(model_cost.models())}")
+    parser.add_argument("--topology", default="v5e:2x4", metavar="CHIP:SIZE", help="the slice (default: v5e:2x4)")
+    parser.add_argument("--seqs", type=int, default=32, metavar="N", help="sequences that decode (default: 32)")
+    parser.add_argument("--context", type=int, default=4096, metavar="N", help="their tokens (default: 4096)")
+    parser.add_argument("--chunk", type=int, default=2048, metavar="N", help="rows of a prefill (default: 2048)")
+    parser.add_argument("--page-size", type=int, default=16, metavar="N", help="tokens of a page (default: 16)")
+    parser.add_argument("--no-attention", action="store_true", help="leave attention out of the estimate: much quicker")
+
+
+def model_run(options: argparse.Namespace) -> model_cost.ModelRun:
+    """Returns the model and slice of the options."""
+    names = ("model", "topology", "seqs", "context", "chunk", "page_size")
+    return model_cost.ModelRun(**{name: getattr(options, name) for name in names})
 
 
 def our_contestant(blocks: str | None) -> Contestant:
