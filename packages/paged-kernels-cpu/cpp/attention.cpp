@@ -11,7 +11,10 @@ namespace {
 class Attention {
  public:
   Attention(const AttentionCall& call, const Kernels& kernels, ThreadPool& pool)
-      : call_(call), kernels_(kernels), pool_(pool), seqs_(sequences_of(call.batch, call.tokens, call.pages.page_size)) {
+      : call_(call),
+        kernels_(kernels),
+        pool_(pool),
+        seqs_(sequences_of(call.batch, call.tokens, call.pages.page_size)) {
     work_ = make_work_list(call, seqs_, pool.num_threads());
     states_.reset(new float[work_.parts * state_size()]);
     items_left_.reset(new std::atomic<int64_t>[work_.blocks.size()]);
@@ -59,13 +62,16 @@ class Attention {
     const int64_t group = call_.q_per_kv();
     for (int64_t j = block.begin; j < block.end; ++j) {
       const bool token = is_token(call_.batch, block.seq.first_position + j / group);
-      finish_row(call_, state, j - block.begin, {block.seq.first_row + j / group, block.kv_head * group + j % group, token});
+      finish_row(call_, state, j - block.begin,
+                 {block.seq.first_row + j / group, block.kv_head * group + j % group, token});
     }
   }
 
   int64_t state_size_of(int64_t rows) const { return SoftmaxState::size(rows, call_.pages.v_dim); }
   int64_t state_size() const { return state_size_of(work_.most_rows); }
-  float* memory_of(const Block& block, int64_t part) { return states_.get() + (block.first_part + part) * state_size(); }
+  float* memory_of(const Block& block, int64_t part) {
+    return states_.get() + (block.first_part + part) * state_size();
+  }
 
   const AttentionCall& call_;
   const Kernels& kernels_;
@@ -78,6 +84,8 @@ class Attention {
 
 }  // namespace
 
-void attend(const AttentionCall& call, const Kernels& kernels, ThreadPool& pool) { Attention(call, kernels, pool).run(); }
+void attend(const AttentionCall& call, const Kernels& kernels, ThreadPool& pool) {
+  Attention(call, kernels, pool).run();
+}
 
 }  // namespace paged

@@ -23,7 +23,6 @@ struct Entries {
   void pad() {
     for (int64_t i = 0; i < padding; ++i) at[count + i] = at[count - 1];
   }
-
 };
 
 // Returns the page at `index` of the sequence's row of the page table, or the nearest one that exists.

@@ -70,7 +70,8 @@ class FewRows {
 
   void put_values() {
     for (int64_t j = 0; j < block_.rows(); ++j) {
-      for (int64_t i = 0; i < pages_.v_dim; ++i) state_.values[j * pages_.v_dim + i] = values_[j * v_stride_ + place(i)];
+      for (int64_t i = 0; i < pages_.v_dim; ++i)
+        state_.values[j * pages_.v_dim + i] = values_[j * v_stride_ + place(i)];
     }
   }
 
@@ -96,10 +97,17 @@ class FewRows {
   void attend(KeyRange keys, const Entries<Element>& now, const Entries<Element>& next) {
     for (int64_t j = 0; j < block_.rows(); j += sub_rows) {
       switch (std::min<int64_t>(sub_rows, block_.rows() - j)) {
-        case 1: attend_rows<1>(j, keys, now, next); break;
-        case 2: attend_rows<2>(j, keys, now, next); break;
-        case 3: attend_rows<3>(j, keys, now, next); break;
-        default: attend_rows<4>(j, keys, now, next);
+        case 1:
+          attend_rows<1>(j, keys, now, next);
+          break;
+        case 2:
+          attend_rows<2>(j, keys, now, next);
+          break;
+        case 3:
+          attend_rows<3>(j, keys, now, next);
+          break;
+        default:
+          attend_rows<4>(j, keys, now, next);
       }
     }
   }
@@ -140,7 +148,8 @@ class FewRows {
 
   // Adds the products of each row and token, lane by lane.
   template <int rows, int tokens>
-  [[gnu::always_inline]] inline void multiply(const float* q, const Element* const* entries, Floats<T>* products) const {
+  [[gnu::always_inline]] inline void multiply(const float* q, const Element* const* entries,
+                                              Floats<T>* products) const {
     int64_t lane = 0;
     for (; lane + lanes <= pages_.k_dim; lane += lanes) {
 #pragma GCC unroll 16
@@ -160,7 +169,8 @@ class FewRows {
   }
 
   template <int rows, int tokens>
-  [[gnu::always_inline]] inline void multiply_block(const float* q, const Floats<T>* k, int token, Floats<T>* products) const {
+  [[gnu::always_inline]] inline void multiply_block(const float* q, const Floats<T>* k, int token,
+                                                    Floats<T>* products) const {
 #pragma GCC unroll 4
     for (int row = 0; row < rows; ++row) {
 #pragma GCC unroll 2
@@ -185,7 +195,8 @@ class FewRows {
     for (; lane + together * lanes <= pages_.v_dim; lane += together * lanes) {
       add_columns<rows, together, false>(values + lane, lane, keys, to_fetch);
     }
-    for (; lane + lanes <= pages_.v_dim; lane += lanes) add_columns<rows, 1, false>(values + lane, lane, keys, to_fetch);
+    for (; lane + lanes <= pages_.v_dim; lane += lanes)
+      add_columns<rows, 1, false>(values + lane, lane, keys, to_fetch);
     if (lane < pages_.v_dim) add_columns<rows, 1, true>(values + lane, lane, keys, to_fetch);
   }
 
@@ -214,7 +225,8 @@ class FewRows {
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {
 #pragma GCC unroll 2
-          for (int vector = 0; vector < vectors; ++vector) sum[row][b * vectors + vector] += s_[row * key_block + i] * v[vector];
+          for (int vector = 0; vector < vectors; ++vector)
+            sum[row][b * vectors + vector] += s_[row * key_block + i] * v[vector];
         }
       }
     }

@@ -1,10 +1,11 @@
 // What XLA calls: the arguments as buffers and attributes, and what Python asks before it registers the calls.
 
+#include "xla/ffi/api/ffi.h"
+
 #include <string>
 
 #include "attention.h"
 #include "write.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
@@ -36,22 +37,42 @@ const T* data_or_null(const ffi::AnyBuffer& buffer) {
 
 bool find_kv_type(ffi::DataType stored, bool int4, KvType& type) {
   switch (stored) {
-    case ffi::F32: type = KvType::f32; return true;
-    case ffi::BF16: type = KvType::bf16; return true;
-    case ffi::F16: type = KvType::f16; return true;
-    case ffi::S8: type = int4 ? KvType::int4 : KvType::int8; return true;
-    case ffi::F8E4M3FN: type = KvType::e4m3; return true;
-    case ffi::F8E5M2: type = KvType::e5m2; return true;
-    default: return false;
+    case ffi::F32:
+      type = KvType::f32;
+      return true;
+    case ffi::BF16:
+      type = KvType::bf16;
+      return true;
+    case ffi::F16:
+      type = KvType::f16;
+      return true;
+    case ffi::S8:
+      type = int4 ? KvType::int4 : KvType::int8;
+      return true;
+    case ffi::F8E4M3FN:
+      type = KvType::e4m3;
+      return true;
+    case ffi::F8E5M2:
+      type = KvType::e5m2;
+      return true;
+    default:
+      return false;
   }
 }
 
 bool find_row_type(ffi::DataType type, RowType& found) {
   switch (type) {
-    case ffi::F32: found = RowType::f32; return true;
-    case ffi::BF16: found = RowType::bf16; return true;
-    case ffi::F16: found = RowType::f16; return true;
-    default: return false;
+    case ffi::F32:
+      found = RowType::f32;
+      return true;
+    case ffi::BF16:
+      found = RowType::bf16;
+      return true;
+    case ffi::F16:
+      found = RowType::f16;
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -87,8 +108,8 @@ ffi::Error attention(ffi::ThreadPool thread_pool, ffi::AnyBuffer q, ffi::AnyBuff
                      ffi::AnyBuffer num_seqs, ffi::AnyBuffer q_starts, ffi::AnyBuffer tree_mask, ffi::AnyBuffer sinks,
                      ffi::AnyBuffer alibi_slopes, ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> lse,
                      int64_t k_dim, int64_t v_dim, int64_t v_start, bool latent, bool int4, float softmax_scale,
-                     float soft_cap, int64_t sliding_window, bool causal, int64_t q_rows,
-                     int64_t chunk_keys, std::string_view target) {
+                     float soft_cap, int64_t sliding_window, bool causal, int64_t q_rows, int64_t chunk_keys,
+                     std::string_view target) {
   AttentionCall call;
   const Kernels* kernels = find_kernels(target);
   if (!kernels) return ffi::Error::InvalidArgument("this processor has no target " + std::string(target));
@@ -96,10 +117,14 @@ ffi::Error attention(ffi::ThreadPool thread_pool, ffi::AnyBuffer q, ffi::AnyBuff
       !find_row_type(q.element_type(), call.row_type)) {
     return ffi::Error::InvalidArgument("q or the pages have a type that no kernel takes");
   }
-  call.batch = {page_table.reinterpret_data<int32_t>(), kv_lens.reinterpret_data<int32_t>(),
-                cu_q_lens.reinterpret_data<int32_t>(),  num_seqs.reinterpret_data<int32_t>(),
-                data_or_null<int32_t>(q_starts),        data_or_null<int32_t>(tree_mask),
-                page_table.dimensions()[0],             page_table.dimensions()[1],
+  call.batch = {page_table.reinterpret_data<int32_t>(),
+                kv_lens.reinterpret_data<int32_t>(),
+                cu_q_lens.reinterpret_data<int32_t>(),
+                num_seqs.reinterpret_data<int32_t>(),
+                data_or_null<int32_t>(q_starts),
+                data_or_null<int32_t>(tree_mask),
+                page_table.dimensions()[0],
+                page_table.dimensions()[1],
                 tree_mask.dimensions()[1]};
   call.spec = {softmax_scale, soft_cap, sliding_window, causal};
   call.q = q.untyped_data();
@@ -196,7 +221,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(paged_write, paged::page_write,
 extern "C" [[gnu::visibility("default")]] const char* paged_targets() {
   static const std::string names = [] {
     std::string joined;
-    for (const paged::Kernels* kernels : paged::usable_kernels()) joined += (joined.empty() ? "" : ",") + std::string(kernels->name);
+    for (const paged::Kernels* kernels : paged::usable_kernels())
+      joined += (joined.empty() ? "" : ",") + std::string(kernels->name);
     return joined;
   }();
   return names.c_str();

@@ -59,7 +59,8 @@ class ManyRows {
 
   void put_values() {
     const int64_t dim = call_.pages.v_dim;
-    for (int64_t j = 0; j < block_.rows(); ++j) std::memcpy(state_.values + j * dim, values_ + j * v_stride_, dim * sizeof(float));
+    for (int64_t j = 0; j < block_.rows(); ++j)
+      std::memcpy(state_.values + j * dim, values_ + j * v_stride_, dim * sizeof(float));
   }
 
   // Attends rows from `j` on to the keys of the panel that one of them sees.
@@ -73,7 +74,8 @@ class ManyRows {
     const int64_t tiles = (count + tile_rows - 1) / tile_rows;
     make_products(j, tiles, begin, end);
     for (int64_t row = 0; row < count; ++row) make_row_weights(j + row, s_ + row * s_stride, {begin, end});
-    for (int64_t row = count; row < tiles * tile_rows; ++row) std::fill(s_ + row * s_stride + begin, s_ + row * s_stride + end, 0.f);
+    for (int64_t row = count; row < tiles * tile_rows; ++row)
+      std::fill(s_ + row * s_stride + begin, s_ + row * s_stride + end, 0.f);
     add_values(j, tiles, begin, end);
   }
 
@@ -81,7 +83,8 @@ class ManyRows {
     for (int64_t first = begin; first < end; first += strip) {
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const float* q = q_ + (j + tile * tile_rows) * q_stride_;
-        multiply_tile<false>(q, q_stride_, panel_.k(first / strip), call_.pages.k_dim, s_ + tile * tile_rows * s_stride + first, s_stride);
+        multiply_tile<false>(q, q_stride_, panel_.k(first / strip), call_.pages.k_dim,
+                             s_ + tile * tile_rows * s_stride + first, s_stride);
       }
     }
   }
@@ -109,7 +112,8 @@ class ManyRows {
 
   // Writes `a b` to `c`, or adds it: `a [tile_rows, depth]`, `b [depth, strip]`. All of `c` is in registers meanwhile.
   template <bool add>
-  static void multiply_tile(const float* a, int64_t a_stride, const float* b, int64_t depth, float* c, int64_t c_stride) {
+  static void multiply_tile(const float* a, int64_t a_stride, const float* b, int64_t depth, float* c,
+                            int64_t c_stride) {
     constexpr int vectors = T::tile_vectors;
     Floats<T> sum[tile_rows][vectors];
 #pragma GCC unroll 16

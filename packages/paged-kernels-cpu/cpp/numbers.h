@@ -55,8 +55,8 @@ static inline uint32_t narrow(float value, Format format) {
   // Below the smallest normal number, the mantissa has fewer bits.
   const int dropped = 23 - format.mantissa + (power < 1 ? 1 - power : 0);
   if (dropped > 25) return sign;
-  const uint64_t whole = power < 1 ? (magnitude & 0x7fffffu) | 0x800000u
-                                   : (static_cast<uint64_t>(power) << 23) | (magnitude & 0x7fffffu);
+  const uint64_t whole =
+      power < 1 ? (magnitude & 0x7fffffu) | 0x800000u : (static_cast<uint64_t>(power) << 23) | (magnitude & 0x7fffffu);
   const uint64_t half = 1ull << (dropped - 1), rest = whole & ((1ull << dropped) - 1);
   uint64_t kept = whole >> dropped;
   kept += rest > half || (rest == half && (kept & 1));
@@ -91,14 +91,6 @@ static inline void load_row(const void* rows, RowType type, int64_t from, int64_
   }
 }
 
-// Writes element `index` of the output.
-static inline void store_row_element(void* rows, RowType type, int64_t index, float value) {
-  if (type == RowType::f32) {
-    static_cast<float*>(rows)[index] = value;
-  } else {
-    static_cast<uint16_t*>(rows)[index] =
-        type == RowType::bf16 ? float_to_bfloat16(value) : static_cast<uint16_t>(narrow(value, half_format));
-  }
-}
+static inline uint16_t float_to_half(float value) { return static_cast<uint16_t>(narrow(value, half_format)); }
 
 }  // namespace paged

@@ -54,11 +54,14 @@ class Panel {
   // Takes the keys at positions `keys`, at most `panel_keys`. Keys past the last are zeros up to a whole strip.
   void take(const Sequence& seq, int64_t head, KeyRange keys) {
     keys_ = keys;
+    Entries<Element> both[2];
+    Entries<Element>*now = &both[0], *next = &both[1];
+    find_and_fetch(seq, head, 0, *now);
     for (int64_t first = 0; first < keys.size(); first += strip) {
-      Entries<Element> entries;
-      find_entries(call_, seq, head, {keys.begin + first, std::min(keys.begin + first + strip, keys.end)}, entries);
-      take_k(entries, first);
-      for (int64_t i = 0; i < entries.count; ++i) take_v(entries, i, first + i);
+      find_and_fetch(seq, head, first + strip, *next);
+      take_k(*now, first);
+      for (int64_t i = 0; i < now->count; ++i) take_v(*now, i, first + i);
+      std::swap(now, next);
     }
   }
 
@@ -70,6 +73,17 @@ class Panel {
   KeyRange keys() const { return keys_; }
 
  private:
+  // Finds a strip of keys from key `first` of the panel on, and starts to bring it into the cache.
+  void find_and_fetch(const Sequence& seq, int64_t head, int64_t first, Entries<Element>& found) {
+    const KeyRange keys{keys_.begin + first, std::min(keys_.begin + first + strip, keys_.end)};
+    if (keys.empty()) return;
+    find_entries(call_, seq, head, keys, found);
+    for (int64_t i = 0; i < found.count; ++i) {
+      const char* entry = reinterpret_cast<const char*>(found.at[i]);
+      for (int64_t byte = 0; byte < pages_.entry_bytes; byte += 64) __builtin_prefetch(entry + byte);
+    }
+  }
+
   void take_k(const Entries<Element>& entries, int64_t first) {
     for (int64_t i = 0; i < strip; ++i) {
       float* row = rows_ + i * stride_;

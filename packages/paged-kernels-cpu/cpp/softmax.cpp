@@ -17,8 +17,16 @@ void merge_row(float* values, float scale, const float* other, float other_scale
 }
 
 void store_row(const AttentionCall& call, const float* values, float scale, int64_t at) {
-  const int64_t v_dim = call.pages.v_dim;
-  for (int64_t i = 0; i < v_dim; ++i) store_row_element(call.out, call.row_type, at * v_dim + i, values[i] * scale);
+  const int64_t v_dim = call.pages.v_dim, from = at * v_dim;
+  if (call.row_type == RowType::f32) {
+    float* out = static_cast<float*>(call.out) + from;
+    for (int64_t i = 0; i < v_dim; ++i) out[i] = values[i] * scale;
+  } else {
+    uint16_t* out = static_cast<uint16_t*>(call.out) + from;
+    const bool brain = call.row_type == RowType::bf16;
+    for (int64_t i = 0; i < v_dim; ++i)
+      out[i] = brain ? float_to_bfloat16(values[i] * scale) : float_to_half(values[i] * scale);
+  }
 }
 
 }  // namespace

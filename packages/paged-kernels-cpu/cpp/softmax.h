@@ -5,7 +5,8 @@
 
 namespace paged {
 
-// For each of some rows, with `s` the logits so far: top = max s, total = sum exp(s - top), values = sum exp(s - top) v.
+// For each of some rows, with `s` the logits so far: top = max s, total = sum exp(s - top), values = sum exp(s - top)
+// v.
 struct SoftmaxState {
   float* top;     // [rows]; -inf before the first key
   float* total;   // [rows]

@@ -111,7 +111,7 @@ struct Int4 {
   }
 
   int value(const int8_t* entry, int64_t lane) const {
-    return lane < half ? static_cast<int8_t>(entry[lane] << 4) >> 4 : entry[lane - half] >> 4;
+    return lane < half ? static_cast<int8_t>(static_cast<uint8_t>(entry[lane]) << 4) >> 4 : entry[lane - half] >> 4;
   }
 
   int64_t half;
@@ -125,9 +125,11 @@ PAGED_INLINE void zip(Floats<T>* x, std::integer_sequence<int, lane...>) {
   x[1] = __builtin_shufflevector(even, odd, (lane / 2 + lane % 2 * T::width + T::width / 2)...);
 }
 
-// Reads the `size` lanes of `entry` from `lane` on as floats in their own order. Writes whole blocks, padded with zeros.
+// Reads the `size` lanes of `entry` from `lane` on as floats in their own order. Writes whole blocks, padded with
+// zeros.
 template <class T, class Stored>
-PAGED_INLINE void unpack(const Stored& stored, const typename Stored::Element* entry, int64_t lane, int64_t size, float* to) {
+PAGED_INLINE void unpack(const Stored& stored, const typename Stored::Element* entry, int64_t lane, int64_t size,
+                         float* to) {
   constexpr int block = Stored::vectors * T::width;
   for (int64_t i = 0; i < size; i += block) {
     Floats<T> x[Stored::vectors];

@@ -1,7 +1,7 @@
 // Vectors of floats, and the functions of them that attention needs.
 //
-// A target `T` has a width: the floats of one register of its instruction set (targets/). Vectors are the compiler's own
-// vector types. Each function is a template over the target, so no two instruction sets share a compiled function.
+// A target `T` has a width: the floats of one register of its instruction set (targets/). Vectors are the compiler's
+// own vector types. Each function is a template over the target, so no two instruction sets share a compiled function.
 #pragma once
 
 #include <cstdint>
@@ -80,26 +80,25 @@ PAGED_INLINE float largest(Floats<T> x) {
   float parts[T::width];
   store<T>(parts, x);
   for (int half = T::width / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) parts[lane] = parts[lane] > parts[lane + half] ? parts[lane] : parts[lane + half];
+    for (int lane = 0; lane < half; ++lane)
+      parts[lane] = parts[lane] > parts[lane + half] ? parts[lane] : parts[lane + half];
   }
   return parts[0];
 }
 
-// Returns exp(x) to about one unit in the last place; 0 below -87.3, also for -inf; NaN for NaN. `x` is at most 88.
+// Returns exp(x) to a few units in the last place; 0 below -87.3, also for -inf; NaN for NaN. `x` is at most 88.
 //
-// exp(x) = 2^n exp(r) with n = round(x / ln 2), and a polynomial for exp(r), |r| <= ln(2) / 2.
+// exp(x) = 2^n 2^f with n = round(x / ln 2), and a polynomial for 2^f, |f| <= 1/2, with a relative error of 8e-8.
 template <class T>
 PAGED_INLINE Floats<T> exp(Floats<T> x) {
+  const float round = 12582912.f, per_ln2 = 1.44269504f;               // adding 1.5 * 2^23 rounds to a whole number
   const Floats<T> least = all<T>(-87.3f), kept = larger<T>(least, x);  // this order keeps a NaN
-  const float round = 12582912.f;                                     // 1.5 * 2^23: adding it rounds to a whole number
-  const Floats<T> shifted = kept * 1.44269504f + round, n = shifted - round;
-  const Floats<T> r = (kept - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
-  Floats<T> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.f;
+  const Floats<T> shifted = kept * per_ln2 + round, n = shifted - round, f = kept * per_ln2 - n;
+  Floats<T> p = f * 1.3266971e-3f + 9.6754600e-3f;
+  p = p * f + 5.5507425e-2f;
+  p = p * f + 2.4022122e-1f;
+  p = p * f + 6.9314694e-1f;
+  p = p * f + 1.0000001f;
   const Ints<T> power = (as_ints<T>(shifted) - (as_ints<T>(all<T>(round)) - 127)) << 23;
   return x < least ? Floats<T>{} : p * as_floats<T>(power);
 }

@@ -37,7 +37,7 @@ struct WorkList {
 // Blocks of at most this many rows read each key once, as it is stored. Larger ones pay for a copy of their keys.
 constexpr int64_t few_rows = 16;
 // The most rows of a block.
-constexpr int64_t most_rows = 384;
+constexpr int64_t most_rows = 768;
 
 // Returns the step's sequences that have rows and keys, in the order of their rows. No two share a row.
 std::vector<Sequence> sequences_of(const Batch& batch, int64_t tokens, int64_t page_size);

@@ -14,10 +14,14 @@ constexpr int64_t rows_of_item = 32;
 // The largest magnitude that a type with scales can store.
 float largest_of(KvType type) {
   switch (type) {
-    case KvType::int8: return 127;
-    case KvType::int4: return 7;
-    case KvType::e4m3: return 448;
-    default: return 57344;  // e5m2
+    case KvType::int8:
+      return 127;
+    case KvType::int4:
+      return 7;
+    case KvType::e4m3:
+      return 448;
+    default:
+      return 57344;  // e5m2
   }
 }
 
@@ -86,13 +90,27 @@ class EntryWriter {
   void put_number(void* entry, int64_t lane, float value) const {
     auto* bytes = static_cast<uint8_t*>(entry);
     switch (pages_.type) {
-      case KvType::f32: static_cast<float*>(entry)[lane] = value; break;
-      case KvType::bf16: static_cast<uint16_t*>(entry)[lane] = float_to_bfloat16(value); break;
-      case KvType::f16: static_cast<uint16_t*>(entry)[lane] = static_cast<uint16_t>(narrow(value, half_format)); break;
-      case KvType::int8: bytes[lane] = static_cast<uint8_t>(static_cast<int8_t>(value)); break;
-      case KvType::e4m3: bytes[lane] = static_cast<uint8_t>(narrow(value, e4m3_format)); break;
-      case KvType::e5m2: bytes[lane] = static_cast<uint8_t>(narrow(value, e5m2_format)); break;
-      case KvType::int4: put_nibble(bytes, lane, static_cast<uint8_t>(static_cast<int8_t>(value)) & 0xf); break;
+      case KvType::f32:
+        static_cast<float*>(entry)[lane] = value;
+        break;
+      case KvType::bf16:
+        static_cast<uint16_t*>(entry)[lane] = float_to_bfloat16(value);
+        break;
+      case KvType::f16:
+        static_cast<uint16_t*>(entry)[lane] = float_to_half(value);
+        break;
+      case KvType::int8:
+        bytes[lane] = static_cast<uint8_t>(static_cast<int8_t>(value));
+        break;
+      case KvType::e4m3:
+        bytes[lane] = static_cast<uint8_t>(narrow(value, e4m3_format));
+        break;
+      case KvType::e5m2:
+        bytes[lane] = static_cast<uint8_t>(narrow(value, e5m2_format));
+        break;
+      case KvType::int4:
+        put_nibble(bytes, lane, static_cast<uint8_t>(static_cast<int8_t>(value)) & 0xf);
+        break;
     }
   }
 
