@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -105,6 +106,12 @@ def test_a_sum_is_cast_after_it_is_made():
     """0.99609375 + 1 is 2 in bfloat16."""
     (result,) = apply_all([Add(-1.0)], [np.array([1.99609375], np.float32)])
     assert result.read(dtype="bfloat16") == 0.99609375
+
+
+def test_types_that_a_file_mixes_become_one_that_holds_both():
+    halves = [np.ones(2, dtype) for dtype in (np.float16, jnp.bfloat16)]
+    (together,) = apply_all([Concat(0, (2, 2))], halves)
+    assert together.dtype == np.float32
 
 
 def test_several_in_turn():

@@ -121,6 +121,8 @@ def test_all_requests_are_checked_before_the_first_is_served(engine):
     good, steps = engine.request([1], max_new_tokens=1), len(engine.stats.steps)
     used = engine.request([2], max_new_tokens=1)
     engine.abort(used)
+    with pytest.raises(ValueError, match=r"request=3 must be what Engine\.request gave"):
+        engine.abort(3)
     for requests, says in (
         ([good, used], r"requests\[1\] was added before \(it is FINISHED\); make a new one"),
         ([good, good], "requests has one request twice"),

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
+from paged_attn_layer._src.blocks.embedding import embedding_rows
 from paged_attn_layer._src.blocks.mlp import ACTIVATIONS, check_activation
 from paged_attn_layer._src.blocks.norm import Norm, NormConfig
 
@@ -63,7 +64,7 @@ class PerLayerInputs(nnx.Module):
         """The input of each layer for each token."""
         projected = self.proj(embedded) * self.config.hidden_size**-0.5
         by_layer = self.norm(projected.reshape(*token_ids.shape, -1, self.config.size))
-        of_tokens = self.embed(token_ids).reshape(by_layer.shape) * math.sqrt(self.config.size)
+        of_tokens = embedding_rows(self.embed, token_ids).reshape(by_layer.shape) * math.sqrt(self.config.size)
         return (by_layer + of_tokens) * 2**-0.5
 
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -351,7 +352,9 @@ def _runs(arrays: Sequence[_T], length: int, operation: Operation) -> list[Seque
 
 
 def _common_dtype(arrays: Sequence[LazyArray]) -> np.dtype:
-    return functools.reduce(jnp.promote_types, (array.dtype for array in arrays))
+    """A type that holds the numbers of all; a file may mix types, so this promotes where jax is told not to."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, (array.dtype for array in arrays))
 
 
 def _require_axis(shape: Shape, axis: int, operation: Operation) -> None:

@@ -205,7 +205,13 @@ class Engine:
             self._scheduler.add(request)
 
     def abort(self, request: Request) -> None:
-        """End a request early and free its pages. A finished one stays as it is."""
+        """End a request early and free its pages. A finished one stays as it is.
+
+        Raises:
+            ValueError: it is no request.
+        """
+        if not isinstance(request, Request):
+            raise ValueError(f"request={request!r} must be what Engine.request gave")
         if request.state is RequestState.FINISHED:
             return
         with self._transaction():

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
 from paged_attn_layer._src.blocks.attention import AttentionConfig, PagedAttention
+from paged_attn_layer._src.blocks.embedding import embedding_rows
 from paged_attn_layer._src.blocks.latent_attention import LatentAttention, LatentAttentionConfig
 from paged_attn_layer._src.blocks.mlp import MLP, MLPConfig
 from paged_attn_layer._src.blocks.moe import MoE, MoEConfig
@@ -189,8 +190,8 @@ class Decoder(nnx.Module):
         return self._logits(jnp.take_along_axis(hidden, rows[..., None], axis=-2)), PagedAttentionCache(tuple(views))
 
     def _embedded(self, token_ids: Array, positions: Array) -> Array:
-        hidden = self.embed(token_ids) * self.config.embed_scale
-        return hidden + self.position_embed(positions) if self.config.learned_positions else hidden
+        hidden = embedding_rows(self.embed, token_ids) * self.config.embed_scale
+        return hidden + embedding_rows(self.position_embed, positions) if self.config.learned_positions else hidden
 
     def _inputs_of_layers(self, token_ids: Array, embedded: Array) -> Sequence[Array | None]:
         """The input that each layer gets beside the hidden rows, or `None`."""
