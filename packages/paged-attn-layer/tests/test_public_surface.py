@@ -13,7 +13,7 @@ NAMES = {
     "ConversionReport": "What `convert_checkpoint` did.",
     "Decoder": "A decoder, a `CausalLM`: from the tokens of a step to logits of the rows asked for.",
     "DecoderConfig": "Sizes and switches of a `Decoder`. Static and hashable.",
-    "Engine": "Serves many requests at once from one paged KV cache: greedy, continuous batching, chunked prefill.",
+    "Engine": "Serves many requests at once from one paged KV cache: sampling, continuous batching, chunked prefill.",
     "EngineConfig": "The sizes of an engine and of its cache.",
     "EngineStats": "The steps since warm-up, and totals and rates over them.",
     "Family": "A model family. Each is one file, `models/<family>.py`, and one entry of `models/registry.py`.",
@@ -29,6 +29,8 @@ NAMES = {
     "fields.",
     "RopeConfig": "How far a position turns each pair of a head's elements; the names are those of a Hugging Face "
     "config.",
+    "SamplingParams": "How the tokens of an answer are chosen, and what ends it. The default is greedy: the likeliest "
+    "token.",
     "StepRecord": "One step. Times are in seconds.",
     "Tokenizer": "The methods of a tokenizer that the engine calls. Tokenizers of transformers have them.",
     "WeightFunction": "Weights that a function makes when they are needed, under Hugging Face's names.",

@@ -26,6 +26,7 @@ from paged_attn_layer._src.easydel.registry import (
 from paged_attn_layer._src.engine.completion import Completion
 from paged_attn_layer._src.engine.config import EngineConfig
 from paged_attn_layer._src.engine.engine import Engine
+from paged_attn_layer._src.engine.params import SamplingParams
 from paged_attn_layer._src.engine.request import FinishReason, Request
 from paged_attn_layer._src.engine.stats import EngineStats, StepRecord
 from paged_attn_layer._src.engine.text import Tokenizer
@@ -65,6 +66,7 @@ __all__ = [
     "Request",
     "RopeConfig",
     "RouterConfig",
+    "SamplingParams",
     "StepRecord",
     "Tokenizer",
     "WeightFunction",

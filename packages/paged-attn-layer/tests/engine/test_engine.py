@@ -83,7 +83,7 @@ def test_nothing_compiles_after_warm_up(engine, asked):
         engine.generate(asked, max_new_tokens=10, arrivals=[0, 0, 2, 3, 5, 20])
     assert count.total == 0
     assert engine.stats.compilations - before == 0
-    assert engine.stats.warm_up_compilations == 3 + 3  # steps, and copies of up to 1, 2 and 4 pages
+    assert engine.stats.warm_up_compilations == 3 + 3 + 2  # steps, copies of up to 1, 2 and 4 pages, samplers
     assert all(engine.stats.steps_by_mode.values()), "all three modes must have run"
 
 

@@ -17,13 +17,14 @@ from paged_attn_layer._src.engine.completion import Completion
 from paged_attn_layer._src.engine.config import DEFAULT_SEQUENCE_LENGTH, EngineConfig
 from paged_attn_layer._src.engine.engine import Engine
 from paged_attn_layer._src.engine.interrupts import hold_interrupts
+from paged_attn_layer._src.engine.params import SamplingParams
 from paged_attn_layer._src.engine.progress import ServingBar, optional_module
 from paged_attn_layer._src.engine.report import plot, summary
 from paged_attn_layer._src.engine.request import Request
 
 NAME = "paged-generate"
 DESCRIPTION = """\
-Answer prompts with a Llama-family model, by greedy decoding. Prompts join and leave the batch at any step
+Answer prompts with a model, by greedy decoding or sampling. Prompts join and leave the batch at any step
 (continuous batching). Keys and values are kept in a paged cache. Prints each answer and the speed."""
 
 EXAMPLES = """\
@@ -36,6 +37,7 @@ Ctrl-C ends the run after the step that runs; answers that are finished are prin
 examples:
   paged-generate --model ~/models/SmolLM2-135M-Instruct --prompts prompts.txt
   paged-generate --model model.gguf --prompts prompts.jsonl --max-new-tokens 200 --stop "###"
+  paged-generate --model model.gguf --prompts prompts.txt --temperature 0.7 --top-p 0.9 --seed 1
   paged-generate --model model.gguf --prompts prompts.txt --max-seqs 32 --num-pages 4096 --plot run.png --json run.json
 """
 
@@ -71,6 +73,30 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", required=True, type=Path, help="a Hugging Face directory (safetensors), or a .gguf file")
     add("--prompts", required=True, type=Path, help="a file with one prompt a line, see below")
     add("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: %(default)s)")
+    greedy = SamplingParams()
+    add(
+        "--temperature",
+        type=float,
+        default=greedy.temperature,
+        metavar="T",
+        help="0: the likeliest token is chosen; 1: tokens are drawn from the model's distribution (default: 0)",
+    )
+    add("--top-k", type=int, default=greedy.top_k, metavar="K", help="draw from the K likeliest tokens (default: all)")
+    add(
+        "--top-p",
+        type=float,
+        default=greedy.top_p,
+        metavar="P",
+        help="draw from the likeliest tokens whose probabilities add up to P (default: %(default)s)",
+    )
+    add(
+        "--min-p",
+        type=float,
+        default=greedy.min_p,
+        metavar="P",
+        help="draw from tokens at least P times as likely as the likeliest (default: %(default)s)",
+    )
+    add("--seed", type=int, metavar="N", help="equal seeds give equal answers (default: another for each prompt)")
     add(
         "--stop",
         nargs="+",
@@ -278,9 +304,21 @@ def _load(args: argparse.Namespace, config: EngineConfig) -> Engine:
 
 def _request(engine: Engine, line: PromptLine, args: argparse.Namespace) -> Request:
     try:
-        return engine.request(line.prompt, max_new_tokens=args.max_new_tokens, stop=args.stop, chat=args.chat)
+        return engine.request(line.prompt, _sampling(args), chat=args.chat)
     except ValueError as error:
         raise ValueError(f"{args.prompts} line {line.number}: {error}") from None
+
+
+def _sampling(args: argparse.Namespace) -> SamplingParams:
+    return SamplingParams(
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        seed=args.seed,
+        max_new_tokens=args.max_new_tokens,
+        stop=args.stop,
+    )
 
 
 def _report(args: argparse.Namespace, served: list[tuple[PromptLine, Request]], engine: Engine) -> None:

@@ -1,8 +1,12 @@
 """Checks of what users ask for: an error here names the argument; one inside a step would hit every request."""
 
+import math
+import numbers
 import operator
 from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Any
+
+import numpy as np
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
@@ -19,6 +23,19 @@ def whole_number(name: str, value: Any, least: int) -> int:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {least}") from None
     if number < least:
         raise ValueError(f"{name}={value!r} must be at least {least}")
+    return number
+
+
+def real_number(name: str, value: Any, least: float, most: float) -> float:
+    """Returns `value` as a Python float.
+
+    Raises:
+        ValueError: it is no number (bools and strings are none), is NaN, or lies outside `least..most`.
+    """
+    real = isinstance(value, numbers.Real | np.number) and not isinstance(value, bool)
+    number = float(value) if real else math.nan  # pyright: ignore[reportArgumentType]
+    if not least <= number <= most:
+        raise ValueError(f"{name}={value!r} must be a number in {least:g}..{most:g}")
     return number
 
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Float, Int32
 
+from paged_attn_layer._src.engine.sampling import greedy_rows, row_type, sample
 from paged_attn_layer._src.models.causal_lm import CausalLM
 from paged_cache import (
     BatchShapes,
@@ -27,7 +28,8 @@ from paged_cache import (
 class CompiledStep:
     """Runs steps. The cache is donated to each call and comes back updated in place; the weights stay where they are.
 
-    Only the rows that give a next token get logits, and one array leaves the device: each sequence's likeliest token.
+    Only the last row of each sequence gets logits. One array leaves the device: the next token of each sequence. The
+    model's program gives the likeliest tokens, so a greedy step runs nothing else. Logits stay on the device.
     """
 
     def __init__(self, model: CausalLM, shapes: BatchShapes, cache_config: CacheConfig, mesh: Mesh | None) -> None:
@@ -46,7 +48,9 @@ class CompiledStep:
         self._replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         graph, self._weights = nnx.split(cast(nnx.Module, model))
         self._run = jax.jit(
-            functools.partial(_next_tokens, graph), donate_argnames="cache", out_shardings=(None, placed)
+            functools.partial(_next_tokens, graph),
+            donate_argnames="cache",
+            out_shardings=(None, self._replicated, placed),
         )
 
     @property
@@ -58,6 +62,11 @@ class CompiledStep:
         """Compile one shape by a step without sequences; the cache stays as it is."""
         self(self._shapes.warm_up_batch(shape))
 
+    def warm_up_sampler(self, max_sequence_length: int) -> None:
+        """Compile the two programs of `sampling`; the cache stays as it is."""
+        for kind in (row_type(None), row_type(max_sequence_length)):
+            self(self._shapes.warm_up_batch(self.shapes[0]), greedy_rows(kind, self._shapes.max_seqs))
+
     def warm_up_moves(self) -> None:
         """Compile the copies of pages; the cache stays as it is."""
         self._cache = warm_up_moves(self._owned_cache(), self._shapes.max_seqs)
@@ -66,10 +75,18 @@ class CompiledStep:
         """Copy the pages that the page manager wants copied."""
         self._cache = apply_moves(self._owned_cache(), moves)
 
-    def __call__(self, batch: StepBatch) -> np.ndarray:
-        """Send a step to the device and run it; the next token of each sequence slot, on the host."""
-        sent = jax.device_put(batch, self._replicated)  # the one transfer
-        next_tokens, self._cache = self._run(self._weights, self._owned_cache(), sent)
+    def __call__(self, batch: StepBatch, rows: np.ndarray | None = None) -> np.ndarray:
+        """Send a step to the device and run it; the next token of each sequence slot, on the host.
+
+        Args:
+            batch: the step.
+            rows: how each sequence's token is chosen (`pack_rows`); `None`: the likeliest.
+        """
+        words = None if rows is None else rows.view(np.int32).reshape(len(rows), -1)
+        batch, words = jax.device_put((batch, words), self._replicated)  # the one transfer
+        next_tokens, logits, self._cache = self._run(self._weights, self._owned_cache(), batch)
+        if rows is not None:
+            next_tokens = sample(logits, words, rows.dtype)
         return jax.device_get(next_tokens)
 
     def drop_cache(self) -> None:
@@ -94,9 +111,9 @@ def _next_tokens(
     weights: nnx.State,
     cache: PagedAttentionCache,
     step: StepBatch,
-) -> tuple[Int32[Array, " seqs"], PagedAttentionCache]:
-    """The likeliest token after the last row of each sequence, and the cache with the rows' keys and values."""
+) -> tuple[Int32[Array, " seqs"], Float[Array, "seqs vocab"], PagedAttentionCache]:
+    """The likeliest token after the last row of each sequence, its logits, and the cache with new keys and values."""
     model = cast(CausalLM, nnx.merge(graph, weights))
     batches = tuple(step.group(index) for index in range(step.layout.groups))
     logits, cache = model(step.token_ids, step.positions, cache, batches, step.last_rows)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32), logits, cache

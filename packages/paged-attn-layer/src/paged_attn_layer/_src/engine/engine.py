@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
@@ -17,31 +16,30 @@ from jax.sharding import Mesh
 
 from paged_attn_layer._src.convert.load import load_model
 from paged_attn_layer._src.convert.tokenizer import load_tokenizer
-from paged_attn_layer._src.engine import checks
+from paged_attn_layer._src.engine import checks, sizes
+from paged_attn_layer._src.engine.arrivals import checked_arrivals
 from paged_attn_layer._src.engine.compilations import count_compilations
 from paged_attn_layer._src.engine.compiled_step import CompiledStep
 from paged_attn_layer._src.engine.completion import Completion
-from paged_attn_layer._src.engine.config import DEFAULT_SEQUENCE_LENGTH, EngineConfig
+from paged_attn_layer._src.engine.config import EngineConfig
 from paged_attn_layer._src.engine.interrupts import Interrupts, hold_interrupts
+from paged_attn_layer._src.engine.params import SamplingParams, params_of
 from paged_attn_layer._src.engine.progress import ServingBar, progress_bar
-from paged_attn_layer._src.engine.prompts import Message, encode_chat, encode_text, is_chat
 from paged_attn_layer._src.engine.request import Request, RequestState
+from paged_attn_layer._src.engine.request_maker import PromptLike, RequestMaker, end_tokens
+from paged_attn_layer._src.engine.sampling import pack_rows
 from paged_attn_layer._src.engine.scheduler import Checkpoint, ScheduledStep, Scheduler
 from paged_attn_layer._src.engine.stats import EngineStats, StepRecord
-from paged_attn_layer._src.engine.text import OutputText, Tokenizer, special_text, text_decoder
+from paged_attn_layer._src.engine.text import Tokenizer
 from paged_attn_layer._src.models.causal_lm import CausalLM
-from paged_cache import BatchShapes, CacheConfig, PageManager, StepBatch
+from paged_cache import BatchShapes, PageManager, StepBatch
 
-_LOGGER = logging.getLogger(__name__)
-
-PromptLike = str | Sequence[int] | Sequence[Message]
-"""A text, token ids, or the messages of a chat."""
 OnStep = Callable[[StepRecord, list[Request]], None]
 """Called after each step with its record and the requests that it finished."""
 
 
 class Engine:
-    """Serves many requests at once from one paged KV cache: greedy, continuous batching, chunked prefill.
+    """Serves many requests at once from one paged KV cache: sampling, continuous batching, chunked prefill.
 
         engine = Engine.load("model.gguf")
         for completion in engine.generate(["What is a page table?", "Name three rivers."]):
@@ -73,15 +71,16 @@ class Engine:
         Raises:
             ValueError: the sizes do not fit each other or the model.
         """
-        longest = _longest_sequence(config or EngineConfig(), model)
+        longest = sizes.longest_sequence(config or EngineConfig(), model)
         self.config = dataclasses.replace(config or EngineConfig(), max_sequence_length=longest)
         self.tokenizer = tokenizer
         self.stats = EngineStats()
         self._vocab_size = model.vocab_size
-        named = model.end_token_ids | _end_tokens(tokenizer)
-        self._end_tokens = named & frozenset(range(self._vocab_size))  # some files name -1, and mean none
+        named = model.end_token_ids | end_tokens(tokenizer)
+        ends = named & frozenset(range(self._vocab_size))  # some files name -1, and mean none
+        self._maker = RequestMaker(tokenizer, self._vocab_size, ends)
         groups = model.cache_spec.pool_groups()
-        cache_config = _cache_config(self.config, longest, model, mesh)
+        cache_config = sizes.cache_config(self.config, longest, model, mesh)
         self._new_manager = functools.partial(
             PageManager,
             cache_config.num_pages,
@@ -136,13 +135,17 @@ class Engine:
         return self._scheduler.has_work
 
     def warm_up(self, *, progress: bool = False) -> None:
-        """Compile the step for every shape that it can have; `progress` shows a bar on standard error (needs tqdm)."""
+        """Compile the step for every shape that it can have, and the sampler.
+
+        `progress` shows a bar on standard error (needs tqdm).
+        """
         started = time.perf_counter()
         with count_compilations() as compilations:
             for shape in (progress_bar("compiling") if progress else iter)(self._compute.shapes):
                 with self._transaction():
                     self._compute.warm_up(shape)
             with self._transaction():
+                self._compute.warm_up_sampler(self._manager.max_sequence_length)
                 self._compute.warm_up_moves()
         self.stats.warm_up_seconds = time.perf_counter() - started
         self.stats.warm_up_compilations = compilations.total
@@ -150,47 +153,38 @@ class Engine:
     def request(
         self,
         prompt: PromptLike,
+        sampling: SamplingParams | None = None,
         *,
-        max_new_tokens: int = 64,
-        stop: str | Sequence[str] = (),
-        stop_token_ids: Collection[int] = (),
-        ignore_end_tokens: bool = False,
         chat: bool | None = None,
         namespace: str = "",
+        max_new_tokens: int | None = None,
+        stop: str | Collection[str] | None = None,
+        stop_token_ids: Collection[int] | None = None,
+        ignore_end_tokens: bool | None = None,
     ) -> Request:
         """A request that this engine can serve, not queued yet.
 
         Args:
             prompt: text; or token ids, which are taken as they are; or the messages of a chat, in the form of
                 `[{"role": "user", "content": "Hi"}]`.
-            max_new_tokens: the answer's longest length.
-            stop: the answer ends before the first of these strings (or this one). They may name special tokens, which
-                are no part of the answer's text.
-            stop_token_ids: tokens that end the answer, beside the model's end tokens: those that its config, its
-                generation config, its GGUF file or the tokenizer names.
-            ignore_end_tokens: if true, the model's end tokens do not end the answer.
+            sampling: how tokens are chosen, and what ends the answer. `None`: the likeliest token, and the next
+                arguments, which are fields of `SamplingParams`.
             chat: if true, a text is put into the tokenizer's chat template. `None`: if there is a template, and it has
                 not rendered the text already.
             namespace: only requests of the same one share pages; give each tenant one of its own.
+            max_new_tokens: the answer's longest length (default: 64).
+            stop: the answer ends before the first of these strings (or this one).
+            stop_token_ids: tokens that end the answer, beside the model's end tokens: those that its config, its
+                generation config, its GGUF file or the tokenizer names.
+            ignore_end_tokens: if true, the model's end tokens do not end the answer.
 
         Raises:
             ValueError: the prompt is empty, holds an id outside the vocabulary (the tokenizer may be another model's),
-                or with its answer is longer than the longest sequence or the cache; an argument is of another type;
-                or text is asked for without a tokenizer.
+                or with its answer is longer than the longest sequence or the cache; an argument is of another type, or
+                is given beside `sampling`; or text is asked for without a tokenizer.
         """
-        stop, chat = checks.stop_strings(stop), checks.flag("chat", chat)
-        text = None
-        if self.tokenizer is not None:
-            text = OutputText(text_decoder(self.tokenizer), stop, special_text(self.tokenizer))
-        elif stop:
-            raise ValueError(f"stop={stop!r} needs a tokenizer; build the engine with tokenizer=...")
-        request = Request(
-            prompt_ids=self._prompt_ids(prompt, chat),
-            max_new_tokens=max_new_tokens,
-            stop_token_ids=self._stop_tokens(stop_token_ids, ignore_end_tokens),
-            text=text,
-            namespace=namespace,
-        )
+        params = params_of(sampling, max_new_tokens, stop, stop_token_ids, ignore_end_tokens)
+        request = self._maker.make(prompt, params, chat, namespace)
         self._check(request)
         return request
 
@@ -232,10 +226,11 @@ class Engine:
             if not step.work:
                 return []
             batch = self._pack(step)
+            rows = pack_rows(step.sampled, self.config.max_seqs, self._manager.max_sequence_length)
             called = time.perf_counter()
             pages_used = self._manager.num_used
             self._compute.apply(self._manager.take_moves())
-            next_tokens = self._compute(batch)
+            next_tokens = self._compute(batch, rows)
             device_seconds = time.perf_counter() - called
             finished = self._scheduler.advance(step, next_tokens[: len(step.work)].tolist())
             host_seconds = time.perf_counter() - started - device_seconds
@@ -275,7 +270,9 @@ class Engine:
                 served then.
         """
         self._check_new(requests)
-        coming = collections.deque(sorted(zip(_arrivals(arrivals, len(requests)), requests, strict=True), key=_arrival))
+        coming = collections.deque(
+            sorted(zip(checked_arrivals(arrivals, len(requests)), requests, strict=True), key=lambda pair: pair[0])
+        )
         with hold_interrupts() as interrupts:
             try:
                 self._serve(coming, on_step, interrupts)
@@ -287,18 +284,20 @@ class Engine:
     def generate(
         self,
         prompts: Sequence[PromptLike],
+        sampling: SamplingParams | None = None,
         *,
-        max_new_tokens: int = 64,
-        stop: str | Sequence[str] = (),
-        stop_token_ids: Collection[int] = (),
-        ignore_end_tokens: bool = False,
+        max_new_tokens: int | None = None,
+        stop: str | Collection[str] | None = None,
+        stop_token_ids: Collection[int] | None = None,
+        ignore_end_tokens: bool | None = None,
         chat: bool | None = None,
         arrivals: Sequence[int] | None = None,
         progress: bool = False,
     ) -> list[Completion]:
         """The answers to some prompts, in their order; all prompts are checked before the first is served.
 
-        `progress` shows a bar on standard error (needs tqdm). The other arguments are those of `request` and `serve`.
+        `sampling` is for all prompts; each gets a seed of its own if it names none. `progress` shows a bar on standard
+        error (needs tqdm). The other arguments are those of `request` and `serve`.
 
         Raises:
             ValueError: as `request`; the message says which prompt.
@@ -312,6 +311,7 @@ class Engine:
             try:
                 made = self.request(
                     prompt,
+                    sampling,
                     max_new_tokens=max_new_tokens,
                     stop=stop,
                     stop_token_ids=stop_token_ids,
@@ -385,75 +385,3 @@ class Engine:
         """The step's arrays on the host, padded to one of the fixed shapes."""
         token_ids = np.array(step.token_ids, np.int32)
         return self._shapes.pack_seqs(self._manager, step.seqs, token_ids, q_lens=step.q_lens)
-
-    def _prompt_ids(self, prompt: PromptLike, chat: bool | None) -> list[int]:
-        if isinstance(prompt, Mapping):
-            raise ValueError(f"the prompt is one message; it must be a list of messages: [{prompt!r}]")
-        if not isinstance(prompt, str) and not is_chat(prompt):
-            return checks.token_ids("the prompt", cast(Sequence[int], prompt), self._vocab_size)
-        if self.tokenizer is None:
-            raise ValueError("a text prompt needs a tokenizer; build the engine with tokenizer=...")
-        if isinstance(prompt, str):
-            encoded = encode_text(self.tokenizer, checks.text("prompt", prompt), chat)
-        else:
-            encoded = encode_chat(self.tokenizer, cast(Sequence[Message], prompt), chat)
-        remedy = ", the model's vocabulary; it comes from the tokenizer: load the one of this model"
-        return checks.token_ids("the prompt", encoded, self._vocab_size, remedy)
-
-    def _stop_tokens(self, stop_token_ids: Collection[int], ignore_end_tokens: bool) -> frozenset[int]:
-        asked = frozenset(checks.token_ids("stop_token_ids", stop_token_ids, self._vocab_size, ordered=False))
-        return asked if checks.flag("ignore_end_tokens", ignore_end_tokens) else asked | self._end_tokens
-
-
-def _end_tokens(tokenizer: Tokenizer | None) -> frozenset[int]:
-    """The end tokens that the tokenizer knows: one, several or none."""
-    end = None if tokenizer is None else tokenizer.eos_token_id
-    return frozenset() if end is None else frozenset(end if isinstance(end, list | tuple) else [end])
-
-
-def _arrivals(arrivals: Sequence[int] | None, n: int) -> list[int]:
-    """One step number for each of `n` requests."""
-    if arrivals is None:
-        return [0] * n
-    if not isinstance(arrivals, Sequence | np.ndarray):
-        raise ValueError(f"arrivals={arrivals!r} must be a list of step numbers, one a request")
-    if len(arrivals) != n:
-        raise ValueError(f"arrivals has {len(arrivals)} entries; it must have {n}, one a request")
-    return [checks.whole_number(f"arrivals[{index}]", arrival, 0) for index, arrival in enumerate(arrivals)]
-
-
-def _arrival(coming: tuple[int, Request]) -> int:
-    return coming[0]
-
-
-def _longest_sequence(config: EngineConfig, model: CausalLM) -> int:
-    """Most tokens of a request: as asked for, else what is usual and the model allows."""
-    longest, asked = model.max_positions, config.max_sequence_length
-    if asked is None:
-        if longest < DEFAULT_SEQUENCE_LENGTH:
-            _LOGGER.warning("max_sequence_length is %d, the model's longest sequence", longest)
-        return min(DEFAULT_SEQUENCE_LENGTH, longest)
-    if asked > longest:
-        raise ValueError(f"max_sequence_length={asked} must be at most {longest}, the model's longest sequence")
-    return asked
-
-
-def _cache_config(config: EngineConfig, longest: int, model: CausalLM, mesh: Mesh | None) -> CacheConfig:
-    """The cache that the model's layers need: as many pages as asked for, else as are of use and fit."""
-    spec = model.cache_spec
-    fitting = CacheConfig.for_spec(
-        spec,
-        mesh,
-        max_seqs=config.max_seqs,
-        max_sequence_length=longest,
-        page_size=config.page_size,
-        num_pages=config.num_pages,
-        dtype=model.dtype if config.kv_dtype is None else config.kv_dtype,
-    )
-    if config.num_pages is not None:
-        return fitting
-    longest_request = sum(
-        group.most_pages(longest, config.token_budget, config.page_size) for group in spec.pool_groups()
-    )
-    of_use = 1 + config.max_seqs * longest_request  # the null page, and `max_seqs` of the longest requests
-    return dataclasses.replace(fitting, num_pages=min(fitting.num_pages, of_use))

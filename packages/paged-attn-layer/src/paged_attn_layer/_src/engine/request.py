@@ -2,10 +2,12 @@
 
 import dataclasses
 import enum
+import math
 from collections.abc import Collection
 from typing import Literal
 
 from paged_attn_layer._src.engine import checks
+from paged_attn_layer._src.engine.params import MAX_BIASED_TOKENS, SamplingParams
 from paged_attn_layer._src.engine.text import OutputText
 from paged_cache import Prompt
 
@@ -46,6 +48,8 @@ class Request:
     """The answer as text, with its stop strings. `None` without a tokenizer."""
     namespace: str = ""
     """Only requests of the same namespace share pages. Give each tenant its own."""
+    sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
+    """How tokens are chosen. A request without a seed draws one here. What ends the answer is in the fields above."""
 
     token_ids: list[int] = dataclasses.field(init=False)
     seq: int | None = dataclasses.field(init=False, default=None)
@@ -68,6 +72,13 @@ class Request:
         self.max_new_tokens = checks.whole_number("max_new_tokens", self.max_new_tokens, 1)
         self.stop_token_ids = frozenset(checks.token_ids("stop_token_ids", self.stop_token_ids, ordered=False))
         checks.text("namespace", self.namespace)
+        self.sampling = self.sampling.seeded()
+        biased = {*self.sampling.logit_bias, *(self.stop_token_ids if self.sampling.min_new_tokens else ())}
+        if len(biased) > MAX_BIASED_TOKENS:
+            raise ValueError(
+                f"logit_bias and the stop tokens that min_new_tokens={self.sampling.min_new_tokens} excludes are "
+                f"{len(biased)} tokens; they must be at most {MAX_BIASED_TOKENS}"
+            )
         self.token_ids = list(self.prompt_ids)
 
     @property
@@ -94,6 +105,11 @@ class Request:
     def max_tokens(self) -> int:
         """The most tokens of prompt and answer."""
         return len(self.prompt_ids) + self.max_new_tokens
+
+    def biases(self) -> dict[int, float]:
+        """Returns what is added to the logits of the next token; -inf for a token that must not be chosen."""
+        too_short = self.num_tokens - len(self.prompt_ids) < self.sampling.min_new_tokens
+        return {**self.sampling.logit_bias, **dict.fromkeys(self.stop_token_ids if too_short else (), -math.inf)}
 
     def append(self, token_id: int) -> FinishReason | None:
         """Add the next token of the answer. Returns the reason if the answer ends with it, else None.

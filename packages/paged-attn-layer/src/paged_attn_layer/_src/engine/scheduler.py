@@ -59,6 +59,11 @@ class ScheduledStep:
         return [token for part in self.work for token in part.token_ids]
 
     @property
+    def sampled(self) -> list[Request | None]:
+        """The request of each part that samples; `None` for the others."""
+        return [part.request if part.samples else None for part in self.work]
+
+    @property
     def num_tokens(self) -> int:
         """Rows of the step."""
         return sum(part.q_len for part in self.work)
