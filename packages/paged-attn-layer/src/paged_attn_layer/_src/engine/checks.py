@@ -64,8 +64,8 @@ def token_ids(
         except ValueError:
             ids.append(-1)
         if ids[-1] < 0 or (vocab_size is not None and ids[-1] >= vocab_size):
-            most = "" if vocab_size is None else vocab_size - 1
-            raise ValueError(f"token {index} of {name} is {value!r}; it must lie in 0..{most}{remedy}") from None
+            must = "be a whole number of at least 0" if vocab_size is None else f"lie in 0..{vocab_size - 1}"
+            raise ValueError(f"token {index} of {name} is {value!r}; it must {must}{remedy}") from None
     return ids
 
 
