@@ -85,7 +85,7 @@ def test_answers_summary_picture_and_json(model_dir, prompts, tmp_path, capsys, 
     assert loaded[0].config.kv_dtype == "int8"
     shown = capsys.readouterr()
     assert str(picture) in shown.out
-    assert "after warm-up, which compiled 5" in shown.out  # three shapes of steps, copies of one page and of two
+    assert "after warm-up, which compiled 7" in shown.out  # three shapes of steps, copies of 1 and 2 pages, samplers
     assert "serving" in shown.err
     assert picture.read_bytes().startswith(b"\x89PNG")
     found = json.loads(answers.read_text())

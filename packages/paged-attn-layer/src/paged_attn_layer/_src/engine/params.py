@@ -70,7 +70,7 @@ class SamplingParams:
                 raise ValueError(f"seed={self.seed} must be below 2**32")
         self._set("logit_bias", _checked_bias(self.logit_bias))
         self._set("stop", checks.stop_strings(self.stop))
-        self._set("stop_token_ids", frozenset(checks.token_ids("stop_token_ids", self.stop_token_ids, ordered=False)))
+        self._set("stop_token_ids", tuple(checks.token_ids("stop_token_ids", self.stop_token_ids, ordered=False)))
         if not isinstance(self.ignore_end_tokens, bool):
             raise ValueError(f"ignore_end_tokens={self.ignore_end_tokens!r} must be True or False")
 
