@@ -9,6 +9,7 @@ Pages hold 32 tokens.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -26,7 +27,8 @@ import numpy as np
 from paged_kernels import AttentionSpec, KVPages, RaggedBatch, paged_attention
 
 Q_HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE = 32, 8, 128, 32
-OURS = "paged_attention (xla)"
+OURS = "paged_attention (cpu)"
+THREADS = 2  # of the read probe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,7 @@ WORKLOADS = {
     "decode-8x2048": Workload(8, 2048, 1),
     "decode-32x512": Workload(32, 512, 1),
     "decode-1x16384": Workload(1, 16384, 1),
+    "decode-8x320": Workload(8, 320, 1),
     "prefill-1x2048": Workload(1, 2048, 2048),
     "prefill-4x512": Workload(4, 512, 512),
     "prefill-512-over-1536": Workload(1, 2048, 512),
@@ -148,8 +151,11 @@ def jax_contiguous(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 def jax_contestants(data: Data) -> dict[str, Callable[[], object]]:
     """Returns our attention and its peers in jax by name, compiled. Each call waits for its result."""
-    ours = functools.partial(paged_attention, spec=AttentionSpec(), backend="xla")
-    paged = {OURS: ours, "scan over pages": scan_pages, "gather pages + einsum": gather_einsum}
+    ours = {
+        f"paged_attention ({name})": functools.partial(paged_attention, spec=AttentionSpec(), backend=name)
+        for name in ("cpu", "xla")
+    }
+    paged = ours | {"scan over pages": scan_pages, "gather pages + einsum": gather_einsum}
     plain = {"contiguous einsum": dense, "contiguous jax.nn.dot_product_attention": jax_contiguous}
 
     def call(function, *arrays):
@@ -221,9 +227,16 @@ def machine_limits(repeats: int) -> dict[str, float]:
 
     return {
         "read, numpy sum, one thread (GB/s)": array.nbytes / best(host.sum) / 1e9,
+        f"read, {THREADS} threads (GB/s)": array.nbytes / best(lambda: read_in_threads(host)) / 1e9,
         "read, jax sum (GB/s)": array.nbytes / best(lambda: total(array).block_until_ready()) / 1e9,
         "matmul float32 (GFLOP/s)": 2 * 2048**3 / best(lambda: product(square, square).block_until_ready()) / 1e9,
     }
+
+
+def read_in_threads(array: np.ndarray) -> None:
+    """Sum a share of the array on each of some threads. numpy releases Python's lock meanwhile."""
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(np.sum, np.split(array, THREADS)))
 
 
 def bench(name: str, dtype: str, repeats: int) -> list[dict]:

@@ -1,7 +1,7 @@
 // Attention of a block with many rows, as matrix products. Prefill is limited by these.
 //
-// Keys come in panels, and rows in sub-blocks. For each: the logits q k^T, the softmax of each row, and the sum of the
-// weighted values. A sub-block computes only the strips of keys that its rows see.
+// Keys come in panels, and rows in bands. For each: the logits q k^T, the softmax of each row, and the sum of the
+// weighted values. A band computes only the strips of keys that its rows see.
 #pragma once
 
 #include "logits.h"
@@ -16,7 +16,7 @@ class ManyRows {
   using Panels = Panel<T, StoredType>;
   static constexpr int64_t strip = Panels::strip;
   static constexpr int tile_rows = T::tile_rows;
-  static constexpr int64_t sub_rows = 48;  // a multiple of `tile_rows`; their logits fit in a cache
+  static constexpr int64_t band_rows = 48;  // a multiple of `tile_rows`; their logits fit in a cache
   static constexpr int64_t s_stride = panel_keys + 16;
 
  public:
@@ -24,14 +24,14 @@ class ManyRows {
       : call_(call),
         block_(block),
         state_(state),
-        rows_((block.rows() + sub_rows - 1) / sub_rows * sub_rows),
+        rows_((block.rows() + band_rows - 1) / band_rows * band_rows),
         q_stride_(whole_lines(call.pages.k_dim)),
         v_stride_(Panels::strips_of(call.pages.v_dim) * strip),
         q_(scratch(ScratchFor::many_rows,
-                   rows_ * (q_stride_ + v_stride_) + sub_rows * s_stride + Panels::size(call.pages))),
+                   rows_ * (q_stride_ + v_stride_) + band_rows * s_stride + Panels::size(call.pages))),
         values_(q_ + rows_ * q_stride_),
         s_(values_ + rows_ * v_stride_),
-        panel_(call, s_ + sub_rows * s_stride) {}
+        panel_(call, s_ + band_rows * s_stride) {}
 
   void run(KeyRange keys) {
     take_q();
@@ -40,7 +40,7 @@ class ManyRows {
     std::fill_n(state_.total, block_.rows(), 0.f);
     for (int64_t begin = keys.begin; begin < keys.end; begin += panel_keys) {
       panel_.take(block_.seq, block_.kv_head, {begin, std::min(begin + panel_keys, keys.end)});
-      for (int64_t j = 0; j < block_.rows(); j += sub_rows) attend_sub_block(j);
+      for (int64_t j = 0; j < block_.rows(); j += band_rows) attend_band(j);
     }
     put_values();
   }
@@ -64,8 +64,8 @@ class ManyRows {
   }
 
   // Attends rows from `j` on to the keys of the panel that one of them sees.
-  void attend_sub_block(int64_t j) {
-    const int64_t count = std::min(sub_rows, block_.rows() - j);
+  void attend_band(int64_t j) {
+    const int64_t count = std::min(band_rows, block_.rows() - j);
     const KeyRange seen = keys_of_rows(call_, block_.seq, row_of(j).position, row_of(j + count - 1).position);
     const KeyRange all = panel_.keys();
     const int64_t begin = std::max<int64_t>(0, seen.begin - all.begin) / strip * strip;
@@ -144,12 +144,12 @@ class ManyRows {
   const AttentionCall& call_;
   const Block& block_;
   const SoftmaxState state_;
-  const int64_t rows_;  // of the block, in whole sub-blocks
+  const int64_t rows_;  // of the block, in whole bands
   const int64_t q_stride_;
   const int64_t v_stride_;
   float* const q_;       // [rows, q_stride]
   float* const values_;  // [rows, v_stride]
-  float* const s_;       // [sub_rows, s_stride]: logits, then weights
+  float* const s_;       // [band_rows, s_stride]: logits, then weights
   Panels panel_;
 };
 

@@ -3,6 +3,7 @@
 import doctest
 import pathlib
 
+from cpu_targets import needs_library
 from support_table import make_table
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
@@ -14,6 +15,7 @@ def test_examples():
     assert results.failed == 0
 
 
+@needs_library
 def test_support_table_is_what_the_backends_answer():
     """If this fails, run `python packages/paged-kernels/tests/support/support_table.py` and paste its table."""
     text = README.read_text()

@@ -7,7 +7,7 @@ from kernel_data import FEATURES, HEADS, KV_DTYPES, SPECS, WORKLOADS, make_case
 
 from paged_kernels import explain_backends
 
-BACKENDS = {"reference": "reference", "xla": "xla", "tpu": "tpu_interpret"}
+BACKENDS = {"reference": "reference", "cpu": "cpu", "xla": "xla", "tpu": "tpu_interpret"}
 """The columns, and the backend that answers. The interpreted kernel refuses what the compiled one refuses."""
 
 SHAPES = WORKLOADS | FEATURES
