@@ -142,7 +142,7 @@ def integration(session: nox.Session) -> None:
     tests = ("attention/xla", "attention/cpu", "page_write/test_api.py", "page_write/cpu")
     on_cpu = [f"packages/paged-kernels/tests/{test}" for test in tests]
     # loadfile: the real model is loaded once per test file.
-    families = [f"integration_tests/test_{name}.py" for name in ("families", "convert")]
+    families = [f"integration_tests/test_{name}.py" for name in ("families", "convert", "meshes")]
     apart = [f"--ignore={path}" for path in families]
     run_pytest(session, "--dist", "loadfile", "-m", ORDINARY, oracle, *on_cpu, "integration_tests", *apart)
     run_pytest(session, "-m", ORDINARY, *families, env=quick(session))  # many small models: most of it is compiling

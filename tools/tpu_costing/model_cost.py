@@ -87,7 +87,10 @@ def lines(run: ModelRun, *, attention: bool) -> list[str]:
 def step_lines(run: ModelRun, mode: str, step: dict[str, Any], *, attention: bool) -> list[str]:
     """Returns the lines for one step."""
     what = f"{run.seqs} sequences of {run.context}" if mode == "decode" else f"{run.chunk} rows of one sequence"
-    sent = [f"{count} {kind} of {size / 1e6:.2f} MB" for kind, (count, size) in step["collectives"].items()]
+    sent = "unknown: libtpu cannot print this program"
+    if step["collectives"] is not None:
+        kinds = step["collectives"].items()
+        sent = "; ".join(f"{count} {kind} of {size / 1e6:.2f} MB" for kind, (count, size) in kinds) or "none"
     in_place = "in place" if step["in_place_bytes"] >= step["pages_bytes"] else "COPIED"
     weights = weight_cycles(run, mode, step)
     parts = weights | (attention_cycles(run, mode, step["attention"]) if attention else {})
@@ -96,7 +99,7 @@ def step_lines(run: ModelRun, mode: str, step: dict[str, Any], *, attention: boo
     detail = ", ".join(f"{name} {cycles * to_ms:.2f}" for name, cycles in parts.items())
     left_out = "the collectives' time" if attention else "attention and the collectives' time"
     return [
-        f"  {mode}, {what}: pages {in_place}; collectives: {'; '.join(sent) or 'none'}",
+        f"  {mode}, {what}: pages {in_place}; collectives: {sent}",
         f"    estimate {total * to_ms:.2f} ms, without {left_out}; ms of each: {detail}",
     ]
 
