@@ -81,8 +81,11 @@ class MeshStep:
         return nnx.merge(self.graph, self.weights)
 
     def compiled(self, tokens):
-        """The engine's step, compiled for a batch like that of one sequence in each replica."""
-        out = (None, jax.tree.map(lambda pages: pages.sharding, self.cache))
+        """The engine's greedy step, compiled for a batch like that of one sequence in each replica.
+
+        Its logits stay where they are computed. The engine sends all of them to every device, for the sampler.
+        """
+        out = (None, None, jax.tree.map(lambda pages: pages.sharding, self.cache))
         run = jax.jit(functools.partial(next_tokens, self.graph), donate_argnames="cache", out_shardings=out)
         return run.lower(self.weights, self.cache, self.batch([[tokens]] * self.replicas)).compile()
 
