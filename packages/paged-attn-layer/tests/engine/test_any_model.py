@@ -9,6 +9,8 @@ from jax.sharding import AxisType
 from tiny_models import VOCABULARY, EveryKind, dense_answer
 
 from paged_attn_layer import CausalLM, Engine, EngineConfig
+from paged_attn_layer._src.engine.compilations import count_compilations
+from paged_cache import PageMoves
 
 CONFIG = EngineConfig(max_seqs=3, max_sequence_length=48, page_size=4, prefill_chunk=8)
 NEW_TOKENS = 9
@@ -50,6 +52,18 @@ def test_every_kind_of_layer_gives_the_dense_model_s_tokens(model, prompts, expe
         assert [answer.token_ids for answer in answers] == expected, f"time {again}"
     assert engine.stats.cached_tokens > 12
     assert engine.stats.compilations == 0
+
+
+def test_warm_up_compiles_the_copies_that_a_step_can_need(model):
+    engine = Engine(model, config=dataclasses.replace(CONFIG, num_pages=40))
+    engine.warm_up()
+    most = CONFIG.max_seqs * len(model.cache_spec.pool_groups())  # a page of each sequence in each group
+    empty = {field.name: np.zeros(0, np.int32) for field in dataclasses.fields(PageMoves)}
+    pages = np.arange(1, 1 + most, dtype=np.int32)
+    moves = PageMoves(**{**empty, "copy_from": pages, "copy_to": pages + most})
+    with count_compilations() as count:
+        engine._compute.apply([moves])
+    assert count.total == 0
 
 
 def test_latent_pages_store_latent_rows_and_each_group_its_own_shape(model):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
 
 from paged_attn_layer import Decoder, Engine, EngineConfig, Request, SamplingParams, read_config
 from paged_attn_layer._src.engine import sampling
@@ -222,3 +223,11 @@ def test_what_an_engine_cannot_do_is_refused(engine):
         engine.request([1], every)
     with pytest.raises(ValueError, match="are 321 tokens; they must be at most 320"):
         Request(prompt_ids=[1], max_new_tokens=2, stop_token_ids=range(321), sampling=SamplingParams(min_new_tokens=1))
+
+
+def test_a_seed_gives_the_same_answer_on_a_mesh_where_logits_are_split(model, alone):
+    mesh = jax.make_mesh((2,), ("tp",), devices=jax.devices()[:2], axis_types=(AxisType.Auto,))
+    sharded = Engine(model, config=CONFIG, mesh=mesh)
+    sharded.warm_up()
+    assert served(sharded) == alone
+    assert sharded.stats.compilations == 0

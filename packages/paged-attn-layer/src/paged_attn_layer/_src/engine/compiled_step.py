@@ -21,6 +21,7 @@ from paged_cache import (
     StepBatch,
     StepShape,
     apply_moves,
+    kv_head_axis,
     warm_up_moves,
 )
 
@@ -50,7 +51,7 @@ class CompiledStep:
         self._run = jax.jit(
             functools.partial(_next_tokens, graph),
             donate_argnames="cache",
-            out_shardings=(None, self._replicated, placed),
+            out_shardings=(self._replicated, _logits_sharding(model, mesh), placed),
         )
 
     @property
@@ -68,8 +69,8 @@ class CompiledStep:
             self(self._shapes.warm_up_batch(self.shapes[0]), greedy_rows(kind, self._shapes.max_seqs))
 
     def warm_up_moves(self) -> None:
-        """Compile the copies of pages; the cache stays as it is."""
-        self._cache = warm_up_moves(self._owned_cache(), self._shapes.max_seqs)
+        """Compile the copies of pages: one of each sequence in each group. The cache stays as it is."""
+        self._cache = warm_up_moves(self._owned_cache(), self._shapes.max_seqs * self._shapes.groups)
 
     def apply(self, moves: Sequence[PageMoves]) -> None:
         """Copy the pages that the page manager wants copied."""
@@ -98,6 +99,11 @@ class CompiledStep:
 
     def _owned_cache(self) -> PagedAttentionCache:
         return self._allocate() if self._cache is None else self._cache
+
+
+def _logits_sharding(model: CausalLM, mesh: Mesh | None) -> NamedSharding | None:
+    """How logits stay on a mesh: split as the head is, by the vocabulary. Only the sampler brings them together."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec(None, kv_head_axis(mesh, model.vocab_size)))
 
 
 def _committed_cache(mesh: Mesh | None, config: CacheConfig) -> PagedAttentionCache:
