@@ -39,18 +39,19 @@ def install_layers(session: nox.Session, upto: str, *more: str) -> None:
     layers = LAYERS[: LAYERS.index(upto) + 1]
     here = [arg for name in layers for arg in ("-e", f"packages/{name}{EXTRAS.get(name, '')}")]
     install(session, "-c", "constraints/tested.txt", *here, *more)
-    install_cpu_kernels(session)
+    if wheels := cpu_kernels(session):
+        install(session, "--force-reinstall", "--no-deps", *map(str, wheels))
 
 
-def install_cpu_kernels(session: nox.Session) -> None:
-    """Install the CPU kernels of this tree. One wheel serves all sessions; without a compiler, `xla` serves instead."""
+def cpu_kernels(session: nox.Session) -> list[Path]:
+    """Returns the wheel of this tree's CPU kernels, which all sessions share. Without a compiler there is none."""
     if shutil.which("c++") is None:
         session.warn("no C++ compiler (c++): the CPU kernels are not built, and their tests are skipped")
-        return
+        return []
     folder = ROOT / ".nox" / "cpu-kernels" / digest_of(ROOT / CPU_KERNELS)
     if not list(folder.glob("*.whl")):
         session.run("pip", "wheel", "--no-deps", "--wheel-dir", str(folder), CPU_KERNELS, silent=True)
-    install(session, "--force-reinstall", "--no-deps", *map(str, folder.glob("*.whl")))
+    return list(folder.glob("*.whl"))
 
 
 def digest_of(folder: Path) -> str:
@@ -194,6 +195,8 @@ def wheels(session: nox.Session) -> None:
     dist = Path(session.create_tmp()) / "dist"
     for name in LAYERS:
         session.run("python", "-m", "build", "--outdir", str(dist), f"packages/{name}", silent=True)
+    for wheel in cpu_kernels(session):
+        shutil.copy(wheel, dist)
     session.run("python", "tools/check_release.py", "--dist", str(dist))
 
 
