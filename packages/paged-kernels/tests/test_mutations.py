@@ -111,8 +111,8 @@ ARITHMETIC = {
     ),
     "xla_sink_without_weight": Mutant(
         xla_softmax.SoftmaxState.initial,
-        "0.0, 1.0",
-        "0.0, 0.0",
+        "jnp.ones_like",
+        "jnp.zeros_like",
         "attention/xla/test_walk.py::test_block_sizes_do_not_matter[1x1]",
     ),
     "xla_cap_dropped": Mutant(

@@ -229,7 +229,7 @@ def case():
 
 @pytest.fixture(scope="module")
 def prepared(case):
-    return prepare(case)
+    return prepare(case, backend="xla")
 
 
 SINKS = HeadParams(sinks=jnp.zeros(4))
