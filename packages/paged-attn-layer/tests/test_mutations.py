@@ -28,7 +28,7 @@ ATTENTION = {
     "far_keys_turned_one_position_late": Mutant(
         PagedAttention._keys_and_values,
         "k = self._rotate(self._normed_heads(k, self.k_norm), positions)",
-        "k = self._rotate(self._normed_heads(k, self.k_norm), positions + (positions > 40))",
+        "k = self._rotate(self._normed_heads(k, self.k_norm), positions + (positions > 40).astype(positions.dtype))",
         FAR,
     ),
     "queries_turned_one_position_early": Mutant(
@@ -99,7 +99,7 @@ MODEL = {
     ),
     "sandwich_without_its_second_norm": Mutant(
         DecoderLayer.__call__,
-        "_normed(attended, self.attention_post_norm)",
+        "normed(attended, self.attention_post_norm)",
         "attended",
         f"{EVERY_KIND}[sandwich-offset]",
     ),

@@ -29,38 +29,42 @@ def fields_of(*params, prompt=PROMPT, answer=ANSWER, stop_token_ids=()):
     return sampling._fields(jnp.asarray(rows.view(np.int32).reshape(len(rows), -1)), rows.dtype)
 
 
+@pytest.fixture
+def transformers():
+    """transformers, whose processors need torch: an oracle of these tests only. The session `integration` has it."""
+    pytest.importorskip("torch", reason="torch is an oracle of these tests only, and is not installed")
+    return pytest.importorskip("transformers")
+
+
 def processed(processor, logits=LOGITS, tokens=None):
-    torch = pytest.importorskip("torch")
+    import torch  # noqa: PLC0415
+
     tokens = [[0]] * len(logits) if tokens is None else tokens
     return processor(torch.tensor(tokens), torch.tensor(logits)).numpy()
 
 
 @pytest.mark.parametrize("k", [1, 3, VOCAB - 1, VOCAB, 10**9])
-def test_top_k_is_that_of_transformers(k):
-    transformers = pytest.importorskip("transformers")
+def test_top_k_is_that_of_transformers(transformers, k):
     fields = fields_of(*[SamplingParams(temperature=1, top_k=k)] * 3)
     expected = processed(transformers.TopKLogitsWarper(min(k, VOCAB)))
     np.testing.assert_array_equal(sampling.truncated(jnp.asarray(LOGITS), fields), expected)
 
 
 @pytest.mark.parametrize("p", [1e-6, 0.3, 0.9, 0.999, 1.0])
-def test_top_p_is_that_of_transformers(p):
-    transformers = pytest.importorskip("transformers")
+def test_top_p_is_that_of_transformers(transformers, p):
     fields = fields_of(*[SamplingParams(temperature=1, top_p=p)] * 3)
     expected = processed(transformers.TopPLogitsWarper(p))
     np.testing.assert_array_equal(sampling.truncated(jnp.asarray(LOGITS), fields), expected)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.02, 0.5, 1.0])
-def test_min_p_is_that_of_transformers(p):
-    transformers = pytest.importorskip("transformers")
+def test_min_p_is_that_of_transformers(transformers, p):
     fields = fields_of(*[SamplingParams(temperature=1, min_p=p)] * 3)
     expected = processed(transformers.MinPLogitsWarper(p))
     np.testing.assert_array_equal(sampling.truncated(jnp.asarray(LOGITS), fields), expected)
 
 
-def test_all_three_in_transformers_order_each_row_its_own():
-    transformers = pytest.importorskip("transformers")
+def test_all_three_in_transformers_order_each_row_its_own(transformers):
     asked = [(20, 0.9, 0.01), (5, 0.8, 0.1), (0, 1.0, 0.3)]
     fields = fields_of(*[SamplingParams(temperature=1, top_k=k, top_p=p, min_p=m) for k, p, m in asked])
     got = sampling.truncated(jnp.asarray(LOGITS), fields)
@@ -74,8 +78,7 @@ def test_all_three_in_transformers_order_each_row_its_own():
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.7])
-def test_the_repetition_penalty_and_biases_are_those_of_transformers(penalty):
-    transformers = pytest.importorskip("transformers")
+def test_the_repetition_penalty_and_biases_are_those_of_transformers(transformers, penalty):
     bias = {9: -3.5, 7: 2.0, 0: 4.0}
     fields = fields_of(*[SamplingParams(repetition_penalty=penalty, logit_bias=bias)] * 3)
     biased = processed(transformers.SequenceBiasLogitsProcessor({(token,): b for token, b in bias.items()}))
@@ -93,8 +96,7 @@ def test_presence_and_frequency_count_the_answer_only():
 
 
 @pytest.mark.parametrize(("least", "excluded"), [(5, False), (6, True)])
-def test_stop_tokens_wait_for_min_new_tokens_as_in_transformers(least, excluded):
-    transformers = pytest.importorskip("transformers")
+def test_stop_tokens_wait_for_min_new_tokens_as_in_transformers(transformers, least, excluded):
     fields = fields_of(*[SamplingParams(min_new_tokens=least, logit_bias={3: 1})] * 3, stop_token_ids={3, 8})
     processor = transformers.MinNewTokensLengthLogitsProcessor(len(PROMPT), least, [3, 8])
     biased = LOGITS + np.float32(1) * (np.arange(VOCAB) == 3)

@@ -32,9 +32,9 @@ PAGE_SIZE, NUM_PAGES = 4, 17
 TOKENS = np.random.default_rng(1).integers(0, 32, 7).astype(np.int32)
 
 
-def make(**settings):
+def make(backend=None, **settings):
     config = read_config({**CONFIG, **settings})
-    return decoder.Decoder(config, rngs=nnx.Rngs(0))
+    return decoder.Decoder(config, backend=backend, rngs=nnx.Rngs(0))
 
 
 class Served:
@@ -245,11 +245,11 @@ def test_layers_of_one_kind_are_traced_once(monkeypatch):
 
 
 def test_what_depends_on_the_step_alone_is_computed_once_and_not_for_each_layer():
-    """The work list of a kernel needs cumulative sums. Layers are calls of one function, which has none."""
+    """The work list of `xla` needs cumulative sums. Layers are calls of one function, which has none."""
     counts = []
     for layers in (2, 6):
         main, *functions = re.split(
-            r"\n  func\.func ", lower(make(num_hidden_layers=layers)).split("func.func public", 1)[1]
+            r"\n  func\.func ", lower(make("xla", num_hidden_layers=layers)).split("func.func public", 1)[1]
         )
         run_layer = [text for text in functions if text.startswith("private @_run_layer")]
         assert len(run_layer) == 1
@@ -264,7 +264,7 @@ def sums_in(text):
 
 
 def test_no_log_sum_exp_is_computed():
-    assert "stablehlo.log " not in lower(make())
+    assert "stablehlo.log " not in lower(make("xla"))
 
 
 def test_logits_are_float32_in_a_bfloat16_model():
