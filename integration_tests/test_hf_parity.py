@@ -27,7 +27,7 @@ TEXT = (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def runner(model):
     return PagedRunner(model, tokens=(96,), max_seqs=12)
 
