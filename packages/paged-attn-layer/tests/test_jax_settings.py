@@ -3,7 +3,6 @@
 All tests run with `jax_numpy_rank_promotion="raise"` and `jax_numpy_dtype_promotion="strict"` (conftest.py).
 """
 
-import contextlib
 import functools
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax_settings import SETTINGS
 from tiny_checkpoints import random_weights, read_tiny, write_directory
 
 from paged_attn_layer import load_model
@@ -22,21 +22,6 @@ pytestmark = pytest.mark.once
 
 CONFIG = EngineConfig(max_seqs=2, max_sequence_length=16, page_size=4, prefill_chunk=4)
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2, 7]]
-
-
-@contextlib.contextmanager
-def debug_each_operation():
-    """How jax searches for a NaN: it runs each operation alone. Ours must not make one for a moment."""
-    with jax.disable_jit(), jax.debug_nans(True):
-        yield
-
-
-SETTINGS = {
-    "enable_x64": lambda: jax.enable_x64(True),
-    "debug_nans": lambda: jax.debug_nans(True),
-    "check_tracer_leaks": jax.checking_leaks,
-    "disable_jit": debug_each_operation,
-}
 
 
 @functools.cache

@@ -3,11 +3,11 @@
 All tests run with `jax_numpy_rank_promotion="raise"` and `jax_numpy_dtype_promotion="strict"` (conftest.py).
 """
 
-import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
+import jax_settings
 import numpy as np
 import pytest
 
@@ -28,20 +28,7 @@ from paged_cache.transfer import HostPages, export_sequence, import_sequence, lo
 pytestmark = pytest.mark.once
 
 
-@contextlib.contextmanager
-def debug_each_operation():
-    """How jax searches for a NaN: it runs each operation alone. Ours must not make one for a moment."""
-    with jax.disable_jit(), jax.debug_nans(True):
-        yield
-
-
-SETTINGS = {
-    "enable_x64": lambda: jax.enable_x64(True),
-    "debug_nans": lambda: jax.debug_nans(True),
-    "check_tracer_leaks": jax.checking_leaks,
-    "disable_jit": debug_each_operation,
-    "transfer_guard": lambda: jax.transfer_guard("disallow"),
-}
+SETTINGS = {**jax_settings.SETTINGS, "transfer_guard": lambda: jax.transfer_guard("disallow")}
 KV_HEADS, HEAD_DIM, PAGE_SIZE, NUM_PAGES = 2, 8, 4, 8
 PROMPT = list(range(6))
 SHAPES = BatchShapes(tokens=(8,), max_seqs=2, pages_per_seq=4)
@@ -130,12 +117,7 @@ plain_results = functools.cache(lambda call, *arguments: call(*arguments))
 """The results without a setting, computed once."""
 
 
-def assert_same(results: object, expected: object) -> None:
-    """Equal structures, shapes, types and numbers."""
-    assert jax.tree.structure(results) == jax.tree.structure(expected)
-    for array, want in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
-        assert (array.shape, array.dtype) == (want.shape, want.dtype)
-        np.testing.assert_allclose(np.asarray(array, np.float64), np.asarray(want, np.float64), rtol=1e-6)
+assert_same = functools.partial(jax_settings.assert_same, rtol=1e-6, atol=0)
 
 
 @pytest.fixture(scope="module")

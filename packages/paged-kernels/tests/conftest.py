@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import jax
 import pytest
+from jax_settings import strict_promotion  # noqa: F401 - a fixture for all tests here
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -23,10 +24,3 @@ def forget_compilations() -> Iterator[None]:
     """Each executable holds memory maps. A process may have about 65 thousand; with more, XLA's compiler crashes."""
     yield
     jax.clear_caches()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def strict_promotion() -> Iterator[None]:
-    """No test promotes ranks or types implicitly, as careful projects demand of their libraries."""
-    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-        yield

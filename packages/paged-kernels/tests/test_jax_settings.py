@@ -3,13 +3,14 @@
 All tests run with `jax_numpy_rank_promotion="raise"` and `jax_numpy_dtype_promotion="strict"` (conftest.py).
 """
 
-import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
+import jax_settings
 import numpy as np
 import pytest
+from jax_settings import SETTINGS
 
 from paged_kernels import (
     AttentionSpec,
@@ -31,19 +32,6 @@ from paged_kernels import (
 pytestmark = pytest.mark.once
 
 
-@contextlib.contextmanager
-def debug_each_operation():
-    """How jax searches for a NaN: it runs each operation alone. Ours must not make one for a moment."""
-    with jax.disable_jit(), jax.debug_nans(True):
-        yield
-
-
-SETTINGS = {
-    "enable_x64": lambda: jax.enable_x64(True),
-    "debug_nans": lambda: jax.debug_nans(True),
-    "check_tracer_leaks": jax.checking_leaks,
-    "disable_jit": debug_each_operation,
-}
 TOKENS, Q_HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE, NUM_PAGES = 5, 4, 2, 64, 8, 4
 SPEC = AttentionSpec(softmax_scale=0.2, sliding_window=9, soft_cap=2.0)
 Q_LENS = [2, 1, 1]
@@ -104,17 +92,7 @@ plain_results = functools.cache(lambda call, *names: call(*names))
 """The results without a setting, computed once."""
 
 
-def assert_same(results: object, expected: object) -> None:
-    """Equal structures, shapes and types, and numbers that are equal up to rounding."""
-    arrays, wanted = jax.tree.leaves(results), jax.tree.leaves(expected)
-    assert jax.tree.structure(results) == jax.tree.structure(expected)
-    for array, want in zip(arrays, wanted, strict=True):
-        if isinstance(want, str):
-            assert array == want
-            continue
-        assert (array.shape, array.dtype) == (want.shape, want.dtype)
-        np.testing.assert_allclose(np.asarray(array, np.float64), np.asarray(want, np.float64), rtol=1e-5, atol=1e-5)
-
+assert_same = functools.partial(jax_settings.assert_same, rtol=1e-5, atol=1e-5)
 
 BACKENDS = {"xla": "int8", "reference": "float32", "tpu_interpret": "float32"}
 """The type of the pages for each backend."""
