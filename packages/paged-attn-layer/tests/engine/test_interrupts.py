@@ -29,14 +29,6 @@ class Letters:
         return "".join(chr(ord("A") + i) for i in token_ids)
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c_interrupts():
-    """Python's own handler of Ctrl-C; a shell starts programs in the background without one."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def new_engine():
     config = EngineConfig(max_seqs=2, max_sequence_length=20, page_size=4, prefill_chunk=8, num_pages=1 + 24)
     return Engine(EveryKind(), tokenizer=Letters(), config=config)
